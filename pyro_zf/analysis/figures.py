@@ -1,0 +1,130 @@
+"""Figures, one function each; used by the trainer, scripts and notebooks alike."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from pyro_zf.analysis.generation import reconstruct, sample
+from pyro_zf.data import Batches, Splits
+from pyro_zf.infer import batch_bounds
+from pyro_zf.models import SequenceModel
+
+__all__ = ["curves", "digits", "kl_per_step", "save_run_figures"]
+
+_BLUE, _ORANGE, _GREY = "#3b6ea8", "#d9822b", "#9a9a9a"
+_SIDE = 28
+
+
+def digits(
+    rows: Sequence[Float[Tensor, "images time data"]], titles: Sequence[str] | None = None
+) -> Figure:
+    """Images in a grid; one row a tensor where titles are given, else a square of the first."""
+    if titles is None:
+        images = rows[0]
+        columns = math.ceil(math.sqrt(len(images)))
+        rows = list(images.split(columns))
+    else:
+        columns = max(len(row) for row in rows)
+    gap = 2
+    width = columns * (_SIDE + gap) + gap
+    height = len(rows) * (_SIDE + gap) + gap
+    canvas = np.full((height, width), 0.25)
+    for r, row in enumerate(rows):
+        for c, image in enumerate(row):
+            top, left = gap + r * (_SIDE + gap), gap + c * (_SIDE + gap)
+            canvas[top : top + _SIDE, left : left + _SIDE] = image.reshape(_SIDE, _SIDE).cpu()
+    scale = 0.016
+    margin = 1.6 if titles else 0.0
+    figure = Figure(figsize=(width * scale + margin, height * scale))
+    axes = figure.add_axes((margin / (width * scale + margin), 0, 1, 1), anchor="W")
+    axes.imshow(canvas, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    axes.set_axis_off()
+    for r, title in enumerate(titles or []):
+        y = 1 - (gap + r * (_SIDE + gap) + _SIDE / 2) / height
+        figure.text(0.01, y, title, va="center", fontsize=9)
+    return figure
+
+
+def curves(events: Sequence[dict[str, Any]], unit: str = "sequence") -> Figure:
+    """-ELBO, KL and auxiliary costs against updates, from the events of ``metrics.jsonl``."""
+    train = [e for e in events if e["event"] == "train"]
+    valid = [e for e in events if e["event"] == "valid"]
+    figure = Figure(figsize=(10, 3), layout="constrained")
+    panels = figure.subplots(1, 3)
+    for axes, key, sign, title in zip(
+        panels,
+        ("elbo", "kl", "aux"),
+        (-1, 1, 1),
+        ("-ELBO", "KL(q || p)", "weighted auxiliary log-probability"),
+        strict=True,
+    ):
+        for series, colour, label in (
+            (train, _BLUE, "training batch"),
+            (valid, _ORANGE, "validation"),
+        ):
+            steps = [e["step"] for e in series]
+            values = [sign * e[f"{key}_nats_per_sequence"] for e in series]
+            marker = "o" if label == "validation" else None
+            axes.plot(steps, values, color=colour, label=label, lw=1.2, marker=marker, ms=4)
+        axes.set(title=title, xlabel="update", ylabel=f"nats per {unit}")
+        axes.spines[["top", "right"]].set_visible(False)
+    # The first updates are far off; a scale that shows them hides everything after.
+    late = [-e["elbo_nats_per_sequence"] for e in train[len(train) // 10 :] + valid]
+    if late:
+        panels[0].set_ylim(min(late) - 2, max(late) + 2)
+    panels[0].legend(frameon=False)
+    return figure
+
+
+def kl_per_step(values: Sequence[float] | Tensor, unit: str = "step") -> Figure:
+    """KL at each step of a sequence, in nats."""
+    heights = np.asarray(values)
+    figure = Figure(figsize=(5, 2.6), layout="constrained")
+    axes = figure.subplots()
+    axes.bar(
+        np.arange(1, len(heights) + 1), heights, width=1.0, color=_BLUE, edgecolor="white", lw=0.3
+    )
+    axes.set(xlabel=unit, ylabel="KL in nats", title="Information in z, step by step")
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+@torch.no_grad()
+def save_run_figures(
+    run: Path,
+    model: SequenceModel,
+    splits: Splits,
+    events: Sequence[dict[str, Any]],
+    num_samples: int = 64,
+) -> list[Path]:
+    """Samples, reconstructions of test images, KL by step and curves as PNG in ``run/figures``."""
+    device = next(model.parameters()).device
+    few = next(iter(Batches(splits.test, 10, limit=10))).to(device)
+    many = next(iter(Batches(splits.test, 200, limit=200))).to(device)
+    samples = sample(model, num_samples, splits.num_steps, splits.data_size)
+    titles = ("test data", "mean, true past", "from z alone")
+    bounds = batch_bounds(model.model, model.guide, many)
+    figures = {
+        "samples": digits([samples]),
+        "reconstructions": digits(reconstruct(model, few), titles),
+        "kl_per_step": kl_per_step(
+            bounds.kl_per_step.mean(0).cpu(), "row" if splits.num_steps == _SIDE else "pixel"
+        ),
+        "curves": curves(events, splits.unit),
+    }
+    folder = run / "figures"
+    folder.mkdir(exist_ok=True)
+    paths = []
+    for name, figure in figures.items():
+        paths.append(folder / f"{name}.png")
+        figure.savefig(paths[-1], dpi=150)
+    return paths

@@ -1,0 +1,58 @@
+"""What a model generates, and what its latents carry."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import pyro
+import torch
+from jaxtyping import Float
+from pyro import poutine
+from torch import Tensor
+
+from pyro_zf.batch import SequenceBatch
+from pyro_zf.models import SequenceModel
+
+__all__ = ["Reconstruction", "reconstruct", "sample"]
+
+
+class Reconstruction(NamedTuple):
+    """Data beside what the latents of their posterior say of them.
+
+    ``teacher_forced`` are the means of :math:`p(y_t \\mid h_t)` where each step has seen the true
+    past. ``from_latents`` are drawn with the same z, but each step sees what the model itself drew
+    before: it shows how much of a sequence z alone carries.
+    """
+
+    targets: Float[Tensor, "batch time data"]
+    teacher_forced: Float[Tensor, "batch time data"]
+    from_latents: Float[Tensor, "batch time data"]
+
+
+def sample(
+    model: SequenceModel, num_sequences: int, num_steps: int, data_size: int
+) -> Float[Tensor, "batch time data"]:
+    """Sequences from the prior, after a start symbol of zeros."""
+    like = next(model.parameters())
+    return model.generate(like.new_zeros(num_sequences, data_size), num_steps)
+
+
+@torch.no_grad()
+def reconstruct(model: SequenceModel, batch: SequenceBatch) -> Reconstruction:
+    """Draw z from the posterior of each sequence and decode it in both ways."""
+    assert batch.targets is not None
+    local = pyro.settings.context(module_local_params=True)
+    with poutine.block(), local, model.using_layout("steps"):
+        posterior = poutine.trace(model.guide).get_trace(batch)
+        latents: dict[str, Any] = {
+            name: site["value"] for name, site in posterior.nodes.items() if name.startswith("z_")
+        }
+        forced = poutine.trace(poutine.condition(model.model, data=latents)).get_trace(batch)
+        start = SequenceBatch.to_generate(batch.inputs[:, 0], batch.num_steps)
+        free = poutine.trace(poutine.condition(model.model, data=latents)).get_trace(start)
+    names = [f"y_{t}" for t in range(1, batch.num_steps + 1)]
+    means: list[Any] = [forced.nodes[name]["fn"] for name in names]
+    drawn: list[Any] = [free.nodes[name]["value"] for name in names]
+    return Reconstruction(
+        batch.targets, torch.stack([y.mean for y in means], dim=1), torch.stack(drawn, dim=1)
+    )

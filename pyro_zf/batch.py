@@ -1,0 +1,170 @@
+"""The unit of data: a batch of sequences with inputs, targets and lengths."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Bool, Float, Int, Shaped
+from torch import Tensor
+
+__all__ = ["SequenceBatch", "masked", "with_particles"]
+
+
+@dataclass(frozen=True, eq=False)
+class SequenceBatch:
+    """Sequences :math:`y_{1:T}` to predict and the inputs :math:`u_{1:T}` to predict them from.
+
+    The only thing that travels between data, models and inference. What lies behind the end of a
+    sequence is set to zero on construction, so that no model can depend on it.
+
+    Args:
+        inputs: :math:`u_t = y_{t-1}`, with a start symbol as :math:`u_1`. Batch first.
+        targets: :math:`y_t`, or None for a batch that a model is to generate. Then only
+            ``inputs[:, 0]`` is read, and the shape of ``inputs`` says how many steps to take.
+        lengths: number of steps of each sequence, or None where all have T. A length of 0 marks a
+            row that is no sequence at all; averages leave it out.
+        has_start_symbol: whether ``inputs[:, 0]`` is a symbol rather than an observation. A symbol
+            is never scored by the cost that predicts the inputs in reverse.
+
+    Raises:
+        ValueError: if the shapes disagree or a length lies outside 0..T.
+
+    Example:
+        >>> batch = SequenceBatch.from_targets(torch.ones(2, 3, 4), lengths=torch.tensor([3, 1]))
+        >>> batch.num_sequences, batch.num_steps
+        (2, 3)
+        >>> batch.mask
+        tensor([[ True,  True,  True],
+                [ True, False, False]])
+        >>> batch.inputs[0, :, 0]  # the targets, one step late
+        tensor([0., 1., 1.])
+    """
+
+    inputs: Shaped[Tensor, "batch time ..."]
+    targets: Shaped[Tensor, "batch time ..."] | None = None
+    lengths: Int[Tensor, " batch"] | None = None
+    has_start_symbol: bool = True
+
+    def __post_init__(self) -> None:
+        if self.inputs.dim() < 2:
+            raise ValueError(f"inputs must be (batch, time, ...), not {tuple(self.inputs.shape)}")
+        shape = self.inputs.shape[:2]
+        if self.targets is not None and self.targets.shape[:2] != shape:
+            raise ValueError(
+                f"targets {tuple(self.targets.shape)} and inputs {tuple(self.inputs.shape)} "
+                "differ in their first two dimensions (batch, time)"
+            )
+        if self.lengths is None:
+            return
+        if self.lengths.shape != shape[:1]:
+            raise ValueError(
+                f"lengths {tuple(self.lengths.shape)} do not match a batch of {shape[0]} sequences"
+            )
+        if not self.lengths.is_cuda:  # on a GPU the check would stop the host at every batch
+            low, high = (int(x) for x in self.lengths.aminmax())
+            if low < 0 or high > shape[1]:
+                raise ValueError(
+                    f"lengths run from {low} to {high}; they must lie in 0..{shape[1]}"
+                )
+        object.__setattr__(self, "inputs", self._zero_padding(self.inputs))
+        if self.targets is not None:
+            object.__setattr__(self, "targets", self._zero_padding(self.targets))
+
+    @classmethod
+    def from_targets(
+        cls,
+        targets: Shaped[Tensor, "batch time ..."],
+        lengths: Int[Tensor, " batch"] | None = None,
+        start: Shaped[Tensor, "..."] | float = 0,
+    ) -> SequenceBatch:
+        """Inputs are the targets one step late, after a start symbol that repeats ``start``."""
+        first = torch.as_tensor(start, dtype=targets.dtype, device=targets.device)
+        first = first.expand(targets[:, :1].shape)
+        return cls(torch.cat([first, targets[:, :-1]], dim=1), targets, lengths)
+
+    @classmethod
+    def to_generate(
+        cls,
+        start: Shaped[Tensor, "batch ..."],
+        num_steps: int,
+        lengths: Int[Tensor, " batch"] | None = None,
+    ) -> SequenceBatch:
+        """A batch without targets: ``start`` is :math:`u_1`, the rest is for a model to draw."""
+        if num_steps < 1:
+            raise ValueError(f"num_steps must be at least 1, not {num_steps}")
+        rest = torch.zeros_like(start).unsqueeze(1).expand(-1, num_steps - 1, *start.shape[1:])
+        return cls(torch.cat([start.unsqueeze(1), rest], dim=1), None, lengths)
+
+    @property
+    def num_sequences(self) -> int:
+        """Rows of the batch, those of length 0 included."""
+        return self.inputs.shape[0]
+
+    @property
+    def num_steps(self) -> int:
+        """T, the length of the longest sequence that the batch has room for."""
+        return self.inputs.shape[1]
+
+    @cached_property
+    def num_real(self) -> Tensor | int:
+        """Rows that are sequences: what an average divides by."""
+        return self.num_sequences if self.lengths is None else (self.lengths > 0).sum()
+
+    @cached_property
+    def mask(self) -> Bool[Tensor, "batch time"] | None:
+        """True on the steps of each sequence; None where every sequence has T of them."""
+        if self.lengths is None:
+            return None
+        steps = torch.arange(self.num_steps, device=self.lengths.device)
+        return steps < self.lengths.unsqueeze(-1)
+
+    def reverse(self, values: Shaped[Tensor, "batch time ..."]) -> Shaped[Tensor, "batch time ..."]:
+        """Each sequence turned round within its own length; the padding stays at the end."""
+        if self.lengths is None:
+            return values.flip(1)
+        steps = torch.arange(self.num_steps, device=values.device)
+        mirrored = self.lengths.unsqueeze(-1) - 1 - steps
+        index = torch.where(mirrored >= 0, mirrored, steps)
+        return values[torch.arange(self.num_sequences, device=values.device).unsqueeze(-1), index]
+
+    def to(
+        self,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        non_blocking: bool = False,
+    ) -> SequenceBatch:
+        """On another device; floating-point tensors in another precision."""
+
+        def move(x: Tensor) -> Tensor:
+            return x.to(device, dtype if x.is_floating_point() else None, non_blocking)
+
+        return SequenceBatch(
+            move(self.inputs),
+            None if self.targets is None else move(self.targets),
+            None if self.lengths is None else move(self.lengths),
+            self.has_start_symbol,
+        )
+
+    def _zero_padding(self, values: Tensor) -> Tensor:
+        assert self.mask is not None
+        mask = self.mask.reshape(self.mask.shape + (1,) * (values.dim() - 2))
+        return torch.where(mask, values, torch.zeros_like(values))
+
+
+def with_particles(
+    values: Shaped[Tensor, "time batch *rest"], num_particle_dims: int
+) -> Shaped[Tensor, "time ..."]:
+    """Insert dimensions of size one between time and batch, to broadcast against particles."""
+    return values.reshape(values.shape[0], *(1,) * num_particle_dims, *values.shape[1:])
+
+
+def masked(
+    per_step: Float[Tensor, "time *particles batch"], mask: Bool[Tensor, "time batch"] | None
+) -> Float[Tensor, "time *particles batch"]:
+    """Zero where the mask is False; a mask of None lets all through."""
+    if mask is None:
+        return per_step
+    mask = with_particles(mask, per_step.dim() - mask.dim())
+    return torch.where(mask, per_step, torch.zeros_like(per_step))

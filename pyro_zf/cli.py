@@ -1,0 +1,156 @@
+"""The commands. Exit codes: 0 done, 1 training failed, 2 wrong usage or data, 130 interrupted."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import tyro
+
+from pyro_zf.data import Batches, DataError
+from pyro_zf.infer import evaluate
+from pyro_zf.training import (
+    Interrupted,
+    TrainConfig,
+    TrainingError,
+    UsageError,
+    load_run,
+    train,
+)
+
+__all__ = ["evaluate_main", "main", "train_main"]
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Bounds of a trained model. Prints one JSON object last."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """Run folder."""
+    split: Literal["train", "valid", "test"] = "test"
+    """Data to evaluate on."""
+    num_samples: int = 25
+    """K of the IWAE; the ELBO is averaged over the same samples."""
+    max_sequences: int | None = None
+    """Only so many sequences of the split, a fixed random subset."""
+    checkpoint: Literal["best", "last"] = "best"
+    """Which state of the model."""
+    batch_size: int = 100
+    """Sequences at a time."""
+    samples_per_pass: int = 5
+    """Samples at a time; memory grows with it, not with --num-samples."""
+    data_dir: Path | None = None
+    """Folder with the data, where it is not that of training."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    seed: int = 0
+    """Of the latent samples."""
+
+
+def train_main(argv: Sequence[str] | None = None) -> int:
+    """``svi_train.py``: see :class:`~pyro_zf.training.TrainConfig` for the options."""
+    return _run(_train, tyro.cli(TrainConfig, args=argv, prog="svi_train.py"))
+
+
+def evaluate_main(argv: Sequence[str] | None = None) -> int:
+    """``evaluate.py``: see :class:`EvaluateConfig` for the options."""
+    return _run(_evaluate, tyro.cli(EvaluateConfig, args=argv, prog="evaluate.py"))
+
+
+COMMANDS: dict[str, Callable[[Sequence[str] | None], int]] = {
+    "train": train_main,
+    "evaluate": evaluate_main,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """``pyro-zf COMMAND ...``."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] not in COMMANDS:
+        print(
+            f"usage: pyro-zf {{{','.join(COMMANDS)}}} [options]; --help lists them", file=sys.stderr
+        )
+        return 0 if argv[:1] in (["-h"], ["--help"]) else 2
+    return COMMANDS[argv[0]](argv[1:])
+
+
+def _run(command: Callable[[Any], None], config: Any) -> int:
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        command(config)
+    except (UsageError, DataError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except TrainingError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except Interrupted as error:
+        print(error, file=sys.stderr)
+        return 130
+    return 0
+
+
+def _train(config: TrainConfig) -> None:
+    summary = train(config)
+    figures = Path(summary["figures"][0]).parent
+    nats, error = (
+        -summary["test_elbo_nats_per_sequence"],
+        summary["test_elbo_nats_per_sequence_stderr"],
+    )
+    baseline = -summary["marginal_bernoulli_nats_per_sequence"]
+    print(f"figures: {figures}")
+    print(
+        f"test -ELBO: {nats:.2f} +- {error:.2f} nats per image on {summary['data']} "
+        f"({summary['test_num_sequences']} test images, one posterior sample each, analytic KL "
+        f"{summary['test_kl_nats_per_sequence']:.2f}; lower is better, an upper bound of the negative "
+        f"log-likelihood; independent pixels: {baseline:.2f})"
+    )
+    if not summary["comparable_with_published"]:
+        print(
+            "these data are not those of the papers: the figure does NOT compare with published ones"
+        )
+
+
+def _evaluate(config: EvaluateConfig) -> None:
+    for name in ("num_samples", "max_sequences", "batch_size", "samples_per_pass"):
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise UsageError(f"--{name.replace('_', '-')} must be at least 1, it is {value}")
+    device = config.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    settings, splits, model, step = load_run(config.run, config.checkpoint, device, config.data_dir)
+    torch.manual_seed(config.seed)
+    batches = Batches(splits[config.split], config.batch_size, limit=config.max_sequences)
+    bounds = evaluate(
+        model.model,
+        model.guide,
+        batches.epoch(0, 0, device),
+        config.num_samples,
+        config.samples_per_pass,
+    )
+    result: dict[str, Any] = {
+        "dataset": settings.dataset,
+        "data": splits.source.name,
+        "comparable_with_published": splits.source.comparable,
+        "split": config.split,
+        "checkpoint": config.checkpoint,
+        "step": step,
+        "num_sequences": bounds.num_sequences,
+        "num_samples": config.num_samples,
+    }
+    for name in ("elbo", "iwae", "kl", "log_likelihood"):
+        for where, estimate in (
+            ("sequence", bounds.per_sequence(name)),
+            ("step", bounds.per_step(name)),
+        ):
+            result[f"{name}_nats_per_{where}"] = estimate.mean
+            result[f"{name}_nats_per_{where}_stderr"] = estimate.stderr
+    result["kl_nats_at_steps"] = [round(x, 5) for x in bounds.kl_at_steps()]
+    print(json.dumps(result))

@@ -1,0 +1,176 @@
+"""Objectives: the stock evidence lower bounds without host synchronisation, and an IWAE."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pyro.infer
+import torch
+from pyro.infer.elbo import ELBO
+from pyro.infer.enum import get_importance_trace
+from pyro.poutine import Trace
+from torch import Tensor
+
+from pyro_zf.models.base import AUX_PREFIX
+
+__all__ = ["OBJECTIVES", "TraceIWAE", "TraceMeanField_ELBO", "Trace_ELBO"]
+
+
+class Trace_ELBO(pyro.infer.Trace_ELBO):
+    """:class:`pyro.infer.Trace_ELBO`, whose differentiable loss never waits for the device.
+
+    The stock class reads one number a site (``.item()``). The value and the gradient are the same.
+    Sites without reparametrised samples are left to the stock class.
+    """
+
+    def differentiable_loss(
+        self, model: Callable, guide: Callable, *args: Any, **kwargs: Any
+    ) -> Tensor:
+        loss: Any = 0.0
+        for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
+            if _reparametrised(guide_trace):
+                particle = guide_trace.log_prob_sum() - model_trace.log_prob_sum()
+            else:
+                value, surrogate = self._differentiable_loss_particle(model_trace, guide_trace)
+                particle = value + (surrogate - surrogate.detach())
+            loss = loss + particle / self.num_particles
+        return loss
+
+
+class TraceMeanField_ELBO(pyro.infer.TraceMeanField_ELBO):
+    """:class:`pyro.infer.TraceMeanField_ELBO`, whose differentiable loss never waits for the device.
+
+    Its condition holds for the models of this package: model and guide draw the latents in the same
+    order. In the time layout the analytic KL is the one between the conditionals along the path.
+    """
+
+    def differentiable_loss(
+        self, model: Callable, guide: Callable, *args: Any, **kwargs: Any
+    ) -> Tensor:
+        loss: Any = 0.0
+        for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
+            # Sum of the sites as the stock class computes them; it calls .item() on the total, so
+            # the total is made here.
+            elbo: Any = 0.0
+            for name, site in model_trace.nodes.items():
+                if site["type"] != "sample":
+                    continue
+                if site["is_observed"]:
+                    elbo = elbo + site["log_prob_sum"]
+                else:
+                    elbo = elbo - self._site_kl(guide_trace.nodes[name], site)
+            loss = loss - elbo / self.num_particles
+        return loss
+
+    @staticmethod
+    def _site_kl(guide_site: dict[str, Any], model_site: dict[str, Any]) -> Tensor:
+        try:
+            kl = torch.distributions.kl_divergence(guide_site["fn"], model_site["fn"])
+        except NotImplementedError:
+            return guide_site["score_parts"].entropy_term.sum() - model_site["log_prob_sum"]
+        return pyro.distributions.util.scale_and_mask(
+            kl, scale=guide_site["scale"], mask=guide_site["mask"]
+        ).sum()
+
+
+class TraceIWAE(ELBO):
+    r"""The importance-weighted bound (Burda et al. 2016, https://arxiv.org/abs/1509.00519)
+
+    .. math::
+        \log \frac1K \sum_{k=1}^K \frac{p(y, z^k)}{q(z^k \mid y)}
+
+    for each sequence, summed over sequences. The K particles are one dimension to the left of the
+    plate over sequences. Auxiliary costs, sites whose names begin with ``aux_``, are averaged over
+    the particles beside the bound; they never enter a weight.
+
+    Usable in :class:`pyro.infer.SVI`, as ``TraceIWAE(25)(model, guide)`` and by
+    :meth:`~pyro_zf.models.SequenceModel.loss_module`. The guide must be reparametrised.
+
+    Args:
+        num_particles: K.
+        max_plate_nesting: plates of the model; one, over sequences, for the models here.
+
+    Raises:
+        ValueError: if K is below one, or a latent site of the guide is not reparametrised.
+
+    Example:
+        >>> from pyro_zf.models import ZForcing
+        >>> from pyro_zf.batch import SequenceBatch
+        >>> zf = ZForcing(4, hidden_size=8, latent_size=2, mlp_size=8)
+        >>> loss = zf.loss_module(TraceIWAE(num_particles=5))
+        >>> loss(SequenceBatch.from_targets(torch.ones(3, 5, 4))).shape
+        torch.Size([])
+    """
+
+    def __init__(self, num_particles: int = 25, max_plate_nesting: int = 1) -> None:
+        if num_particles < 1:
+            raise ValueError(f"num_particles must be at least 1, not {num_particles}")
+        super().__init__(
+            num_particles=num_particles,
+            max_plate_nesting=max_plate_nesting,
+            vectorize_particles=True,
+        )
+
+    def differentiable_loss(
+        self, model: Callable, guide: Callable, *args: Any, **kwargs: Any
+    ) -> Tensor:
+        """Minus the bound and minus the auxiliary costs, summed over sequences, in nats."""
+        (model_trace, guide_trace) = next(self._get_traces(model, guide, args, kwargs))
+        if not _reparametrised(guide_trace):
+            raise ValueError("TraceIWAE needs a guide whose latent sites are reparametrised")
+        log_weight, aux = _sums_per_sequence(model_trace, guide_trace)
+        if self.num_particles == 1:
+            return -(log_weight + aux).sum()
+        log_mean = torch.logsumexp(log_weight, dim=0) - math.log(self.num_particles)
+        return -log_mean.sum() - torch.as_tensor(aux).expand_as(log_weight).mean(0).sum()
+
+    def loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
+        """The loss as a number."""
+        with torch.no_grad():
+            return self.differentiable_loss(model, guide, *args, **kwargs).item()
+
+    def loss_and_grads(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
+        """The loss as a number; its gradient is added to the parameters."""
+        loss = self.differentiable_loss(model, guide, *args, **kwargs)
+        if loss.requires_grad:
+            loss.backward()
+        return loss.item()
+
+    def _get_trace(
+        self, model: Callable, guide: Callable, args: Any, kwargs: Any
+    ) -> tuple[Trace, Trace]:
+        return get_importance_trace("flat", self.max_plate_nesting, model, guide, args, kwargs)
+
+
+#: Objectives by name, as ``--objective`` takes them: a function of the number of particles.
+OBJECTIVES: dict[str, Callable[[int], ELBO]] = {
+    "elbo": lambda k: TraceMeanField_ELBO(k, max_plate_nesting=1, vectorize_particles=k > 1),
+    "elbo-mc": lambda k: Trace_ELBO(k, max_plate_nesting=1, vectorize_particles=k > 1),
+    "iwae": TraceIWAE,
+}
+
+
+def _sums_per_sequence(model_trace: Trace, guide_trace: Trace) -> tuple[Tensor, Tensor | float]:
+    """Log weights, and auxiliary costs, of each particle and sequence; scales and masks apply."""
+    log_weight: Any = 0.0
+    aux: Any = 0.0
+    for name, site in model_trace.nodes.items():
+        if site["type"] == "sample":
+            if name.startswith(AUX_PREFIX):
+                aux = aux + site["log_prob"]
+            else:
+                log_weight = log_weight + site["log_prob"]
+    for site in guide_trace.nodes.values():
+        if site["type"] == "sample":
+            log_weight = log_weight - site["log_prob"]
+    return log_weight, aux
+
+
+def _reparametrised(guide_trace: Trace) -> bool:
+    return all(
+        getattr(site["fn"], "has_rsample", False)
+        for site in guide_trace.nodes.values()
+        if site["type"] == "sample"
+    )

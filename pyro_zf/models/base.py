@@ -1,0 +1,192 @@
+"""What every model of the package is: a pair of Pyro programs over a :class:`SequenceBatch`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import pyro
+import torch
+from pyro.poutine.messenger import Messenger
+from torch import Tensor, nn
+
+from pyro_zf.batch import SequenceBatch
+
+__all__ = ["AUX_PREFIX", "LAYOUTS", "LatentWeight", "LossModule", "SequenceModel"]
+
+Layout = Literal["steps", "time"]
+LAYOUTS: tuple[Layout, ...] = ("steps", "time")
+
+#: Sites that are costs of training, not part of the joint density, begin with this.
+AUX_PREFIX = "aux_"
+
+
+class LatentWeight(Messenger):
+    """Multiplies the log-probability of the sites inside it, as :func:`pyro.poutine.scale` does.
+
+    Unlike that handler it takes a weight of exactly zero. It belongs around the latent sites of
+    model *and* guide: the analytic KL reads the weight of the guide, a sampled one reads both.
+    """
+
+    def __init__(self, weight: float | Tensor) -> None:
+        super().__init__()
+        if not isinstance(weight, Tensor) and not weight >= 0:
+            raise ValueError(f"a KL weight must not be negative, it is {weight}")
+        self.weight = weight
+
+    def _process_message(self, msg: Any) -> None:
+        msg["scale"] = self.weight * msg["scale"]
+
+
+class SequenceModel(nn.Module):
+    r"""A latent variable model of sequences as two Pyro programs.
+
+    A subclass defines four methods. ``_model_steps`` and ``_guide_steps`` have one site a step
+    (``z_1``..``z_T``, ``y_1``..``y_T``), ``_model_time`` and ``_guide_time`` one for the sequence
+    (``z``, ``y``). All open a plate over sequences (:meth:`sequences`), put :meth:`latent_weight`
+    around their latent sites and give auxiliary costs by ``pyro.factor`` sites whose names begin
+    with :data:`AUX_PREFIX`.
+
+    In exchange a model is accepted by everything in Pyro that takes a model and a guide, by the
+    objectives, the trainer and the evaluation of this package, and gets :meth:`loss_module` and
+    :meth:`generate`.
+
+    Args:
+        layout: ``"time"`` for training, ``"steps"`` for handlers that act on single steps.
+        kl_weight: weight of the latent sites in training, a float or a tensor. An attribute: set it
+            to anneal.
+        name: under which the parameters are registered with :func:`pyro.module`.
+
+    Raises:
+        ValueError: if the layout is unknown.
+    """
+
+    def __init__(
+        self, layout: Layout = "time", kl_weight: float | Tensor = 1.0, name: str = "model"
+    ) -> None:
+        super().__init__()
+        if layout not in LAYOUTS:
+            raise ValueError(f"unknown layout {layout!r}; there are {LAYOUTS}")
+        self.layout = layout
+        self.kl_weight = kl_weight
+        self.name = name
+
+    def model(self, batch: SequenceBatch) -> None:
+        """The generative program. A batch without targets is generated, step by step."""
+        self._register()
+        if self.layout == "steps" or batch.targets is None:
+            self._model_steps(batch)
+        else:
+            self._model_time(batch)
+
+    def guide(self, batch: SequenceBatch) -> None:
+        """The approximate posterior, over the latent sites of :meth:`model`.
+
+        Raises:
+            ValueError: if the batch has no targets.
+        """
+        if batch.targets is None:
+            raise ValueError("the posterior reads the targets, and this batch has none")
+        self._register()
+        if self.layout == "steps":
+            self._guide_steps(batch)
+        else:
+            self._guide_time(batch)
+
+    def sequences(self, batch: SequenceBatch) -> pyro.plate:
+        """The plate over sequences."""
+        return pyro.plate("sequences", batch.num_sequences, dim=-1)
+
+    def latent_weight(self) -> LatentWeight:
+        """The handler that gives the latent sites their weight."""
+        return LatentWeight(self.kl_weight)
+
+    def loss_module(self, objective: pyro.infer.ELBO) -> LossModule:
+        """A module whose forward is the loss of a batch, for a plain PyTorch loop."""
+        return LossModule(self, objective)
+
+    @contextmanager
+    def using_layout(self, layout: Layout) -> Iterator[None]:
+        """Another layout for the duration of a ``with`` block."""
+        before, self.layout = self.layout, layout
+        try:
+            yield
+        finally:
+            self.layout = before
+
+    @torch.no_grad()
+    def generate(self, start: Tensor, num_steps: int) -> Tensor:
+        r"""Draw sequences from the model: z from the prior, each y fed back as the next input.
+
+        Args:
+            start: :math:`u_1`, (batch, ...).
+            num_steps: steps to draw.
+
+        Returns:
+            Tensor: :math:`y_{1:T}`, (batch, time, ...).
+        """
+        batch = SequenceBatch.to_generate(start, num_steps)
+        with pyro.poutine.block(), pyro.settings.context(module_local_params=True):
+            trace = pyro.poutine.trace(self.model).get_trace(batch)
+        ys: list[Any] = [trace.nodes[f"y_{t}"]["value"] for t in range(1, num_steps + 1)]
+        return torch.stack(ys, dim=1)
+
+    def _model_steps(self, batch: SequenceBatch) -> None:
+        raise NotImplementedError
+
+    def _model_time(self, batch: SequenceBatch) -> None:
+        raise NotImplementedError
+
+    def _guide_steps(self, batch: SequenceBatch) -> None:
+        raise NotImplementedError
+
+    def _guide_time(self, batch: SequenceBatch) -> None:
+        raise NotImplementedError
+
+    def _register(self) -> None:
+        """Make the parameters known to Pyro's optimisers, unless Pyro is told to keep them local."""
+        if pyro.settings.get("module_local_params"):
+            return
+        pyro.module(self.name, self)
+        store: Any = pyro.get_param_store()
+        for key, parameter in self.named_parameters():
+            full = f"{self.name}$$${key}"
+            if parameter.requires_grad and store[full].unconstrained() is not parameter:
+                # Pyro would go on training the parameters of the other module, in silence.
+                raise ValueError(
+                    f"another module is registered with Pyro as {self.name!r}: call "
+                    "pyro.clear_param_store() first, or give this model another name="
+                )
+
+
+class LossModule(nn.Module):
+    """The loss of a model under an objective, in nats per sequence.
+
+    Its parameters are those of the model; nothing is put into Pyro's parameter store. An average
+    over the real sequences of the batch, so that it does not grow with the batch.
+
+    Args:
+        model: the model to train.
+        objective: any :class:`pyro.infer.ELBO` with a ``differentiable_loss``.
+
+    Raises:
+        TypeError: if the objective has none, as :class:`pyro.infer.RenyiELBO`. Such objectives
+            train by :class:`pyro.infer.SVI` or :class:`pyro_zf.infer.SVI`.
+    """
+
+    def __init__(self, model: SequenceModel, objective: pyro.infer.ELBO) -> None:
+        super().__init__()
+        if not hasattr(objective, "differentiable_loss"):
+            raise TypeError(
+                f"{type(objective).__name__} has no differentiable_loss; train it by "
+                "pyro.infer.SVI, or take TraceIWAE for an importance-weighted bound"
+            )
+        self.model = model
+        self.objective = objective
+
+    def forward(self, batch: SequenceBatch) -> Tensor:
+        """Nats per sequence."""
+        with pyro.settings.context(module_local_params=True):
+            loss = self.objective.differentiable_loss(self.model.model, self.model.guide, batch)
+        return loss / batch.num_real

@@ -1,0 +1,76 @@
+"""Feed-forward networks with the nonlinearity of the papers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+__all__ = ["ACTIVATIONS", "MLP", "ClippedLeakyReLU"]
+
+
+class ClippedLeakyReLU(nn.Module):
+    r"""Leaky ReLU with slope 1/3, clipped at :math:`\pm 3` (Goyal et al. 2017, section 4.1).
+
+    Example:
+        >>> ClippedLeakyReLU()(torch.tensor([-30.0, -3.0, 2.0, 30.0]))
+        tensor([-3., -1.,  2.,  3.])
+    """
+
+    def __init__(self, negative_slope: float = 1 / 3, bound: float = 3.0) -> None:
+        super().__init__()
+        self.negative_slope = negative_slope
+        self.bound = bound
+
+    def forward(self, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        leaky = torch.nn.functional.leaky_relu(x, self.negative_slope)
+        return leaky.clamp(-self.bound, self.bound)
+
+    def extra_repr(self) -> str:
+        return f"negative_slope={self.negative_slope:.3g}, bound={self.bound:g}"
+
+
+#: Hidden activations by name. Add an entry to use your own from the command line.
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "clipped-leaky-relu": ClippedLeakyReLU,
+    "leaky-relu": nn.LeakyReLU,
+    "relu": nn.ReLU,
+    "tanh": nn.Tanh,
+    "softplus": nn.Softplus,
+    "gelu": nn.GELU,
+}
+
+
+class MLP(nn.Sequential):
+    """``depth`` hidden layers of one width, then a linear layer; ``depth=0`` is that layer alone.
+
+    Args:
+        in_size: size of the last dimension of the input.
+        hidden_size: width of the hidden layers.
+        out_size: size of the last dimension of the output.
+        depth: number of hidden layers. The papers use one.
+        activation: a key of :data:`ACTIVATIONS`.
+
+    Raises:
+        ValueError: if the activation is unknown or the depth negative.
+    """
+
+    def __init__(
+        self,
+        in_size: int,
+        hidden_size: int,
+        out_size: int,
+        depth: int = 1,
+        activation: str = "clipped-leaky-relu",
+    ) -> None:
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"unknown activation {activation!r}; there are {sorted(ACTIVATIONS)}")
+        if depth < 0:
+            raise ValueError(f"depth must not be negative, it is {depth}")
+        layers: list[nn.Module] = []
+        for _ in range(depth):
+            layers += [nn.Linear(in_size, hidden_size), ACTIVATIONS[activation]()]
+            in_size = hidden_size
+        super().__init__(*layers, nn.Linear(in_size, out_size))

@@ -1,0 +1,20 @@
+"""Training runs: settings, loop, checkpoints and what a run leaves behind."""
+
+from pyro_zf.training.config import PRESETS, TrainConfig, UsageError, resolve
+from pyro_zf.training.loop import Interrupted, TrainingError, train
+from pyro_zf.training.record import read_metrics
+from pyro_zf.training.setup import build_data, build_model, load_run
+
+__all__ = [
+    "PRESETS",
+    "Interrupted",
+    "TrainConfig",
+    "TrainingError",
+    "UsageError",
+    "build_data",
+    "build_model",
+    "load_run",
+    "read_metrics",
+    "resolve",
+    "train",
+]

@@ -1,0 +1,232 @@
+"""Settings of a training run: typed, documented, saved with the run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from pyro_zf.data.datasets import DataError
+from pyro_zf.data.mnist import Binarization, Frame
+
+__all__ = ["PRESETS", "TrainConfig", "UsageError", "resolve"]
+
+
+class UsageError(Exception):
+    """Settings that contradict each other; the message is one line."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Train a model. Options whose default is None take the value of the preset."""
+
+    dataset: Literal["mnist"] = "mnist"
+    """Data to train on."""
+    model: Literal["zforcing"] = "zforcing"
+    """System to train."""
+    preset: Literal["auto", "paper", "small"] = "auto"
+    """Settings of the paper, or small ones that learn in minutes on a CPU. auto: paper on a GPU."""
+    output_dir: Path | None = None
+    """Run folder. Default: runs/DATASET-MODEL-DATE-TIME."""
+    resume: Path | None = None
+    """Go on with the run in this folder, under its own settings."""
+
+    data_dir: Path | None = None
+    """Folder with the data; searched before $PYRO_ZF_DATA and the user cache."""
+    frame: Frame | None = None
+    """What a step of an image is."""
+    binarization: Binarization = "fixed"
+    """Larochelle's bits, or bits drawn anew each epoch from grey levels."""
+
+    objective: Literal["elbo", "elbo-mc", "iwae"] = "elbo"
+    """Evidence lower bound with analytic or sampled KL, or the importance-weighted bound."""
+    num_particles: int = 1
+    """Latent samples of the objective."""
+    alpha: float | None = None
+    """Weight of the cost by which z reconstructs the backward state (eq. 8)."""
+    beta: float | None = None
+    """Weight of the cost by which the backward state predicts the input (eq. 10)."""
+    kl_start: float = 1.0
+    """KL weight at the first update. The papers' annealing starts at 0.2."""
+    kl_increment: float = 5e-5
+    """Growth of the KL weight by each update, until it is 1."""
+
+    variant: Literal["paper", "released-code"] = "paper"
+    """Architecture of the paper, or of the authors' released code."""
+    detach: Literal["target", "posterior", "backward"] = "target"
+    """What the cost with weight alpha does not train."""
+    hidden_size: int | None = None
+    """Units of the forward and of the backward LSTM."""
+    latent_size: int | None = None
+    """Size of z at each step."""
+    mlp_size: int | None = None
+    """Units of the hidden layers of prior, posterior, emission and auxiliary network."""
+    mlp_depth: int = 1
+    """Hidden layers of prior, posterior and auxiliary network."""
+    activation: str = "clipped-leaky-relu"
+    """Of the hidden layers."""
+    embedding_size: int | None = None
+    """Size of a linear layer on the data, shared both ways; without it none."""
+    forget_bias: float | None = None
+    """Initial bias of the LSTMs' forget gates."""
+    orthogonal: bool = True
+    """Orthogonal recurrent weights at the start."""
+
+    batch_size: int | None = None
+    """Sequences an update."""
+    accumulate: int = 1
+    """Split each batch into so many parts and add up their gradients, to save memory."""
+    learning_rate: float | None = None
+    """Of Adam."""
+    clip_norm: float | None = 100.0
+    """Bound on the norm of the whole gradient of the loss in nats per sequence."""
+    max_steps: int | None = None
+    """Stop after so many updates."""
+    max_epochs: int | None = None
+    """Stop after so many passes over the training data."""
+    max_minutes: float | None = None
+    """Stop after so many minutes of training, earlier sessions of the run included."""
+
+    seed: int = 0
+    """Of the initial weights, the order of the data and all noise."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of the matrix products of training. Weights and log-probabilities are fp32 always."""
+    log_interval: int = 50
+    """Updates between two entries of metrics.jsonl."""
+    checkpoint_minutes: float = 5.0
+    """Save at least so often; also at the end of each epoch."""
+    valid_sequences: int | None = None
+    """Validate on so many sequences, a fixed random subset; without it on all."""
+    test_sequences: int | None = None
+    """Likewise for the test at the end."""
+    num_figures: int = 64
+    """Digits in the picture of samples."""
+
+    def to_json(self) -> str:
+        plain = {
+            k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(self).items()
+        }
+        return json.dumps(plain, indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> TrainConfig:
+        """The settings of a run.
+
+        Raises:
+            UsageError: if the text has settings that this version does not know.
+        """
+        plain: dict[str, Any] = json.loads(text)
+        known = {f.name for f in dataclasses.fields(cls)}
+        if unknown := sorted(set(plain) - known):
+            raise UsageError(f"config.json has an unknown setting {unknown[0]!r}")
+        for name in ("output_dir", "resume", "data_dir"):
+            if plain.get(name) is not None:
+                plain[name] = Path(plain[name])
+        return cls(**plain)
+
+
+#: (data set, model) -> preset -> settings. Sources: Goyal et al. 2017, section 4.1 (LSTM 1024,
+#: learning rate 1e-3, batch 32, no KL annealing for MNIST, latent size as for speech). The width of
+#: the hidden layers and alpha, beta for MNIST are not published.
+PRESETS: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
+    ("mnist", "zforcing"): {
+        "paper": {
+            "frame": "pixel",
+            "hidden_size": 1024,
+            "latent_size": 256,
+            "mlp_size": 1024,
+            "batch_size": 32,
+            "learning_rate": 1e-3,
+            "alpha": 0.0025,
+            "beta": 0.0025,
+            "forget_bias": 0.0,
+            "max_epochs": 50,
+        },
+        "small": {
+            "frame": "row",
+            "hidden_size": 256,
+            "latent_size": 32,
+            "mlp_size": 256,
+            "batch_size": 64,
+            "learning_rate": 1e-3,
+            "alpha": 0.0005,
+            "beta": 0.0005,
+            "forget_bias": 0.0,
+            "max_minutes": 5.0,
+        },
+    },
+}
+
+_LIMITS = ("max_steps", "max_epochs", "max_minutes")
+
+
+def resolve(config: TrainConfig) -> TrainConfig:
+    """Every setting with a value: the one that was given, else that of the preset.
+
+    A limit that was given replaces those of the preset.
+
+    Raises:
+        UsageError: if a number is out of range or the device is not to be had.
+    """
+    device = _device(config.device)
+    preset = config.preset
+    if preset == "auto":
+        preset = "paper" if device.startswith("cuda") else "small"
+    values = dict(PRESETS[config.dataset, config.model][preset])
+    if any(getattr(config, name) is not None for name in _LIMITS):
+        values = {k: v for k, v in values.items() if k not in _LIMITS}
+    values = {k: v for k, v in values.items() if getattr(config, k) is None}
+    config = dataclasses.replace(config, preset=preset, device=device, **values)
+    _check_numbers(config)
+    return config
+
+
+def _device(name: str) -> str:
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        kind = torch.device(name).type
+    except RuntimeError as error:
+        raise UsageError(f"--device {name}: there are auto, cpu, cuda and cuda:N") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise UsageError(f"--device {name}: PyTorch finds no CUDA device here; try --device cpu")
+    return name
+
+
+def _check_numbers(config: TrainConfig) -> None:
+    for name in (
+        "num_particles", "hidden_size", "latent_size", "mlp_size", "batch_size", "learning_rate",
+        "accumulate", "log_interval", "clip_norm", "max_steps", "max_epochs", "max_minutes",
+        "checkpoint_minutes", "valid_sequences", "test_sequences", "embedding_size", "num_figures",
+    ):  # fmt: skip
+        value = getattr(config, name)
+        if value is not None and not value > 0:
+            raise UsageError(f"--{name.replace('_', '-')} must be above zero, it is {value}")
+    for name in ("alpha", "beta", "kl_start", "kl_increment", "mlp_depth", "seed"):
+        value = getattr(config, name)
+        if value is not None and value < 0:
+            raise UsageError(f"--{name.replace('_', '-')} must not be negative, it is {value}")
+    assert config.batch_size is not None
+    if config.accumulate > config.batch_size:
+        raise UsageError(
+            f"--accumulate {config.accumulate} asks for more parts than the batch of "
+            f"{config.batch_size} has sequences"
+        )
+
+
+def read_config(run: Path) -> TrainConfig:
+    """The settings of the run in a folder.
+
+    Raises:
+        DataError: if there is no run in it.
+    """
+    path = run / "config.json"
+    if not path.is_file():
+        raise DataError(f"{run} is no run folder: it has no config.json")
+    return TrainConfig.from_json(path.read_text())

@@ -1,0 +1,349 @@
+"""The training loop, from settings to a finished run folder. Reads from top to bottom."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+import math
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pyro
+import torch
+from tqdm import tqdm
+
+from pyro_zf.analysis.figures import save_run_figures
+from pyro_zf.batch import SequenceBatch
+from pyro_zf.data import Batches, DataError
+from pyro_zf.infer import OBJECTIVES, SVI, Bounds, LinearSchedule, batch_bounds, evaluate
+from pyro_zf.models import SequenceModel
+from pyro_zf.training.checkpoint import (
+    load_checkpoint,
+    random_state,
+    restore_random_state,
+    save_checkpoint,
+)
+from pyro_zf.training.config import TrainConfig, UsageError, read_config, resolve
+from pyro_zf.training.record import Record, read_metrics, write_json
+from pyro_zf.training.setup import build_data, build_model
+
+__all__ = ["Interrupted", "TrainingError", "train"]
+
+log = logging.getLogger(__name__)
+
+
+class TrainingError(Exception):
+    """Training that cannot go on; the message is one line."""
+
+
+class Interrupted(Exception):
+    """Training that was told to stop, after it saved a checkpoint."""
+
+
+@dataclass
+class Progress:
+    """Where a run stands; all that a checkpoint holds beside tensors and settings."""
+
+    step: int = 0
+    epoch: int = 0
+    batch: int = 0
+    seconds: float = 0.0
+    best_nats: float = math.inf
+    best_step: int = -1
+
+
+def train(config: TrainConfig) -> dict[str, Any]:
+    """Train, validate each epoch, test the best model, and draw what it generates.
+
+    Args:
+        config: as given on the command line; see :class:`TrainConfig`.
+
+    Returns:
+        dict: the content of ``summary.json``.
+
+    Raises:
+        UsageError, DataError: for settings or data that are wrong.
+        TrainingError: if the loss is no longer a number.
+        Interrupted: on SIGINT or SIGTERM, once a checkpoint is written.
+    """
+    # Settings, folder
+    resuming = config.resume is not None
+    config = _settings_to_resume(config) if resuming else resolve(config)
+    device = torch.device(config.device)
+    run = config.output_dir or Path("runs") / (
+        f"{config.dataset}-{config.model}-{datetime.now():%Y%m%d-%H%M%S}"
+    )
+    if not resuming and (run / "config.json").exists():
+        raise UsageError(f"{run} holds a run already; go on with it by --resume {run}")
+
+    # Data, model, optimiser
+    torch.manual_seed(config.seed)
+    splits = build_data(config)
+    model = build_model(config, splits).to(device)
+    assert config.batch_size and config.learning_rate
+    train_batches = Batches(splits.train, config.batch_size, seed=config.seed)
+    valid_batches = Batches(splits.valid, _eval_batch(config), limit=config.valid_sequences)
+    test_batches = Batches(splits.test, _eval_batch(config), limit=config.test_sequences)
+    optimiser = torch.optim.Adam(
+        model.parameters(), lr=config.learning_rate, fused=device.type == "cuda"
+    )
+    bf16 = functools.partial(torch.autocast, device.type, torch.bfloat16)
+    svi = SVI(
+        model.model,
+        model.guide,
+        optimiser,
+        OBJECTIVES[config.objective](config.num_particles),
+        clip_norm=config.clip_norm,
+        loss_context=bf16 if config.precision == "bf16" else None,
+    )
+    kl_weight = LinearSchedule(config.kl_start, max(config.kl_start, 1.0), config.kl_increment)
+    progress = Progress()
+    last, best = run / "checkpoints" / "last.pt", run / "checkpoints" / "best.pt"
+    if resuming:
+        checkpoint = load_checkpoint(last, device)
+        model.load_state_dict(checkpoint["model"])
+        optimiser.load_state_dict(checkpoint["optimizer"])
+        restore_random_state(checkpoint["random"])
+        progress = Progress(**checkpoint["progress"])
+    last.parent.mkdir(parents=True, exist_ok=True)
+    (run / "config.json").write_text(config.to_json())
+    record = Record(run, last_step=progress.step if resuming else None)
+    parameters = sum(p.numel() for p in model.parameters())
+    log.info("data: %s (%s)", splits.source.name, splits.source.detail)
+    log.info(
+        "model: %s, %s parameters, %s, %s", config.model, f"{parameters:,}", device, config.preset
+    )
+    log.info("run folder: %s", run)
+
+    def save(path: Path) -> None:
+        content = {
+            "format": 1,
+            "step": progress.step,
+            "config": config.to_json(),
+            "progress": dataclasses.asdict(progress),
+            "model": model.state_dict(),
+            "optimizer": optimiser.state_dict(),
+            "random": random_state(),
+        }
+        save_checkpoint(path, content)
+
+    def validate() -> None:
+        bounds = _bounds_with_own_noise(model, valid_batches, config.seed, device)
+        nats = -bounds.per_sequence("elbo").mean
+        record.write("valid", progress.step, epoch=progress.epoch, **_numbers(bounds))
+        log.info(
+            "epoch %d, step %d: validation -ELBO %.2f nats per %s, KL %.2f",
+            progress.epoch, progress.step, nats, splits.unit, bounds.per_sequence("kl").mean,
+        )  # fmt: skip
+        if nats < progress.best_nats:
+            progress.best_nats, progress.best_step = nats, progress.step
+            save(best)
+
+    # The loop
+    started = time.monotonic() - progress.seconds
+    saved = window_start = time.monotonic()
+    losses: list[torch.Tensor] = []
+    sequences = validated = 0
+    steps_an_epoch = len(train_batches)
+    total = _total_steps(config, steps_an_epoch)
+    bar = tqdm(total=total, initial=progress.step, unit="update", disable=not sys.stderr.isatty())
+    with _stop_on_signal() as stop, bar:
+        batches = train_batches.epoch(progress.epoch, progress.batch, device)
+        while not _finished(config, progress):
+            batch = next(batches, None)
+            if batch is None:
+                progress.epoch, progress.batch = progress.epoch + 1, 0
+                validate()
+                validated = progress.step
+                save(last)
+                saved = time.monotonic()
+                batches = train_batches.epoch(progress.epoch, 0, device)
+                continue
+
+            model.kl_weight = kl_weight(progress.step)
+            with pyro.validation_enabled(len(losses) == 0 and progress.step == 0):
+                losses.append(svi.step(_parts(batch, config.accumulate)))
+            progress.step += 1
+            progress.batch += 1
+            progress.seconds = time.monotonic() - started
+            sequences += batch.num_sequences
+            bar.update()
+
+            if progress.step % config.log_interval == 0:
+                loss = torch.stack(losses).mean().item()  # the one read from the device
+                if not math.isfinite(loss):
+                    raise TrainingError(
+                        f"the loss is {loss} within the {len(losses)} updates up to step "
+                        f"{progress.step}; the last good state is {last if last.exists() else 'none'}"
+                    )
+                seconds = time.monotonic() - window_start
+                with _own_noise(config.seed + progress.step, device):
+                    terms = batch_bounds(model.model, model.guide, batch)
+                numbers = {
+                    "loss_nats_per_sequence": loss,
+                    "elbo_nats_per_sequence": terms.elbo.mean().item(),
+                    "kl_nats_per_sequence": terms.kl.mean().item(),
+                    "aux_nats_per_sequence": terms.aux.mean().item(),
+                    "kl_weight": float(model.kl_weight),
+                    "sequences_per_second": sequences / seconds,
+                }
+                record.write("train", progress.step, epoch=progress.epoch, **numbers)
+                bar.set_postfix(
+                    loss=f"{loss:.1f}",
+                    ELBO=f"{numbers['elbo_nats_per_sequence']:.1f}",
+                    KL=f"{numbers['kl_nats_per_sequence']:.1f}",
+                    aux=f"{numbers['aux_nats_per_sequence']:.1f}",
+                    seq_s=f"{numbers['sequences_per_second']:.0f}",
+                )
+                losses, sequences, window_start = [], 0, time.monotonic()
+            if stop.requested or time.monotonic() - saved > 60 * config.checkpoint_minutes:
+                save(last)
+                saved = time.monotonic()
+            if stop.requested:
+                record.close()
+                raise Interrupted(f"stopped at step {progress.step}; go on by --resume {run}")
+
+        if validated != progress.step:
+            validate()
+        save(last)
+
+    # Test the best model, draw pictures
+    model.load_state_dict(load_checkpoint(best, device)["model"])
+    model.kl_weight = 1.0
+    bounds = _bounds_with_own_noise(model, test_batches, config.seed, device)
+    record.write("test", progress.best_step, **_numbers(bounds))
+    record.close()
+    with _own_noise(config.seed, device):
+        figures = save_run_figures(run, model.eval(), splits, read_metrics(run), config.num_figures)
+    summary = {
+        "dataset": config.dataset,
+        "data": splits.source.name,
+        "data_detail": splits.source.detail,
+        "comparable_with_published": splits.source.comparable,
+        "model": config.model,
+        "num_parameters": parameters,
+        "steps": progress.step,
+        "best_step": progress.best_step,
+        "training_seconds": round(progress.seconds, 1),
+        "valid_elbo_nats_per_sequence": -progress.best_nats,
+        "test_num_sequences": bounds.num_sequences,
+        "test_num_samples": bounds.num_samples,
+        **{f"test_{name}": value for name, value in _numbers(bounds).items()},
+        "marginal_bernoulli_nats_per_sequence": -splits.marginal_nats("test"),
+        "figures": [str(path) for path in figures],
+    }
+    write_json(run / "summary.json", summary)
+    return summary
+
+
+def _settings_to_resume(given: TrainConfig) -> TrainConfig:
+    """Settings of the run, with the limits and the device that were given now."""
+    assert given.resume is not None
+    changeable = ("max_steps", "max_epochs", "max_minutes", "device")
+    untouched = dataclasses.replace(
+        given, resume=None, **{name: getattr(TrainConfig, name) for name in changeable}
+    )
+    for field in dataclasses.fields(TrainConfig):
+        if getattr(untouched, field.name) != field.default:
+            flag = field.name.replace("_", "-")
+            raise UsageError(
+                f"--{flag} cannot change on --resume; only --max-steps, --max-epochs, --max-minutes "
+                "and --device can"
+            )
+    config = read_config(given.resume)
+    if not (given.resume / "checkpoints" / "last.pt").is_file():
+        raise DataError(f"{given.resume} has no checkpoints/last.pt to resume from")
+    limits = {name: getattr(given, name) for name in changeable[:3]}
+    if all(limit is None for limit in limits.values()):
+        limits = {name: getattr(config, name) for name in limits}
+    device = config.device if given.device == "auto" else given.device
+    return resolve(dataclasses.replace(config, output_dir=given.resume, device=device, **limits))
+
+
+def _finished(config: TrainConfig, progress: Progress) -> bool:
+    return (
+        (config.max_steps is not None and progress.step >= config.max_steps)
+        or (config.max_epochs is not None and progress.epoch >= config.max_epochs)
+        or (config.max_minutes is not None and progress.seconds >= 60 * config.max_minutes)
+    )
+
+
+def _total_steps(config: TrainConfig, steps_an_epoch: int) -> int | None:
+    totals = [config.max_steps, config.max_epochs and config.max_epochs * steps_an_epoch]
+    return min((total for total in totals if total is not None), default=None)
+
+
+def _eval_batch(config: TrainConfig) -> int:
+    """Without gradients a larger batch fits into the same memory."""
+    assert config.batch_size
+    return 4 * config.batch_size
+
+
+def _parts(batch: SequenceBatch, number: int) -> SequenceBatch | list[SequenceBatch]:
+    if number == 1:
+        return batch
+    targets, inputs = batch.targets, batch.inputs
+    assert targets is not None
+    lengths = [None] * number if batch.lengths is None else batch.lengths.tensor_split(number)
+    split = zip(inputs.tensor_split(number), targets.tensor_split(number), lengths, strict=True)
+    return [SequenceBatch(i, t, n) for i, t, n in split if len(i)]
+
+
+@contextmanager
+def _own_noise(seed: int, device: torch.device) -> Iterator[None]:
+    """Noise of a seed; the random numbers of training go on afterwards as if nothing had been."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def _bounds_with_own_noise(
+    model: SequenceModel, batches: Batches, seed: int, device: torch.device
+) -> Bounds:
+    with _own_noise(seed, device), pyro.validation_enabled(False):
+        return evaluate(model.model, model.guide, batches.epoch(0, 0, device))
+
+
+def _numbers(bounds: Bounds) -> dict[str, float]:
+    numbers = {}
+    for name in ("elbo", "kl"):
+        estimate = bounds.per_sequence(name)
+        numbers[f"{name}_nats_per_sequence"] = estimate.mean
+        numbers[f"{name}_nats_per_sequence_stderr"] = estimate.stderr
+    numbers["elbo_nats_per_step"] = bounds.per_step("elbo").mean
+    numbers["aux_nats_per_sequence"] = bounds.per_sequence("aux").mean
+    return numbers
+
+
+class _Stop:
+    requested = False
+
+
+@contextmanager
+def _stop_on_signal() -> Iterator[_Stop]:
+    """Ask the loop to stop after the update under way, whose parameters are half written."""
+    stop = _Stop()
+    before: dict[int, Any] = {}
+
+    def request(number: int, frame: Any) -> None:
+        stop.requested = True
+        signal.signal(number, before[number])  # a second one stops at once
+
+    try:
+        for number in (int(signal.SIGINT), int(signal.SIGTERM)):
+            before[number] = signal.signal(number, request)
+    except ValueError:  # not in the main thread: the caller handles signals
+        pass
+    try:
+        yield stop
+    finally:
+        for restored, handler in before.items():
+            signal.signal(restored, handler)

@@ -1,0 +1,66 @@
+"""From settings to data and model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from pyro_zf.data import DataError, Splits, load_mnist
+from pyro_zf.models import SequenceModel, ZForcing
+from pyro_zf.training.checkpoint import load_checkpoint
+from pyro_zf.training.config import TrainConfig, read_config
+
+__all__ = ["build_data", "build_model", "load_run"]
+
+_EMISSIONS = {"binary": "bernoulli", "real": "gaussian", "categorical": "categorical"}
+
+
+def build_data(config: TrainConfig) -> Splits:
+    """The data set of a resolved configuration."""
+    return load_mnist(config.data_dir, config.frame or "pixel", config.binarization)
+
+
+def build_model(config: TrainConfig, splits: Splits) -> SequenceModel:
+    """The model of a resolved configuration, freshly initialised."""
+    assert config.hidden_size and config.latent_size and config.mlp_size
+    assert config.alpha is not None and config.beta is not None and config.forget_bias is not None
+    return ZForcing(
+        splits.data_size,
+        emission=_EMISSIONS[splits.kind],
+        hidden_size=config.hidden_size,
+        latent_size=config.latent_size,
+        mlp_size=config.mlp_size,
+        mlp_depth=config.mlp_depth,
+        activation=config.activation,
+        embedding_size=config.embedding_size,
+        orthogonal=config.orthogonal,
+        forget_bias=config.forget_bias,
+        alpha=config.alpha,
+        beta=config.beta,
+        detach=config.detach,
+        variant=config.variant,
+    )
+
+
+def load_run(
+    run: Path, which: str = "best", device: str = "cpu", data_dir: Path | None = None
+) -> tuple[TrainConfig, Splits, SequenceModel, int]:
+    """Settings, data, trained model and its number of updates, from a run folder.
+
+    Raises:
+        DataError: if the folder holds no run or no such checkpoint, or its data are not to be had.
+    """
+    import dataclasses
+
+    config = read_config(run)
+    if data_dir is not None:
+        config = dataclasses.replace(config, data_dir=data_dir)
+    path = run / "checkpoints" / f"{which}.pt"
+    if not path.is_file():
+        raise DataError(f"{run} has no checkpoint {which!r} (looked for {path})")
+    splits = build_data(config)
+    model = build_model(config, splits).to(device)
+    checkpoint = load_checkpoint(path, torch.device(device))
+    model.load_state_dict(checkpoint["model"])
+    return config, splits, model.eval(), int(checkpoint["step"])

@@ -1,0 +1,40 @@
+"""Fixtures. Every test starts with an empty parameter store, in double precision, on one thread."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyro
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def _clean_slate(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("PYRO_ZF_OFFLINE", "1")
+    torch.set_num_threads(1)
+    torch.set_default_dtype(torch.float64)
+    torch.manual_seed(0)
+    pyro.clear_param_store()
+    pyro.enable_validation(True)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture
+def single_precision() -> None:
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Folder with Larochelle's binarized MNIST; a skip for others, a failure in CI."""
+    folder = os.environ.get("PYRO_ZF_DATA")
+    if folder and (Path(folder) / "binarized_mnist.h5").is_file():
+        return Path(folder)
+    reason = "needs binarized_mnist.h5 in the folder that $PYRO_ZF_DATA names"
+    if os.environ.get("CI"):
+        pytest.fail(reason)
+    pytest.skip(reason)

@@ -1,0 +1,122 @@
+"""Small models of every kind, random batches, and ways to compare them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from torch import Tensor, nn
+
+from pyro_zf import SequenceBatch, ZForcing
+from pyro_zf.infer import Trace_ELBO, TraceIWAE, TraceMeanField_ELBO
+
+DATA, LATENT = 4, 3
+SIZES: dict[str, Any] = {
+    "hidden_size": 6, "latent_size": LATENT, "mlp_size": 5, "alpha": 0.3, "beta": 0.7
+}  # fmt: skip
+
+
+class MixturePrior(nn.Module):
+    """A prior whose KL has no closed form."""
+
+    def __init__(self, components: int = 2) -> None:
+        super().__init__()
+        self.shape = (components, LATENT)
+        self.net = nn.Linear(SIZES["hidden_size"], components * (1 + LATENT))
+
+    def forward(self, h: Tensor) -> TorchDistributionMixin:
+        logits, means = self.net(h).split([self.shape[0], self.shape[0] * LATENT], dim=-1)
+        components = dist.Normal(means.reshape(*h.shape[:-1], *self.shape), 1.0).to_event(1)
+        return dist.MixtureSameFamily(dist.Categorical(logits=logits), components)
+
+
+class PlainPosterior(nn.Module):
+    """A posterior that is nothing but a forward: no hoisting, means and scales of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Linear(2 * SIZES["hidden_size"], LATENT)
+        self.log_scale = nn.Parameter(torch.zeros(LATENT))
+
+    def forward(self, h: Tensor, b: Tensor) -> TorchDistributionMixin:
+        loc = self.net(torch.cat([h, b], dim=-1))
+        return dist.Normal(loc, self.log_scale.exp().expand_as(loc)).to_event(1)
+
+
+#: Constructors of models, by what is special about them, and whether their data are symbols.
+MODELS: dict[str, Callable[..., ZForcing]] = {
+    "paper": lambda **k: ZForcing(DATA, **{**SIZES, **k}),
+    "released-code": lambda **k: ZForcing(
+        DATA, variant="released-code", **{**SIZES, "embedding_size": 5, **k}
+    ),
+    "gaussian": lambda **k: ZForcing(DATA, emission="gaussian", **{**SIZES, **k}),
+    "categorical": lambda **k: ZForcing(DATA, emission="categorical", **{**SIZES, **k}),
+    "deep": lambda **k: ZForcing(
+        DATA, mlp_depth=2, emission_depth=0, activation="tanh", forget_bias=1.0, backward_size=7,
+        orthogonal=False, embedding_size=3, latent_embedding_size=4, aux_condition="zh",
+        **{**SIZES, **k},
+    ),
+    "mixture-prior": lambda **k: ZForcing(DATA, prior=MixturePrior(), **{**SIZES, **k}),
+    "plain-posterior": lambda **k: ZForcing(DATA, posterior=PlainPosterior(), **{**SIZES, **k}),
+    "detach-posterior": lambda **k: ZForcing(DATA, detach="posterior", **{**SIZES, **k}),
+    "detach-backward": lambda **k: ZForcing(DATA, detach="backward", **{**SIZES, **k}),
+}  # fmt: skip
+
+OBJECTIVES: dict[str, Callable[[], Any]] = {
+    "trace": Trace_ELBO,
+    "mean-field": TraceMeanField_ELBO,
+    "iwae": lambda: TraceIWAE(num_particles=4),
+    "trace-particles": lambda: Trace_ELBO(3, max_plate_nesting=1, vectorize_particles=True),
+}
+
+
+def random_batch(
+    model: str = "paper",
+    num_sequences: int = 5,
+    num_steps: int = 7,
+    lengths: list[int] | None = None,
+) -> SequenceBatch:
+    size = (num_sequences, num_steps)
+    if model == "categorical":
+        targets = torch.randint(DATA, size)
+    elif model == "gaussian":
+        targets = torch.randn(*size, DATA)
+    else:
+        targets = (torch.rand(*size, DATA) > 0.5).double()
+    return SequenceBatch.from_targets(targets, None if lengths is None else torch.tensor(lengths))
+
+
+def loss_and_gradients(
+    model: ZForcing, objective: Any, batch: SequenceBatch, seed: int = 1
+) -> tuple[Tensor, dict[str, Tensor | None]]:
+    model.zero_grad()
+    torch.manual_seed(seed)
+    loss = model.loss_module(objective)(batch)
+    loss.backward()
+    return loss.detach(), {name: p.grad for name, p in model.named_parameters()}
+
+
+def assert_close(ours: Any, theirs: Any, what: str, rtol: float = 1e-10) -> None:
+    """Equal up to ``rtol`` of the largest entry."""
+    if ours is None or theirs is None:
+        assert ours is theirs, f"{what}: only one of them has it"
+        return
+    difference, scale = (ours - theirs).abs().max(), theirs.abs().max()
+    assert difference <= rtol * scale, f"{what}: differs by {difference:.3g} at {scale:.3g}"
+
+
+@contextmanager
+def attributes(target: object, **values: Any) -> Iterator[None]:
+    """Other attribute values for the duration of a block."""
+    before = {name: getattr(target, name) for name in values}
+    for name, value in values.items():
+        setattr(target, name, value)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(target, name, value)
