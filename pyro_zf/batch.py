@@ -77,7 +77,7 @@ class SequenceBatch:
         cls,
         targets: Shaped[Tensor, "batch time ..."],
         lengths: Int[Tensor, " batch"] | None = None,
-        start: Shaped[Tensor, "..."] | float = 0,
+        start: Shaped[Tensor, "..."] | float | int = 0,
     ) -> SequenceBatch:
         """Inputs are the targets one step late, after a start symbol that repeats ``start``."""
         first = torch.as_tensor(start, dtype=targets.dtype, device=targets.device)

@@ -63,6 +63,7 @@ def evaluate_main(argv: Sequence[str] | None = None) -> int:
     return _run(_evaluate, tyro.cli(EvaluateConfig, args=argv, prog="evaluate.py"))
 
 
+#: Commands of ``pyro-zf``.
 COMMANDS: dict[str, Callable[[Sequence[str] | None], int]] = {
     "train": train_main,
     "evaluate": evaluate_main,
@@ -154,3 +155,7 @@ def _evaluate(config: EvaluateConfig) -> None:
             result[f"{name}_nats_per_{where}_stderr"] = estimate.stderr
     result["kl_nats_at_steps"] = [round(x, 5) for x in bounds.kl_at_steps()]
     print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

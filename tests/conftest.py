@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import jaxtyping
 import pyro
 import pytest
 import torch
@@ -26,6 +27,14 @@ def _clean_slate(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.fixture
 def single_precision() -> None:
     torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Without the shape and type checks of the test run: what a user meets."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(scope="session")

@@ -230,7 +230,7 @@ class ZForcing(SequenceModel):
 
     @classmethod
     def from_released_state_dict(
-        cls, weights: Mapping[str, Tensor], z_force: bool = False, **options: Any
+        cls, weights: Mapping[str, Any], z_force: bool = False, **options: Any
     ) -> ZForcing:
         """A model that computes what the authors' released class computes with these weights.
 

@@ -1,0 +1,116 @@
+"""Bounds over a data set: chunks, units, standard errors."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pyro_zf import SequenceBatch
+from pyro_zf.infer import BatchBounds, Bounds, batch_bounds, evaluate
+from tests.helpers import MODELS, random_batch
+
+
+def test_chunks_change_nothing_but_the_noise() -> None:
+    model, batch = MODELS["paper"](), random_batch()
+    whole = batch_bounds(model.model, model.guide, batch, num_samples=6, chunk=6)
+    for chunk in (1, 4):
+        parts = batch_bounds(model.model, model.guide, batch, num_samples=6, chunk=chunk)
+        assert parts.iwae.shape == whole.iwae.shape
+        # elbo <= iwae needs the Monte-Carlo KL on the same samples; allow for the analytic one
+        assert ((parts.iwae - parts.elbo) > -1.0).all()
+    # with one value as noise all samples are equal, and so is every bound
+    normal, torch.Tensor.normal_ = torch.Tensor.normal_, lambda self: self.fill_(0.2)
+    try:
+        one = batch_bounds(model.model, model.guide, batch, 1)
+        many = batch_bounds(model.model, model.guide, batch, 7, chunk=3)
+    finally:
+        torch.Tensor.normal_ = normal
+    torch.testing.assert_close(many.iwae, one.iwae)
+    torch.testing.assert_close(many.elbo, one.elbo)
+    torch.testing.assert_close(many.kl_per_step, one.kl_per_step)
+
+
+@pytest.mark.parametrize("layout", ["steps", "time"])
+@pytest.mark.parametrize("kind", ["paper", "mixture-prior"])
+def test_kl_per_step_adds_up(kind: str, layout: str) -> None:
+    model = MODELS[kind](layout=layout)
+    batch = random_batch(lengths=[7, 3, 1, 5, 2])
+    bounds = batch_bounds(model.model, model.guide, batch, num_samples=3)
+    assert batch.mask is not None
+    assert (bounds.kl_per_step[~batch.mask] == 0).all()
+    torch.testing.assert_close(bounds.kl_per_step.sum(-1), bounds.kl)
+    torch.testing.assert_close(bounds.log_likelihood - bounds.kl, bounds.elbo)
+
+
+def test_units_and_standard_errors() -> None:
+    bounds = Bounds(num_samples=1)
+    for elbos, lengths in (([-4.0, -8.0], [2, 4]), ([-6.0, 99.0], [3, 0])):
+        elbo = torch.tensor(elbos)
+        batch = SequenceBatch.from_targets(torch.zeros(2, 4, 1), torch.tensor(lengths))
+        steps = torch.arange(1.0, 5.0) * batch.mask
+        bounds.add(batch, BatchBounds(elbo, elbo, elbo, elbo, steps, elbo))
+    assert bounds.num_sequences == 3
+    assert bounds.num_steps == 9
+    per_sequence, per_step = bounds.per_sequence("elbo"), bounds.per_step("elbo")
+    assert per_sequence.mean == pytest.approx(-6.0)
+    assert per_sequence.stderr == pytest.approx(2 / math.sqrt(3))
+    assert per_step.mean == pytest.approx(-2.0)
+    assert per_step.stderr == pytest.approx(0.0, abs=1e-12), "every sequence has -2 nats a step"
+    assert bounds.kl_at_steps() == pytest.approx([1.0, 2.0, 3.0, 4.0])
+
+
+def test_evaluate_weighs_sequences_alike_whatever_the_batches() -> None:
+    model = MODELS["paper"]()
+    big, small = random_batch(num_sequences=5), random_batch(num_sequences=1)
+    bounds = evaluate(model.model, model.guide, [big, small], num_samples=2)
+    assert bounds.num_sequences == 6
+    torch.manual_seed(3)
+    first = batch_bounds(model.model, model.guide, big).elbo
+    second = batch_bounds(model.model, model.guide, small).elbo
+    torch.manual_seed(3)
+    total = evaluate(model.model, model.guide, [big, small]).per_sequence("elbo").mean
+    assert total == pytest.approx(torch.cat([first, second]).mean().item())
+
+
+def test_nothing_is_kept_of_a_graph() -> None:
+    model, batch = MODELS["paper"](), random_batch()
+    bounds = batch_bounds(model.model, model.guide, batch)
+    assert not any(getattr(bounds, name).requires_grad for name in ("elbo", "iwae", "kl"))
+
+
+class LargestTensor(TorchDispatchMode):
+    """Records the size of the largest tensor that any operation makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.size = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        result = func(*args, **(kwargs or {}))
+        for x in result if isinstance(result, (tuple, list)) else [result]:
+            if isinstance(x, torch.Tensor):
+                self.size = max(self.size, x.numel())
+        return result
+
+
+def test_no_tensor_grows_with_the_number_of_samples() -> None:
+    model, batch = MODELS["paper"](), random_batch()
+
+    def largest(num_samples: int, chunk: int) -> int:
+        with LargestTensor() as recorder:
+            batch_bounds(model.model, model.guide, batch, num_samples, chunk)
+        return recorder.size
+
+    assert largest(60, chunk=5) == largest(5, chunk=5)
+    assert largest(60, chunk=60) > largest(60, chunk=5), "the recorder records"
+
+
+def test_errors() -> None:
+    model, batch = MODELS["paper"](), random_batch()
+    with pytest.raises(ValueError, match="must be at least 1"):
+        batch_bounds(model.model, model.guide, batch, num_samples=0)
+    with pytest.raises(ValueError, match="no sequences"):
+        Bounds(1).per_sequence("elbo")

@@ -1,0 +1,162 @@
+"""Options, errors, generation and what guide and model share."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pyro
+import pytest
+import torch
+from pyro import poutine
+
+from pyro_zf import SequenceBatch, ZForcing
+from pyro_zf.analysis import reconstruct, sample
+from pyro_zf.infer import Trace_ELBO
+from pyro_zf.nn import GaussianForm
+from tests.helpers import MODELS, SIZES, random_batch
+
+
+def test_defaults_are_the_papers() -> None:
+    zf = ZForcing(1)
+    assert zf.transition.lstm.hidden_size == 1024
+    assert zf.latent_size == 256
+    assert zf.transition.lstm.input_size == 1 + 256
+    assert isinstance(zf.embedding, torch.nn.Identity)
+    assert zf.aux["b"].condition == "z"
+    assert zf.prior.form == GaussianForm()
+    weight = zf.transition.lstm.weight_hh_l0
+    torch.testing.assert_close(weight.T @ weight, torch.eye(1024), rtol=1e-6, atol=1e-6)
+
+
+def test_forget_bias() -> None:
+    zf = MODELS["paper"]()
+    assert all(p.abs().max() == 0 for n, p in zf.transition.named_parameters() if "bias" in n)
+    zf = ZForcing(4, **SIZES, forget_bias=1.5)
+    for lstm in (zf.transition.lstm, zf.backward_network.lstm):
+        bias = (lstm.bias_ih_l0 + lstm.bias_hh_l0).reshape(4, -1)
+        assert bias[:, 0].tolist() == [0, 1.5, 0, 0]  # gates in the order i, f, g, o
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"emission": "poisson"}, "unknown emission 'poisson'"),
+        ({"variant": "v2"}, "unknown variant 'v2'"),
+        ({"layout": "flat"}, "unknown layout 'flat'"),
+        ({"detach": "all"}, "unknown detach 'all'"),
+        ({"activation": "swish"}, "unknown activation 'swish'"),
+        ({"alpha": -1.0}, "weights must not be negative"),
+        ({"aux_condition": "h"}, "reads 'z' or 'zh', not 'h'"),
+        ({"mlp_depth": -1}, "depth must not be negative"),
+    ],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_wrong_options(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ZForcing(4, **{**SIZES, **options})
+
+
+def test_a_negative_kl_weight_is_refused() -> None:
+    with pytest.raises(ValueError, match="KL weight must not be negative"):
+        MODELS["paper"](kl_weight=-0.1).model(random_batch())
+
+
+def test_the_guide_needs_targets() -> None:
+    with pytest.raises(ValueError, match="reads the targets"):
+        MODELS["paper"]().guide(SequenceBatch.to_generate(torch.zeros(2, 4), 3))
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_generation_is_ancestral(kind: str) -> None:
+    """What is generated has, under the teacher-forced program, the density it was drawn with."""
+    zf = MODELS[kind]()
+    start = torch.zeros(3, dtype=torch.long) if kind == "categorical" else torch.zeros(3, 4)
+    trace = poutine.trace(zf.model).get_trace(SequenceBatch.to_generate(start, 5))
+    y = torch.stack([trace.nodes[f"y_{t}"]["value"] for t in range(1, 6)], dim=1)
+    z = torch.stack([trace.nodes[f"z_{t}"]["value"] for t in range(1, 6)], dim=1)
+    forced = poutine.trace(poutine.condition(zf.model, data={"z": z})).get_trace(
+        SequenceBatch.from_targets(y)
+    )
+    drawn = trace.log_prob_sum()
+    scored = forced.log_prob_sum(lambda name, site: not name.startswith("aux_"))
+    torch.testing.assert_close(scored, drawn, rtol=1e-10, atol=0)
+    assert zf.generate(start, 5).shape == y.shape
+
+
+def test_no_backward_network_in_generation() -> None:
+    zf = MODELS["paper"]()
+    zf.backward_network.forward = None
+    assert sample(zf, 3, 5, 4).shape == (3, 5, 4)
+
+
+def test_reconstruct() -> None:
+    zf, batch = MODELS["paper"](), random_batch()
+    result = reconstruct(zf, batch)
+    assert torch.equal(result.targets, batch.targets)
+    assert ((result.teacher_forced > 0) & (result.teacher_forced < 1)).all()
+    assert set(result.from_latents.unique().tolist()) <= {0.0, 1.0}
+    assert zf.layout == "time"
+
+
+def test_states_are_computed_once_and_never_stale() -> None:
+    zf, batch = MODELS["paper"](), random_batch()
+    calls = []
+    run = zf.transition.run
+    zf.transition.run = lambda *args: calls.append(1) or run(*args)
+
+    def scored(trace: poutine.Trace) -> float:
+        model = poutine.trace(poutine.replay(zf.model, trace=trace)).get_trace(batch)
+        return model.log_prob_sum().item()
+
+    guide = poutine.trace(zf.guide).get_trace(batch)
+    expected = scored(guide)
+    assert calls == []
+    assert scored(guide) == pytest.approx(expected, rel=1e-12), "handed out once, then recomputed"
+    assert len(calls) == 1
+
+    guide = poutine.trace(zf.guide).get_trace(batch)
+    with torch.no_grad():
+        zf.transition.lstm.weight_hh_l0.add_(0.5)
+    changed = scored(guide)
+    assert len(calls) == 2, "changed parameters must not see the states of the old ones"
+    fresh = guide.copy()
+    fresh.nodes["z"]["value"] = guide.nodes["z"]["value"].clone()
+    assert scored(fresh) == pytest.approx(changed, rel=1e-12)
+
+    with torch.no_grad():
+        guide = poutine.trace(zf.guide).get_trace(batch)
+    model = poutine.trace(poutine.replay(zf.model, trace=guide)).get_trace(batch)
+    model.log_prob_sum().backward()
+    gradient = zf.transition.lstm.weight_hh_l0.grad
+    assert gradient is not None, "states made without a graph must not serve a call that needs one"
+    assert gradient.abs().max() > 0
+
+    guide = poutine.trace(zf.guide).get_trace(batch)
+    other = random_batch()
+    before = len(calls)
+    poutine.trace(poutine.replay(zf.model, trace=guide)).get_trace(other)
+    assert len(calls) == before + 1, "another batch must not see these states"
+
+
+def test_copies_and_pickles_leave_the_shared_states_behind() -> None:
+    zf, batch = MODELS["paper"](), random_batch()
+    zf.guide(batch)
+    twin = copy.deepcopy(zf)
+    pyro.clear_param_store()
+    torch.manual_seed(1)
+    loss = zf.loss_module(Trace_ELBO())(batch)
+    torch.manual_seed(1)
+    assert twin.loss_module(Trace_ELBO())(batch).item() == loss.item()
+    with pyro.settings.context(
+        module_local_params=True
+    ):  # Pyro's store makes parameters unpicklable
+        zf = MODELS["paper"]()
+        zf.guide(batch)
+    assert isinstance(pickle.loads(pickle.dumps(zf)), ZForcing)
+
+
+def test_print_names_the_parts() -> None:
+    text = repr(MODELS["paper"]())
+    for part in ("GaussianPrior", "SmoothingPosterior", "LSTMTransition", "BernoulliEmission"):
+        assert part in text
