@@ -32,6 +32,7 @@ class SequenceBatch:
         ValueError: if the shapes disagree or a length lies outside 0..T.
 
     Example:
+        >>> import torch
         >>> batch = SequenceBatch.from_targets(torch.ones(2, 3, 4), lengths=torch.tensor([3, 1]))
         >>> batch.num_sequences, batch.num_steps
         (2, 3)

@@ -21,6 +21,7 @@ from pyro_zf.training import (
     TrainingError,
     UsageError,
     load_run,
+    resolve_device,
     train,
 )
 
@@ -85,7 +86,7 @@ def _run(command: Callable[[Any], None], config: Any) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         command(config)
-    except (UsageError, DataError) as error:
+    except (UsageError, DataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except TrainingError as error:
@@ -93,6 +94,9 @@ def _run(command: Callable[[Any], None], config: Any) -> int:
         return 1
     except Interrupted as error:
         print(error, file=sys.stderr)
+        return 130
+    except KeyboardInterrupt:
+        print("interrupted; the last checkpoint stands", file=sys.stderr)
         return 130
     return 0
 
@@ -123,9 +127,7 @@ def _evaluate(config: EvaluateConfig) -> None:
         value = getattr(config, name)
         if value is not None and value < 1:
             raise UsageError(f"--{name.replace('_', '-')} must be at least 1, it is {value}")
-    device = config.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = resolve_device(config.device)
     settings, splits, model, step = load_run(config.run, config.checkpoint, device, config.data_dir)
     torch.manual_seed(config.seed)
     batches = Batches(splits[config.split], config.batch_size, limit=config.max_sequences)

@@ -188,7 +188,7 @@ class _OverPath(TorchDistribution):
     def conditionals(
         self, z: Float[Tensor, "*particles batch time latent"]
     ) -> TorchDistributionMixin:
-        """The distribution of each step given the path before it; batch shape (time, *batch)."""
+        """The distribution of each step given the path before it; batch shape ``(time, *batch)``."""
         raise NotImplementedError
 
     def log_prob(
@@ -303,7 +303,7 @@ class OverTime(TorchDistribution):
     """A distribution whose first batch dimension is time, as one whose event is the sequence.
 
     Args:
-        steps: a distribution with batch shape (time, *batch).
+        steps: a distribution with batch shape ``(time, *batch)``.
         mask: True on the steps of each sequence, (batch, time).
     """
 

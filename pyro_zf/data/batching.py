@@ -29,6 +29,7 @@ class Batches:
         ValueError: if the batch size is below one.
 
     Example:
+        >>> import numpy as np
         >>> data = SequenceDataset(np.arange(10, dtype=np.uint8).reshape(5, 2, 1))
         >>> [batch.num_sequences for batch in Batches(data, batch_size=2)]
         [2, 2, 1]

@@ -61,6 +61,9 @@ class TraceMeanField_ELBO(pyro.infer.TraceMeanField_ELBO):
                     elbo = elbo + site["log_prob_sum"]
                 else:
                     elbo = elbo - self._site_kl(guide_trace.nodes[name], site)
+            for name, site in guide_trace.nodes.items():
+                if site["type"] == "sample" and name not in model_trace.nodes:
+                    elbo = elbo - site["score_parts"].entropy_term.sum()
             loss = loss - elbo / self.num_particles
         return loss
 
@@ -96,8 +99,8 @@ class TraceIWAE(ELBO):
         ValueError: if K is below one, or a latent site of the guide is not reparametrised.
 
     Example:
-        >>> from pyro_zf.models import ZForcing
-        >>> from pyro_zf.batch import SequenceBatch
+        >>> import torch
+        >>> from pyro_zf import SequenceBatch, ZForcing
         >>> zf = ZForcing(4, hidden_size=8, latent_size=2, mlp_size=8)
         >>> loss = zf.loss_module(TraceIWAE(num_particles=5))
         >>> loss(SequenceBatch.from_targets(torch.ones(3, 5, 4))).shape

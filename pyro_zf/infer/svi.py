@@ -35,7 +35,8 @@ class SVI(pyro.infer.SVI):
         TypeError: for an optimiser of :mod:`pyro.optim`, of which there is one a parameter.
 
     Example:
-        >>> from pyro_zf.models import ZForcing
+        >>> import torch
+        >>> from pyro_zf import SequenceBatch, ZForcing
         >>> pyro.clear_param_store()
         >>> zf = ZForcing(4, hidden_size=8, latent_size=2, mlp_size=8)
         >>> optim = torch.optim.Adam(zf.parameters(), lr=1e-3)

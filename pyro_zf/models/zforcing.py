@@ -116,6 +116,7 @@ class ZForcing(SequenceModel):
         ValueError: for an unknown name, or a weight below zero.
 
     Example:
+        >>> import torch
         >>> from pyro.infer import SVI, Trace_ELBO
         >>> from pyro.optim import ClippedAdam
         >>> pyro.clear_param_store()

@@ -107,7 +107,7 @@ class LSTMTransition(Transition):
         shape = z.shape[:-1]
         u = with_particles(inputs, len(shape) - 2)
         both = torch.cat([u.expand(*shape, -1), z], dim=-1).flatten(1, -2)
-        return self.lstm(both)[0].to(z.dtype).reshape(*shape, -1)
+        return self.lstm(both)[0].to(self._weights()[0].dtype).reshape(*shape, -1)
 
     def _weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Input and recurrent weights, input and recurrent biases."""
@@ -144,7 +144,8 @@ class BackwardLSTM(nn.Module):
         self, targets: Float[Tensor, "batch time input"], batch: SequenceBatch
     ) -> Float[Tensor, "time batch hidden"]:
         """States in the order of time, time first."""
-        states = self.lstm(batch.reverse(targets).transpose(0, 1))[0].to(targets.dtype)
+        states = self.lstm(batch.reverse(targets).transpose(0, 1))[0]
+        states = states.to(next(self.lstm.parameters()).dtype)  # under autocast too
         return batch.reverse(states.transpose(0, 1)).transpose(0, 1)
 
 

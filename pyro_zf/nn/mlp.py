@@ -15,6 +15,7 @@ class ClippedLeakyReLU(nn.Module):
     r"""Leaky ReLU with slope 1/3, clipped at :math:`\pm 3` (Goyal et al. 2017, section 4.1).
 
     Example:
+        >>> import torch
         >>> ClippedLeakyReLU()(torch.tensor([-30.0, -3.0, 2.0, 30.0]))
         tensor([-3., -1.,  2.,  3.])
     """

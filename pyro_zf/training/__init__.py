@@ -1,6 +1,6 @@
 """Training runs: settings, loop, checkpoints and what a run leaves behind."""
 
-from pyro_zf.training.config import PRESETS, TrainConfig, UsageError, resolve
+from pyro_zf.training.config import PRESETS, TrainConfig, UsageError, resolve, resolve_device
 from pyro_zf.training.loop import Interrupted, TrainingError, train
 from pyro_zf.training.record import read_metrics
 from pyro_zf.training.setup import build_data, build_model, load_run
@@ -16,5 +16,6 @@ __all__ = [
     "load_run",
     "read_metrics",
     "resolve",
+    "resolve_device",
     "train",
 ]

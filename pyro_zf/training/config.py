@@ -13,7 +13,7 @@ import torch
 from pyro_zf.data.datasets import DataError
 from pyro_zf.data.mnist import Binarization, Frame
 
-__all__ = ["PRESETS", "TrainConfig", "UsageError", "resolve"]
+__all__ = ["PRESETS", "TrainConfig", "UsageError", "read_config", "resolve", "resolve_device"]
 
 
 class UsageError(Exception):
@@ -174,7 +174,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
     Raises:
         UsageError: if a number is out of range or the device is not to be had.
     """
-    device = _device(config.device)
+    device = resolve_device(config.device)
     preset = config.preset
     if preset == "auto":
         preset = "paper" if device.startswith("cuda") else "small"
@@ -187,7 +187,12 @@ def resolve(config: TrainConfig) -> TrainConfig:
     return config
 
 
-def _device(name: str) -> str:
+def resolve_device(name: str) -> str:
+    """The device of a name; ``auto`` is a GPU where there is one.
+
+    Raises:
+        UsageError: if there is no such device.
+    """
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:

@@ -58,6 +58,7 @@ class Progress:
     seconds: float = 0.0
     best_nats: float = math.inf
     best_step: int = -1
+    validated_step: int = 0
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
@@ -106,6 +107,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     )
     kl_weight = LinearSchedule(config.kl_start, max(config.kl_start, 1.0), config.kl_increment)
     progress = Progress()
+    losses: list[torch.Tensor] = []  # since the last entry of the log
     last, best = run / "checkpoints" / "last.pt", run / "checkpoints" / "best.pt"
     if resuming:
         checkpoint = load_checkpoint(last, device)
@@ -113,6 +115,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         optimiser.load_state_dict(checkpoint["optimizer"])
         restore_random_state(checkpoint["random"])
         progress = Progress(**checkpoint["progress"])
+        losses = list(checkpoint["losses"].unbind())
     last.parent.mkdir(parents=True, exist_ok=True)
     (run / "config.json").write_text(config.to_json())
     record = Record(run, last_step=progress.step if resuming else None)
@@ -132,6 +135,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
             "model": model.state_dict(),
             "optimizer": optimiser.state_dict(),
             "random": random_state(),
+            "losses": torch.stack(losses) if losses else torch.zeros(0, device=device),
         }
         save_checkpoint(path, content)
 
@@ -143,6 +147,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
             "epoch %d, step %d: validation -ELBO %.2f nats per %s, KL %.2f",
             progress.epoch, progress.step, nats, splits.unit, bounds.per_sequence("kl").mean,
         )  # fmt: skip
+        progress.validated_step = progress.step
         if nats < progress.best_nats:
             progress.best_nats, progress.best_step = nats, progress.step
             save(best)
@@ -150,8 +155,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     # The loop
     started = time.monotonic() - progress.seconds
     saved = window_start = time.monotonic()
-    losses: list[torch.Tensor] = []
-    sequences = validated = 0
+    sequences = 0
     steps_an_epoch = len(train_batches)
     total = _total_steps(config, steps_an_epoch)
     bar = tqdm(total=total, initial=progress.step, unit="update", disable=not sys.stderr.isatty())
@@ -162,7 +166,6 @@ def train(config: TrainConfig) -> dict[str, Any]:
             if batch is None:
                 progress.epoch, progress.batch = progress.epoch + 1, 0
                 validate()
-                validated = progress.step
                 save(last)
                 saved = time.monotonic()
                 batches = train_batches.epoch(progress.epoch, 0, device)
@@ -211,7 +214,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
                 record.close()
                 raise Interrupted(f"stopped at step {progress.step}; go on by --resume {run}")
 
-        if validated != progress.step:
+        if progress.validated_step != progress.step:
             validate()
         save(last)
 

@@ -19,13 +19,17 @@ class Record:
     Args:
         run: the run folder.
         last_step: events after this update are of a session that was cut off before it saved; they
-            are dropped.
+            are dropped, and so is the test of a session that had ended.
     """
 
     def __init__(self, run: Path, last_step: int | None = None) -> None:
         self.path = run / "metrics.jsonl"
         if last_step is not None and self.path.exists():
-            kept = [event for event in read_metrics(run) if event["step"] <= last_step]
+            kept = [
+                event
+                for event in read_metrics(run)
+                if event["step"] <= last_step and event["event"] != "test"
+            ]
             text = "".join(json.dumps(event) + "\n" for event in kept)
             _replace(self.path, text)
         self._board = SummaryWriter(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import torch
@@ -51,8 +52,6 @@ def load_run(
     Raises:
         DataError: if the folder holds no run or no such checkpoint, or its data are not to be had.
     """
-    import dataclasses
-
     config = read_config(run)
     if data_dir is not None:
         config = dataclasses.replace(config, data_dir=data_dir)

@@ -1,0 +1,45 @@
+"""Sphinx configuration. Built with warnings as errors: ``sphinx-build -W docs docs/_build``."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pyro_zf
+
+HERE = Path(__file__).parent
+
+project = "pyro_zf"
+author = "The pyro_zf authors"
+version = release = pyro_zf.__version__
+
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.viewcode",
+]
+if os.environ.get("DOCS_ONLINE"):  # links into other projects need their inventories
+    extensions.append("sphinx.ext.intersphinx")
+    intersphinx_mapping = {
+        "python": ("https://docs.python.org/3", None),
+        "torch": ("https://docs.pytorch.org/docs/stable", None),
+        "pyro": ("https://docs.pyro.ai/en/stable", None),
+    }
+
+html_theme = "furo"
+html_static_path = ["_static"]
+exclude_patterns = ["_build"]
+nb_execution_mode = "off"  # notebooks are committed with their outputs, and run by the tests
+myst_enable_extensions = ["dollarmath", "amsmath"]
+autodoc_typehints = "none"  # shapes are in the signatures
+autodoc_member_order = "bysource"
+napoleon_use_rtype = False
+suppress_warnings = ["misc.highlighting_failure"]
+
+notebooks = HERE / "notebooks"
+notebooks.mkdir(exist_ok=True)
+for source in sorted((HERE.parent / "notebooks").glob("*.ipynb")):
+    shutil.copyfile(source, notebooks / source.name)
