@@ -23,6 +23,7 @@ from torch.distributions.kl import register_kl
 from pyro_zf.batch import SequenceBatch, masked, with_particles
 from pyro_zf.cores import sample_path
 from pyro_zf.nn.lstm import Transition
+from pyro_zf.nn.posteriors import GaussianPosterior
 
 __all__ = ["OverTime", "PosteriorPath", "PriorPath", "Recurrence", "Shared"]
 
@@ -152,6 +153,10 @@ class Recurrence:
         """Keep the states of a path for the next call of :meth:`states`."""
         self._z, self._h = z, h
 
+    def forget(self) -> None:
+        """Compute the states anew at the next call of :meth:`states`."""
+        self._z = self._h = None
+
     def share(self, z: Tensor, h: Tensor) -> None:
         """As :meth:`remember`, and with b for another recurrence on the same batch too."""
         self.remember(z, h)
@@ -178,6 +183,7 @@ class _OverPath(TorchDistribution):
         batch_shape = torch.Size((recurrence.batch.num_sequences,))
         event_shape = torch.Size((recurrence.batch.num_steps, latent_size))
         super().__init__(batch_shape, event_shape, validate_args=False)
+        self._cached: tuple[Tensor, TorchDistributionMixin] | None = None
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
         copy = type(self).__new__(type(self))
@@ -189,6 +195,11 @@ class _OverPath(TorchDistribution):
         self, z: Float[Tensor, "*particles batch time latent"]
     ) -> TorchDistributionMixin:
         """The distribution of each step given the path before it; batch shape ``(time, *batch)``."""
+        if self._cached is None or self._cached[0] is not z:
+            self._cached = (z, self._conditionals(z))
+        return self._cached[1]
+
+    def _conditionals(self, z: Tensor) -> TorchDistributionMixin:
         raise NotImplementedError
 
     def log_prob(
@@ -222,11 +233,14 @@ class PosteriorPath(_OverPath):
         super().__init__(recurrence, latent_size)
         self.posterior = posterior
         self.b = recurrence.b.detach() if detach else recurrence.b
-        self._drawn: tuple[Tensor, TorchDistributionMixin | None] | None = None
+        self._drawn: Tensor | None = None
 
-    @property
+    @cached_property
     def has_rsample(self) -> bool:  # type: ignore[override]
-        return getattr(self.posterior, "has_rsample", True)
+        if isinstance(self.posterior, GaussianPosterior):
+            return True
+        h = self.recurrence.transition.initial(self.b.shape[1:-1])[0]
+        return bool(self.posterior(h, self.b[0]).has_rsample)
 
     def rsample(self, sample_shape: Any = ()) -> Float[Tensor, "..."]:
         shape = torch.Size(sample_shape) + self.batch_shape
@@ -235,22 +249,21 @@ class PosteriorPath(_OverPath):
             r.transition, r.latent_embedding, self.posterior, r.inputs, self.b, shape
         )
         z = path.z.movedim(0, -2)
-        q = None
         if path.q_mean is not None and path.q_log_scale is not None:
             q = dist.Normal(path.q_mean, torch.exp(path.q_log_scale)).to_event(1)
-        self._drawn = (z, q)
+            self._cached = (z, q)
+        self._drawn = z
         r.share(z, path.h)
         return z
 
     def sample(self, sample_shape: Any = ()) -> Float[Tensor, "..."]:
         with torch.no_grad():
-            return self.rsample(sample_shape)
+            z = self.rsample(sample_shape)
+        self._cached = None  # made without a graph; who scores z may need one
+        self.recurrence.forget()
+        return z
 
-    def conditionals(
-        self, z: Float[Tensor, "*particles batch time latent"]
-    ) -> TorchDistributionMixin:
-        if self._drawn is not None and self._drawn[0] is z and self._drawn[1] is not None:
-            return self._drawn[1]
+    def _conditionals(self, z: Tensor) -> TorchDistributionMixin:
         h = self.recurrence.previous_states(z)
         b = with_particles(self.b, h.dim() - self.b.dim())
         return self.posterior(h, b.expand(*h.shape[:-1], -1))
@@ -260,7 +273,7 @@ class PosteriorPath(_OverPath):
         """The path that was drawn last."""
         if self._drawn is None:
             raise RuntimeError("the KL along a path needs a path: draw one by rsample() first")
-        return self._drawn[0]
+        return self._drawn
 
 
 class PriorPath(_OverPath):
@@ -293,9 +306,7 @@ class PriorPath(_OverPath):
         r.remember(z, torch.stack(hs))
         return z
 
-    def conditionals(
-        self, z: Float[Tensor, "*particles batch time latent"]
-    ) -> TorchDistributionMixin:
+    def _conditionals(self, z: Tensor) -> TorchDistributionMixin:
         return self.prior(self.recurrence.previous_states(z))
 
 
