@@ -148,6 +148,19 @@ class SequenceBatch:
             self.has_start_symbol,
         )
 
+    def chunk(self, number: int) -> list[SequenceBatch]:
+        """Cut into at most ``number`` batches of nearly equal size."""
+        parts = torch.arange(self.num_sequences, device=self.inputs.device).chunk(number)
+        return [
+            SequenceBatch(
+                self.inputs[part],
+                None if self.targets is None else self.targets[part],
+                None if self.lengths is None else self.lengths[part],
+                self.has_start_symbol,
+            )
+            for part in parts
+        ]
+
     def _zero_padding(self, values: Tensor) -> Tensor:
         assert self.mask is not None
         mask = self.mask.reshape(self.mask.shape + (1,) * (values.dim() - 2))

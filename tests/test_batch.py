@@ -41,6 +41,19 @@ def test_padding_is_zeroed() -> None:
     assert batch.num_real == 2
 
 
+def test_chunks_are_the_batch() -> None:
+    batch = SequenceBatch(
+        torch.randn(5, 3, 1), torch.randn(5, 3, 1), torch.tensor([3, 1, 2, 3, 0]), False
+    )
+    parts = batch.chunk(2)
+    assert [part.num_sequences for part in parts] == [3, 2]
+    assert not any(part.has_start_symbol for part in parts)
+    for name in ("inputs", "targets", "lengths"):
+        whole = torch.cat([getattr(part, name) for part in parts])
+        assert torch.equal(whole, getattr(batch, name))
+    assert len(batch.chunk(9)) == 5
+
+
 def test_to_moves_everything_but_keeps_integers() -> None:
     batch = SequenceBatch.from_targets(torch.ones(2, 3, 1), torch.tensor([3, 1]))
     single = batch.to(dtype=torch.float32)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import logging
 import math
 import signal
@@ -21,7 +22,6 @@ import torch
 from tqdm import tqdm
 
 from pyro_zf.analysis.figures import save_run_figures
-from pyro_zf.batch import SequenceBatch
 from pyro_zf.data import Batches, DataError
 from pyro_zf.infer import OBJECTIVES, SVI, Bounds, LinearSchedule, batch_bounds, evaluate
 from pyro_zf.models import SequenceModel
@@ -32,7 +32,7 @@ from pyro_zf.training.checkpoint import (
     save_checkpoint,
 )
 from pyro_zf.training.config import TrainConfig, UsageError, read_config, resolve
-from pyro_zf.training.record import Record, read_metrics, write_json
+from pyro_zf.training.record import Record, read_metrics, write_text
 from pyro_zf.training.setup import build_data, build_model
 
 __all__ = ["Interrupted", "TrainingError", "train"]
@@ -117,7 +117,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         progress = Progress(**checkpoint["progress"])
         losses = list(checkpoint["losses"].unbind())
     last.parent.mkdir(parents=True, exist_ok=True)
-    (run / "config.json").write_text(config.to_json())
+    write_text(run / "config.json", config.to_json())
     record = Record(run, last_step=progress.step if resuming else None)
     parameters = sum(p.numel() for p in model.parameters())
     log.info("data: %s (%s)", splits.source.name, splits.source.detail)
@@ -126,7 +126,18 @@ def train(config: TrainConfig) -> dict[str, Any]:
     )
     log.info("run folder: %s", run)
 
+    def mean_loss() -> float:
+        """Of the updates since the last entry of the log; here the host waits for the device."""
+        loss = torch.stack(losses).mean().item() if losses else 0.0
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"the loss is {loss} within the {len(losses)} updates up to step {progress.step}; "
+                f"the last good state is {last if last.exists() else 'that of the start'}"
+            )
+        return loss
+
     def save(path: Path) -> None:
+        mean_loss()  # never a state that is lost already
         content = {
             "format": 1,
             "step": progress.step,
@@ -140,6 +151,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         save_checkpoint(path, content)
 
     def validate() -> None:
+        mean_loss()
         bounds = _bounds_with_own_noise(model, valid_batches, config.seed, device)
         nats = -bounds.per_sequence("elbo").mean
         record.write("valid", progress.step, epoch=progress.epoch, **_numbers(bounds))
@@ -172,8 +184,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
                 continue
 
             model.kl_weight = kl_weight(progress.step)
-            with pyro.validation_enabled(len(losses) == 0 and progress.step == 0):
-                losses.append(svi.step(_parts(batch, config.accumulate)))
+            with pyro.validation_enabled(progress.step == 0):
+                losses.append(svi.step(batch.chunk(config.accumulate)))
             progress.step += 1
             progress.batch += 1
             progress.seconds = time.monotonic() - started
@@ -181,12 +193,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
             bar.update()
 
             if progress.step % config.log_interval == 0:
-                loss = torch.stack(losses).mean().item()  # the one read from the device
-                if not math.isfinite(loss):
-                    raise TrainingError(
-                        f"the loss is {loss} within the {len(losses)} updates up to step "
-                        f"{progress.step}; the last good state is {last if last.exists() else 'none'}"
-                    )
+                loss = mean_loss()
                 seconds = time.monotonic() - window_start
                 with _own_noise(config.seed + progress.step, device):
                     terms = batch_bounds(model.model, model.guide, batch)
@@ -243,7 +250,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         "marginal_bernoulli_nats_per_sequence": -splits.marginal_nats("test"),
         "figures": [str(path) for path in figures],
     }
-    write_json(run / "summary.json", summary)
+    write_text(run / "summary.json", json.dumps(summary, indent=2) + "\n")
     return summary
 
 
@@ -290,20 +297,13 @@ def _eval_batch(config: TrainConfig) -> int:
     return 4 * config.batch_size
 
 
-def _parts(batch: SequenceBatch, number: int) -> SequenceBatch | list[SequenceBatch]:
-    if number == 1:
-        return batch
-    targets, inputs = batch.targets, batch.inputs
-    assert targets is not None
-    lengths = [None] * number if batch.lengths is None else batch.lengths.tensor_split(number)
-    split = zip(inputs.tensor_split(number), targets.tensor_split(number), lengths, strict=True)
-    return [SequenceBatch(i, t, n) for i, t, n in split if len(i)]
-
-
 @contextmanager
 def _own_noise(seed: int, device: torch.device) -> Iterator[None]:
     """Noise of a seed; the random numbers of training go on afterwards as if nothing had been."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+    with (
+        pyro.validation_enabled(False),
+        torch.random.fork_rng([device] if device.type == "cuda" else []),
+    ):
         torch.manual_seed(seed)
         yield
 
@@ -311,7 +311,7 @@ def _own_noise(seed: int, device: torch.device) -> Iterator[None]:
 def _bounds_with_own_noise(
     model: SequenceModel, batches: Batches, seed: int, device: torch.device
 ) -> Bounds:
-    with _own_noise(seed, device), pyro.validation_enabled(False):
+    with _own_noise(seed, device):
         return evaluate(model.model, model.guide, batches.epoch(0, 0, device))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-__all__ = ["Record", "read_metrics", "write_json"]
+__all__ = ["Record", "read_metrics", "write_text"]
 
 
 class Record:
@@ -31,7 +31,7 @@ class Record:
                 if event["step"] <= last_step and event["event"] != "test"
             ]
             text = "".join(json.dumps(event) + "\n" for event in kept)
-            _replace(self.path, text)
+            write_text(self.path, text)
         self._board = SummaryWriter(
             str(run), purge_step=None if last_step is None else last_step + 1
         )
@@ -61,12 +61,8 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     return events
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON file as a whole."""
-    _replace(path, json.dumps(content, indent=2) + "\n")
-
-
-def _replace(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """Write a file as a whole: a reader finds the old one or the new one."""
     temporary = path.with_name(f".{path.name}.part")
     temporary.write_text(text)
     os.replace(temporary, path)
