@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 from collections.abc import Callable, Sequence
@@ -20,6 +19,7 @@ from pyro_zf.training import (
     TrainConfig,
     TrainingError,
     UsageError,
+    json_text,
     load_run,
     resolve_device,
     train,
@@ -86,10 +86,10 @@ def _run(command: Callable[[Any], None], config: Any) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         command(config)
-    except (UsageError, DataError, OSError) as error:
+    except (UsageError, DataError, PermissionError, NotADirectoryError, FileExistsError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except TrainingError as error:
+    except (TrainingError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except Interrupted as error:
@@ -156,7 +156,7 @@ def _evaluate(config: EvaluateConfig) -> None:
             result[f"{name}_nats_per_{where}"] = estimate.mean
             result[f"{name}_nats_per_{where}_stderr"] = estimate.stderr
     result["kl_nats_at_steps"] = [round(x, 5) for x in bounds.kl_at_steps()]
-    print(json.dumps(result))
+    print(json_text(result))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ belongs to the event. :class:`PosteriorPath` and :class:`PriorPath` are distribu
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -23,7 +23,7 @@ from torch.distributions.kl import register_kl
 from pyro_zf.batch import SequenceBatch, masked, with_particles
 from pyro_zf.cores import sample_path
 from pyro_zf.nn.lstm import Transition
-from pyro_zf.nn.posteriors import GaussianPosterior
+from pyro_zf.nn.posteriors import gives_moments
 
 __all__ = ["OverTime", "PosteriorPath", "PriorPath", "Recurrence", "Shared"]
 
@@ -55,7 +55,7 @@ class Shared:
     def _full_key(tensors: Iterable[Any], parameters: Iterable[Tensor]) -> tuple[Any, ...]:
         return (
             tuple(_Identity(x) for x in tensors),
-            tuple((id(p), p._version) for p in parameters),
+            tuple((id(p), _version(p), p.requires_grad) for p in parameters),
             torch.is_grad_enabled(),
             torch.is_autocast_enabled("cpu"),
             torch.is_autocast_enabled("cuda"),
@@ -73,7 +73,7 @@ class _Identity:
 
     def __init__(self, value: Any) -> None:
         self.value = value
-        self.version = value._version if isinstance(value, Tensor) else None
+        self.version = _version(value)
 
     def __eq__(self, other: object) -> bool:
         return (
@@ -83,6 +83,11 @@ class _Identity:
         )
 
     __hash__ = None  # type: ignore[assignment]
+
+
+def _version(value: Any) -> int | None:
+    """Counts changes in place; inference tensors, which cannot be trained on, have no count."""
+    return value._version if isinstance(value, Tensor) and not value.is_inference() else None
 
 
 class Recurrence:
@@ -196,16 +201,29 @@ class _OverPath(TorchDistribution):
     ) -> TorchDistributionMixin:
         """The distribution of each step given the path before it; batch shape ``(time, *batch)``."""
         if self._cached is None or self._cached[0] is not z:
-            self._cached = (z, self._conditionals(z))
+            conditionals = self._conditionals(z)
+            expected = (z.shape[-2], *z.shape[:-2]), z.shape[-1:]
+            if (conditionals.batch_shape, conditionals.event_shape) != expected:
+                raise ValueError(
+                    f"{self._source} gives batch shape {tuple(conditionals.batch_shape)} and event "
+                    f"shape {tuple(conditionals.event_shape)} for all steps at once, not "
+                    f"{tuple(expected[0])} and {tuple(expected[1])}; is a .to_event(1) missing?"
+                )
+            self._cached = (z, conditionals)
         return self._cached[1]
+
+    @property
+    def _source(self) -> str:
+        raise NotImplementedError
 
     def _conditionals(self, z: Tensor) -> TorchDistributionMixin:
         raise NotImplementedError
 
     def log_prob(
         self, value: Float[Tensor, "*particles batch time latent"]
-    ) -> Float[Tensor, "*particles batch"]:
-        return self.log_prob_per_step(value).sum(0)
+    ) -> Float[Tensor, "*batch_shape"]:
+        log_prob = self.log_prob_per_step(value).sum(0)
+        return log_prob.expand(torch.broadcast_shapes(log_prob.shape, self.batch_shape))
 
     def log_prob_per_step(
         self, value: Float[Tensor, "*particles batch time latent"]
@@ -237,7 +255,7 @@ class PosteriorPath(_OverPath):
 
     @cached_property
     def has_rsample(self) -> bool:  # type: ignore[override]
-        if isinstance(self.posterior, GaussianPosterior):
+        if gives_moments(self.posterior):
             return True
         h = self.recurrence.transition.initial(self.b.shape[1:-1])[0]
         return bool(self.posterior(h, self.b[0]).has_rsample)
@@ -270,10 +288,16 @@ class PosteriorPath(_OverPath):
 
     @property
     def path(self) -> Tensor:
-        """The path that was drawn last."""
+        """The path that was scored last, else the one that was drawn."""
+        if self._cached is not None:
+            return self._cached[0]
         if self._drawn is None:
-            raise RuntimeError("the KL along a path needs a path: draw one by rsample() first")
+            raise RuntimeError("the KL along a path needs a path: draw or score one first")
         return self._drawn
+
+    @property
+    def _source(self) -> str:
+        return f"the posterior {type(self.posterior).__name__}"
 
 
 class PriorPath(_OverPath):
@@ -309,6 +333,10 @@ class PriorPath(_OverPath):
     def _conditionals(self, z: Tensor) -> TorchDistributionMixin:
         return self.prior(self.recurrence.previous_states(z))
 
+    @property
+    def _source(self) -> str:
+        return f"the prior {type(self.prior).__name__}"
+
 
 class OverTime(TorchDistribution):
     """A distribution whose first batch dimension is time, as one whose event is the sequence.
@@ -338,33 +366,50 @@ class OverTime(TorchDistribution):
         return constraints.independent(self.steps.support, 1)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> OverTime:
-        if torch.Size(batch_shape) == self.batch_shape:
+        batch_shape = torch.Size(batch_shape)
+        if batch_shape == self.batch_shape:
             return self
         copy = OverTime.__new__(OverTime)
         copy.__dict__.update(self.__dict__)
-        copy.steps = self.steps.expand(torch.Size((self.event_shape[0], *batch_shape)))
-        copy._batch_shape = torch.Size(batch_shape)
+        # New dimensions stay to the left of time in the steps, where broadcasting puts them.
+        kept = batch_shape[len(batch_shape) - self._num_batch_dims :]
+        copy.steps = self.steps.expand(torch.Size((self.event_shape[0], *kept)))
+        copy._batch_shape = batch_shape
         return copy
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
-        return self._time_last(self.steps.rsample(torch.Size(sample_shape)))
+        return self._draw(self.steps.rsample, sample_shape)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
-        return self._time_last(self.steps.sample(torch.Size(sample_shape)))
+        return self._draw(self.steps.sample, sample_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        return self.log_prob_per_step(value).sum(0)
+        log_prob = self.log_prob_per_step(value).sum(0)
+        return log_prob.expand(torch.broadcast_shapes(log_prob.shape, self.batch_shape))
 
     def log_prob_per_step(self, value: Tensor) -> Tensor:
         """Nats of each step, time first; zero behind the end of a sequence."""
-        value = value.movedim(-self.steps.event_dim - 1, 0)
-        num_dims = len(self.steps.batch_shape) + self.steps.event_dim
-        value = with_particles(value, num_dims - value.dim())
-        return masked(self.steps.log_prob(value), self.step_mask)
+        missing = self._num_batch_dims + len(self.event_shape) - value.dim()
+        value = value.reshape(*(1,) * missing, *value.shape)
+        log_prob = self.steps.log_prob(value.movedim(self._time_in_value, self._time_in_steps))
+        return masked(log_prob.movedim(-1 - self._num_batch_dims, 0), self.step_mask)
 
-    def _time_last(self, value: Tensor) -> Tensor:
-        time = value.dim() - self.steps.event_dim - len(self.steps.batch_shape)
-        return value.movedim(time, value.dim() - self.steps.event_dim - 1)
+    @property
+    def _num_batch_dims(self) -> int:
+        return len(self.steps.batch_shape) - 1
+
+    @property
+    def _time_in_value(self) -> int:
+        return -1 - self.steps.event_dim
+
+    @property
+    def _time_in_steps(self) -> int:
+        return self._time_in_value - self._num_batch_dims
+
+    def _draw(self, draw: Callable[[torch.Size], Tensor], sample_shape: Any) -> Tensor:
+        left = self.batch_shape[: len(self.batch_shape) - self._num_batch_dims]
+        value = draw(torch.Size(sample_shape) + left)
+        return value.movedim(self._time_in_steps, self._time_in_value)
 
 
 def path_kl_per_step(q: PosteriorPath, p: PriorPath) -> Float[Tensor, "time *particles batch"]:

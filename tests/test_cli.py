@@ -43,6 +43,9 @@ def test_train_then_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     )
     assert evaluate_main(arguments) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == result
+    assert evaluate_main([run, "--max-sequences", "1"]) == 0
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert json.loads(line, parse_constant=pytest.fail)["elbo_nats_per_sequence_stderr"] is None
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import pyro
 import torch
 from jaxtyping import Float
 from pyro import poutine
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from pyro_zf.batch import SequenceBatch
 from pyro_zf.models import SequenceModel
+from pyro_zf.models.base import local_parameters
 
 __all__ = ["Reconstruction", "reconstruct", "sample"]
 
@@ -41,8 +41,7 @@ def sample(
 def reconstruct(model: SequenceModel, batch: SequenceBatch) -> Reconstruction:
     """Draw z from the posterior of each sequence and decode it in both ways."""
     assert batch.targets is not None
-    local = pyro.settings.context(module_local_params=True)
-    with poutine.block(), local, model.using_layout("steps"):
+    with poutine.block(), local_parameters(), model.using_layout("steps"):
         posterior = poutine.trace(model.guide).get_trace(batch)
         latents: dict[str, Any] = {
             name: site["value"] for name, site in posterior.nodes.items() if name.startswith("z_")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pyro_zf.batch import with_particles
 from pyro_zf.nn.lstm import Transition
-from pyro_zf.nn.posteriors import GaussianPosterior
+from pyro_zf.nn.posteriors import gives_moments
 
 __all__ = ["Path", "sample_path"]
 
@@ -51,7 +51,7 @@ def sample_path(
     step = transition.stepper()
     state = transition.initial(batch_shape)
     projected = transition.project(inputs).unbind(0)
-    if isinstance(posterior, GaussianPosterior):
+    if gives_moments(posterior):
         moments, context = posterior.stepper(), posterior.project(b)
     else:
         moments = None

@@ -16,8 +16,8 @@ from pyro.poutine import Trace
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from pyro_zf.batch import SequenceBatch
-from pyro_zf.models.base import AUX_PREFIX
+from pyro_zf.batch import SequenceBatch, with_particles
+from pyro_zf.models.base import AUX_PREFIX, local_parameters
 from pyro_zf.paths import PosteriorPath, PriorPath, path_kl_per_step
 
 __all__ = ["BatchBounds", "Bounds", "Estimate", "batch_bounds", "evaluate"]
@@ -168,7 +168,7 @@ def _particles(
 ) -> tuple[Tensor, list[Tensor]]:
     """Log weights (size, batch) and [log likelihood, KL of each step, auxiliary costs]."""
     plate = pyro.plate("num_particles_vectorized", size, dim=-2)
-    with poutine.block(), pyro.settings.context(module_local_params=True), plate:
+    with poutine.block(), local_parameters(), plate:
         guide_trace = poutine.trace(guide).get_trace(batch)
         model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(batch)
     shape = (size, batch.num_sequences)
@@ -191,6 +191,7 @@ def _particles(
             ratio = scale_and_mask(q.log_prob(value), mask=guide_site["mask"]) - log_prob
             log_ratio = log_ratio + ratio
             steps = scale_and_mask(_kl_steps(q, fn, ratio), mask=guide_site["mask"])
+            steps = with_particles(steps, len(shape) + 1 - steps.dim())
             kl_steps.append(steps.expand(-1, *shape))
     kl = torch.cat(kl_steps) if kl_steps else zero.unsqueeze(0)
     return log_likelihood - log_ratio, [log_likelihood, kl.movedim(0, -1), aux]

@@ -44,6 +44,9 @@ class TraceMeanField_ELBO(pyro.infer.TraceMeanField_ELBO):
 
     Its condition holds for the models of this package: model and guide draw the latents in the same
     order. In the time layout the analytic KL is the one between the conditionals along the path.
+
+    Raises:
+        ValueError: if a latent site of the guide is not reparametrised.
     """
 
     def differentiable_loss(
@@ -51,6 +54,11 @@ class TraceMeanField_ELBO(pyro.infer.TraceMeanField_ELBO):
     ) -> Tensor:
         loss: Any = 0.0
         for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
+            if not _reparametrised(guide_trace):
+                raise ValueError(
+                    "TraceMeanField_ELBO needs a guide whose latent sites are reparametrised; "
+                    "Trace_ELBO does not"
+                )
             # Sum of the sites as the stock class computes them; it calls .item() on the total, so
             # the total is made here.
             elbo: Any = 0.0
@@ -88,8 +96,9 @@ class TraceIWAE(ELBO):
     plate over sequences. Auxiliary costs, sites whose names begin with ``aux_``, are averaged over
     the particles beside the bound; they never enter a weight.
 
-    Usable in :class:`pyro.infer.SVI`, as ``TraceIWAE(25)(model, guide)`` and by
+    Usable in :class:`pyro.infer.SVI`, in :class:`pyro_zf.infer.SVI` and by
     :meth:`~pyro_zf.models.SequenceModel.loss_module`. The guide must be reparametrised.
+    (:class:`pyro.infer.RenyiELBO` has the auxiliary costs in its weights.)
 
     Args:
         num_particles: K.

@@ -12,6 +12,7 @@ from pyro.infer.elbo import ELBO
 from torch import Tensor
 
 from pyro_zf.batch import SequenceBatch
+from pyro_zf.models.base import local_parameters
 
 __all__ = ["SVI"]
 
@@ -101,10 +102,11 @@ class SVI(pyro.infer.SVI):
         return torch.as_tensor(self.loss(self.model, self.guide, batch)) / batch.num_real
 
     def _accumulate(self, batch: SequenceBatch, total: int | Tensor) -> Tensor:
-        if not hasattr(self.elbo, "differentiable_loss"):
-            return self._accumulate_by_loss_and_grads(batch, total)
         context = self.loss_context() if self.loss_context else nullcontext()
-        with context, pyro.settings.context(module_local_params=True):
+        if not hasattr(self.elbo, "differentiable_loss"):
+            with context:
+                return self._accumulate_by_loss_and_grads(batch, total)
+        with context, local_parameters():
             loss = self.elbo.differentiable_loss(self.model, self.guide, batch) / total
         loss.backward()
         return loss.detach()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Literal
 
 import pyro
@@ -13,10 +14,30 @@ from torch import Tensor, nn
 
 from pyro_zf.batch import SequenceBatch
 
-__all__ = ["AUX_PREFIX", "LAYOUTS", "LatentWeight", "LossModule", "SequenceModel"]
+__all__ = [
+    "AUX_PREFIX",
+    "LAYOUTS",
+    "LatentWeight",
+    "LossModule",
+    "SequenceModel",
+    "local_parameters",
+]
 
 Layout = Literal["steps", "time"]
 LAYOUTS: tuple[Layout, ...] = ("steps", "time")
+
+_local = ContextVar("local_parameters", default=False)
+
+
+@contextmanager
+def local_parameters() -> Iterator[None]:
+    """Run programs without putting parameters into Pyro's store, for who has them already."""
+    token = _local.set(True)
+    try:
+        yield
+    finally:
+        _local.reset(token)
+
 
 #: Sites that are costs of training, not part of the joint density, begin with this.
 AUX_PREFIX = "aux_"
@@ -127,7 +148,7 @@ class SequenceModel(nn.Module):
             Tensor: :math:`y_{1:T}`, (batch, time, ...).
         """
         batch = SequenceBatch.to_generate(start, num_steps)
-        with pyro.poutine.block(), pyro.settings.context(module_local_params=True):
+        with pyro.poutine.block(), local_parameters():
             trace = pyro.poutine.trace(self.model).get_trace(batch)
         ys: list[Any] = [trace.nodes[f"y_{t}"]["value"] for t in range(1, num_steps + 1)]
         return torch.stack(ys, dim=1)
@@ -145,8 +166,8 @@ class SequenceModel(nn.Module):
         raise NotImplementedError
 
     def _register(self) -> None:
-        """Make the parameters known to Pyro's optimisers, unless Pyro is told to keep them local."""
-        if pyro.settings.get("module_local_params"):
+        """Make the parameters known to Pyro's optimisers."""
+        if _local.get():
             return
         pyro.module(self.name, self)
         store: Any = pyro.get_param_store()
@@ -156,7 +177,8 @@ class SequenceModel(nn.Module):
                 # Pyro would go on training the parameters of the other module, in silence.
                 raise ValueError(
                     f"another module is registered with Pyro as {self.name!r}: call "
-                    "pyro.clear_param_store() first, or give this model another name="
+                    "pyro.clear_param_store() first, or give this model another name= (weights "
+                    "that were saved with a store come back by load_state_dict)"
                 )
 
 
@@ -187,6 +209,6 @@ class LossModule(nn.Module):
 
     def forward(self, batch: SequenceBatch) -> Tensor:
         """Nats per sequence."""
-        with pyro.settings.context(module_local_params=True):
+        with local_parameters():
             loss = self.objective.differentiable_loss(self.model.model, self.model.guide, batch)
         return loss / batch.num_real

@@ -40,7 +40,7 @@ from pyro_zf.batch import SequenceBatch, masked, with_particles
 from pyro_zf.models.base import AUX_PREFIX, Layout, SequenceModel
 from pyro_zf.models.released import convert_released
 from pyro_zf.nn.auxiliary import AuxiliaryCost, ReversePrediction, StateReconstruction, StepStates
-from pyro_zf.nn.emissions import build_emission
+from pyro_zf.nn.emissions import CategoricalEmission, build_emission
 from pyro_zf.nn.gaussian import GaussianForm
 from pyro_zf.nn.lstm import BackwardLSTM, LSTMTransition, Transition
 from pyro_zf.nn.posteriors import SmoothingPosterior
@@ -165,8 +165,6 @@ class ZForcing(SequenceModel):
             raise ValueError(f"unknown variant {variant!r}; there are {sorted(VARIANTS)}")
         if detach not in DETACH:
             raise ValueError(f"unknown detach {detach!r}; there are {DETACH}")
-        if alpha < 0 or beta < 0:
-            raise ValueError(f"weights must not be negative: alpha={alpha}, beta={beta}")
         given = VARIANTS[variant]
         form = form or given.get("form")
         aux_form = aux_form or given.get("aux_form")
@@ -182,10 +180,24 @@ class ZForcing(SequenceModel):
 
         self.latent_size = latent_size
         self.detach = detach
-        self.aux_weights = {"b": alpha, "u": beta}
+        self.aux_weights: dict[str, float] = {}
+        self.alpha, self.beta = alpha, beta
 
         mlp: dict[str, Any] = {"mlp_size": mlp_size, "activation": activation}
-        symbols = emission == "categorical"
+        heads = {**mlp, "depth": emission_depth}
+        if emission == "gaussian":
+            heads["form"] = emission_form
+        if isinstance(emission, str):
+            reverse_emission = reverse_emission or build_emission(
+                emission, backward_size, data_size, **heads
+            )
+            emission = build_emission(emission, hidden_size, data_size, **heads)
+        elif reverse_emission is None and backward_size != hidden_size:
+            raise ValueError(
+                f"an emission module of your own reads {hidden_size} values, but the backward network "
+                f"has {backward_size} units: give a reverse_emission for these"
+            )
+        symbols = isinstance(emission, CategoricalEmission)
         if symbols:
             self.embedding: nn.Module = nn.Embedding(data_size, embedding_size or hidden_size)
         elif embedding_size:
@@ -209,14 +221,6 @@ class ZForcing(SequenceModel):
         self.posterior = posterior or SmoothingPosterior(
             hidden_size, backward_size, latent_size, depth=mlp_depth, form=form, **mlp
         )
-        heads = {**mlp, "depth": emission_depth}
-        if emission == "gaussian":
-            heads["form"] = emission_form
-        if isinstance(emission, str):
-            reverse_emission = reverse_emission or build_emission(
-                emission, backward_size, data_size, **heads
-            )
-            emission = build_emission(emission, hidden_size, data_size, **heads)
         self.emission = emission
         self.aux = nn.ModuleDict(
             {
@@ -257,7 +261,7 @@ class ZForcing(SequenceModel):
 
     @alpha.setter
     def alpha(self, weight: float) -> None:
-        self.aux_weights["b"] = weight
+        self._set_aux_weight("b", weight)
 
     @property
     def beta(self) -> float:
@@ -266,7 +270,7 @@ class ZForcing(SequenceModel):
 
     @beta.setter
     def beta(self, weight: float) -> None:
-        self.aux_weights["u"] = weight
+        self._set_aux_weight("u", weight)
 
     # One site a step: the specification, to be read beside the paper.
 
@@ -356,6 +360,13 @@ class ZForcing(SequenceModel):
 
     def _projected(self, inputs: Tensor) -> Tensor:
         return self.transition.project(self.embedding(inputs))
+
+    def _set_aux_weight(self, name: str, weight: float) -> None:
+        if not weight >= 0:
+            raise ValueError(
+                f"the weight of an auxiliary cost must not be negative, it is {weight}"
+            )
+        self.aux_weights[name] = weight
 
     def _active_aux(self) -> dict[str, AuxiliaryCost]:
         return {name: cost for name, cost in self.aux.items() if self.aux_weights[name] != 0}  # type: ignore[misc]

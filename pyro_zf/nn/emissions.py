@@ -91,7 +91,7 @@ class CategoricalEmission(nn.Module):
         return dist.Categorical(logits=self.network(h).to(h.dtype))
 
 
-#: Emissions by name. Add an entry to use your own from the command line.
+#: Emissions by name. Add an entry to have your own by name.
 EMISSIONS: dict[str, Callable[..., nn.Module]] = {
     "bernoulli": BernoulliEmission,
     "gaussian": GaussianEmission,

@@ -33,7 +33,7 @@ class ClippedLeakyReLU(nn.Module):
         return f"negative_slope={self.negative_slope:.3g}, bound={self.bound:g}"
 
 
-#: Hidden activations by name. Add an entry to use your own from the command line.
+#: Hidden activations by name. Add an entry to have your own by name.
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "clipped-leaky-relu": ClippedLeakyReLU,
     "leaky-relu": nn.LeakyReLU,

@@ -7,7 +7,7 @@ the recurrence take what depends on :math:`b_t` out of its loop.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeGuard, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from pyro_zf.nn.gaussian import GaussianForm, GaussianHead
 from pyro_zf.nn.mlp import MLP
 
-__all__ = ["GaussianPosterior", "SmoothingPosterior"]
+__all__ = ["GaussianPosterior", "SmoothingPosterior", "gives_moments"]
 
 
 @runtime_checkable
@@ -30,6 +30,22 @@ class GaussianPosterior(Protocol):
 
     def stepper(self) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
         r"""A function of (h, projected b) that gives :math:`\mu_t` and :math:`\log \sigma_t`."""
+
+
+def gives_moments(posterior: object) -> TypeGuard[GaussianPosterior]:
+    """Whether the recurrence may step by the moments of a posterior instead of by its forward.
+
+    Not where a subclass has a forward of its own but the stepper of its parent: the two would be
+    different distributions.
+    """
+    if not isinstance(posterior, GaussianPosterior):
+        return False
+    definer = {
+        name: next(c for c in type(posterior).__mro__ if name in vars(c))
+        for name in ("stepper", "project", "forward")
+    }
+    forward = definer["forward"]
+    return issubclass(definer["stepper"], forward) and issubclass(definer["project"], forward)
 
 
 class SmoothingPosterior(GaussianHead):

@@ -2,7 +2,7 @@
 
 from pyro_zf.training.config import PRESETS, TrainConfig, UsageError, resolve, resolve_device
 from pyro_zf.training.loop import Interrupted, TrainingError, train
-from pyro_zf.training.record import read_metrics
+from pyro_zf.training.record import json_text, read_metrics
 from pyro_zf.training.setup import build_data, build_model, load_run
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "UsageError",
     "build_data",
     "build_model",
+    "json_text",
     "load_run",
     "read_metrics",
     "resolve",

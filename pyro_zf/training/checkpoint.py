@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,13 @@ import torch
 
 from pyro_zf.data.datasets import DataError
 
-__all__ = ["load_checkpoint", "random_state", "restore_random_state", "save_checkpoint"]
+__all__ = [
+    "load_checkpoint",
+    "load_weights",
+    "random_state",
+    "restore_random_state",
+    "save_checkpoint",
+]
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
@@ -37,9 +42,23 @@ def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
     """
     try:
         content: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+    except Exception as error:  # what an unpickler raises on a damaged file is not documented
         raise DataError(f"{path} is damaged or no checkpoint ({type(error).__name__})") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{path} is no checkpoint: it holds a {type(content).__name__}")
     return content
+
+
+def load_weights(model: torch.nn.Module, checkpoint: dict[str, Any], path: Path) -> None:
+    """Put the weights of a checkpoint into a model.
+
+    Raises:
+        DataError: if they are not weights of that model.
+    """
+    try:
+        model.load_state_dict(checkpoint["model"])
+    except (KeyError, RuntimeError) as error:
+        raise DataError(f"{path} and config.json beside it are of different models") from error
 
 
 def random_state() -> dict[str, Any]:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import torch
 
 from pyro_zf.data.datasets import DataError
 from pyro_zf.data.mnist import Binarization, Frame
+from pyro_zf.nn import ACTIVATIONS
 
 __all__ = ["PRESETS", "TrainConfig", "UsageError", "read_config", "resolve", "resolve_device"]
 
@@ -119,15 +123,22 @@ class TrainConfig:
         """The settings of a run.
 
         Raises:
-            UsageError: if the text has settings that this version does not know.
+            UsageError: if the text is no JSON, or has settings that this version does not know.
         """
-        plain: dict[str, Any] = json.loads(text)
-        known = {f.name for f in dataclasses.fields(cls)}
-        if unknown := sorted(set(plain) - known):
-            raise UsageError(f"config.json has an unknown setting {unknown[0]!r}")
-        for name in ("output_dir", "resume", "data_dir"):
-            if plain.get(name) is not None:
-                plain[name] = Path(plain[name])
+        try:
+            plain: dict[str, Any] = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise UsageError(f"config.json is no JSON: {error}") from error
+        types = get_type_hints(cls)
+        for name, value in plain.items():
+            if name not in types:
+                near = difflib.get_close_matches(name, types, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise UsageError(f"config.json has an unknown setting {name!r}{hint}")
+            if value is not None and name in ("output_dir", "resume", "data_dir"):
+                plain[name] = Path(value)
+            elif not _has_type(value, types[name]):
+                raise UsageError(f"config.json: {name} cannot be {value!r}")
         return cls(**plain)
 
 
@@ -183,9 +194,22 @@ def resolve(config: TrainConfig) -> TrainConfig:
     if any(getattr(config, name) is not None for name in _LIMITS):
         values = {k: v for k, v in values.items() if k not in _LIMITS}
     values = {k: v for k, v in values.items() if getattr(config, k) is None}
+    if config.data_dir is not None:  # a run outlives the folder that it was started in
+        values["data_dir"] = config.data_dir.expanduser().absolute()
     config = dataclasses.replace(config, preset=preset, device=device, **values)
     _check_numbers(config)
     return config
+
+
+def _has_type(value: Any, hint: Any) -> bool:
+    origin = get_origin(hint)
+    if origin in (Union, UnionType):
+        return any(_has_type(value, option) for option in get_args(hint))
+    if origin is Literal:
+        return value in get_args(hint)
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
 
 
 def resolve_device(name: str) -> str:
@@ -196,12 +220,14 @@ def resolve_device(name: str) -> str:
     """
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        kind = torch.device(name).type
-    except RuntimeError as error:
-        raise UsageError(f"--device {name}: there are auto, cpu, cuda and cuda:N") from error
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise UsageError(f"--device {name}: PyTorch finds no CUDA device here; try --device cpu")
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise UsageError(f"--device {name}: there are auto, cpu, cuda and cuda:N")
+    index = int(name.partition(":")[2] or 0)
+    if name != "cpu" and index >= torch.cuda.device_count():
+        raise UsageError(
+            f"--device {name}: PyTorch finds {torch.cuda.device_count()} CUDA devices here; "
+            "try --device cpu"
+        )
     return name
 
 
@@ -218,6 +244,12 @@ def _check_numbers(config: TrainConfig) -> None:
         value = getattr(config, name)
         if value is not None and value < 0:
             raise UsageError(f"--{name.replace('_', '-')} must not be negative, it is {value}")
+    if config.seed >= 2**63:
+        raise UsageError(f"--seed must be below 2**63, it is {config.seed}")
+    if config.activation not in ACTIVATIONS:
+        raise UsageError(
+            f"--activation {config.activation}: there are {', '.join(sorted(ACTIVATIONS))}"
+        )
     assert config.batch_size is not None
     if config.accumulate > config.batch_size:
         raise UsageError(

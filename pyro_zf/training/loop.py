@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import logging
 import math
 import signal
@@ -27,13 +26,14 @@ from pyro_zf.infer import OBJECTIVES, SVI, Bounds, LinearSchedule, batch_bounds,
 from pyro_zf.models import SequenceModel
 from pyro_zf.training.checkpoint import (
     load_checkpoint,
+    load_weights,
     random_state,
     restore_random_state,
     save_checkpoint,
 )
 from pyro_zf.training.config import TrainConfig, UsageError, read_config, resolve
-from pyro_zf.training.record import Record, read_metrics, write_text
-from pyro_zf.training.setup import build_data, build_model
+from pyro_zf.training.record import Record, json_text, read_metrics, write_text
+from pyro_zf.training.setup import build_data, build_model, check_same_data
 
 __all__ = ["Interrupted", "TrainingError", "train"]
 
@@ -111,14 +111,12 @@ def train(config: TrainConfig) -> dict[str, Any]:
     last, best = run / "checkpoints" / "last.pt", run / "checkpoints" / "best.pt"
     if resuming:
         checkpoint = load_checkpoint(last, device)
-        model.load_state_dict(checkpoint["model"])
+        check_same_data(checkpoint, splits, run)
+        load_weights(model, checkpoint, last)
         optimiser.load_state_dict(checkpoint["optimizer"])
         restore_random_state(checkpoint["random"])
         progress = Progress(**checkpoint["progress"])
         losses = list(checkpoint["losses"].unbind())
-    last.parent.mkdir(parents=True, exist_ok=True)
-    write_text(run / "config.json", config.to_json())
-    record = Record(run, last_step=progress.step if resuming else None)
     parameters = sum(p.numel() for p in model.parameters())
     log.info("data: %s (%s)", splits.source.name, splits.source.detail)
     log.info(
@@ -142,6 +140,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
             "format": 1,
             "step": progress.step,
             "config": config.to_json(),
+            "data": splits.source.name,
             "progress": dataclasses.asdict(progress),
             "model": model.state_dict(),
             "optimizer": optimiser.state_dict(),
@@ -149,6 +148,12 @@ def train(config: TrainConfig) -> dict[str, Any]:
             "losses": torch.stack(losses) if losses else torch.zeros(0, device=device),
         }
         save_checkpoint(path, content)
+
+    last.parent.mkdir(parents=True, exist_ok=True)
+    if not resuming:
+        save(last)  # before config.json: what has one can be resumed
+    write_text(run / "config.json", config.to_json())
+    record = Record(run, last_step=progress.step if resuming else None)
 
     def validate() -> None:
         mean_loss()
@@ -226,7 +231,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         save(last)
 
     # Test the best model, draw pictures
-    model.load_state_dict(load_checkpoint(best, device)["model"])
+    load_weights(model, load_checkpoint(best, device), best)
     model.kl_weight = 1.0
     bounds = _bounds_with_own_noise(model, test_batches, config.seed, device)
     record.write("test", progress.best_step, **_numbers(bounds))
@@ -250,14 +255,14 @@ def train(config: TrainConfig) -> dict[str, Any]:
         "marginal_bernoulli_nats_per_sequence": -splits.marginal_nats("test"),
         "figures": [str(path) for path in figures],
     }
-    write_text(run / "summary.json", json.dumps(summary, indent=2) + "\n")
+    write_text(run / "summary.json", json_text(summary, indent=2) + "\n")
     return summary
 
 
 def _settings_to_resume(given: TrainConfig) -> TrainConfig:
     """Settings of the run, with the limits and the device that were given now."""
     assert given.resume is not None
-    changeable = ("max_steps", "max_epochs", "max_minutes", "device")
+    changeable = ("max_steps", "max_epochs", "max_minutes", "device", "data_dir")
     untouched = dataclasses.replace(
         given, resume=None, **{name: getattr(TrainConfig, name) for name in changeable}
     )
@@ -265,8 +270,8 @@ def _settings_to_resume(given: TrainConfig) -> TrainConfig:
         if getattr(untouched, field.name) != field.default:
             flag = field.name.replace("_", "-")
             raise UsageError(
-                f"--{flag} cannot change on --resume; only --max-steps, --max-epochs, --max-minutes "
-                "and --device can"
+                f"--{flag} cannot change on --resume; only --max-steps, --max-epochs, --max-minutes, "
+                "--device and --data-dir can"
             )
     config = read_config(given.resume)
     if not (given.resume / "checkpoints" / "last.pt").is_file():
@@ -274,8 +279,12 @@ def _settings_to_resume(given: TrainConfig) -> TrainConfig:
     limits = {name: getattr(given, name) for name in changeable[:3]}
     if all(limit is None for limit in limits.values()):
         limits = {name: getattr(config, name) for name in limits}
-    device = config.device if given.device == "auto" else given.device
-    return resolve(dataclasses.replace(config, output_dir=given.resume, device=device, **limits))
+    changed = {"output_dir": given.resume, **limits}
+    if given.device != "auto":
+        changed["device"] = given.device
+    if given.data_dir is not None:
+        changed["data_dir"] = given.data_dir
+    return resolve(dataclasses.replace(config, **changed))
 
 
 def _finished(config: TrainConfig, progress: Progress) -> bool:

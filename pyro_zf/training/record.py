@@ -10,7 +10,7 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-__all__ = ["Record", "read_metrics", "write_text"]
+__all__ = ["Record", "json_text", "read_metrics", "write_text"]
 
 
 class Record:
@@ -38,7 +38,7 @@ class Record:
 
     def write(self, event: str, step: int, **numbers: Any) -> None:
         """One event with its numbers; their names carry the unit."""
-        line = json.dumps({"event": event, "step": step, **numbers}, allow_nan=True)
+        line = json_text({"event": event, "step": step, **numbers})
         with self.path.open("a") as file:
             file.write(line + "\n")
         for name, value in numbers.items():
@@ -59,6 +59,14 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             continue
     return events
+
+
+def json_text(content: dict[str, Any], indent: int | None = None) -> str:
+    """JSON, in which a number that is none (the standard error of one value) is null."""
+    finite = {
+        k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in content.items()
+    }
+    return json.dumps(finite, indent=indent, allow_nan=False)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from pyro_zf.data import DataError, Splits, load_mnist
 from pyro_zf.models import SequenceModel, ZForcing
-from pyro_zf.training.checkpoint import load_checkpoint
+from pyro_zf.training.checkpoint import load_checkpoint, load_weights
 from pyro_zf.training.config import TrainConfig, read_config
 
-__all__ = ["build_data", "build_model", "load_run"]
+__all__ = ["build_data", "build_model", "check_same_data", "load_run"]
 
 _EMISSIONS = {"binary": "bernoulli", "real": "gaussian", "categorical": "categorical"}
 
@@ -44,6 +45,20 @@ def build_model(config: TrainConfig, splits: Splits) -> SequenceModel:
     )
 
 
+def check_same_data(checkpoint: dict[str, Any], splits: Splits, run: Path) -> None:
+    """Refuse data other than those that a run was trained on.
+
+    Raises:
+        DataError: if they are others.
+    """
+    trained_on = checkpoint.get("data")
+    if trained_on != splits.source.name:
+        raise DataError(
+            f"{run} was trained on {trained_on}, but what is found here is {splits.source.name}; "
+            "name the folder of its data by --data-dir"
+        )
+
+
 def load_run(
     run: Path, which: str = "best", device: str = "cpu", data_dir: Path | None = None
 ) -> tuple[TrainConfig, Splits, SequenceModel, int]:
@@ -59,7 +74,8 @@ def load_run(
     if not path.is_file():
         raise DataError(f"{run} has no checkpoint {which!r} (looked for {path})")
     splits = build_data(config)
-    model = build_model(config, splits).to(device)
     checkpoint = load_checkpoint(path, torch.device(device))
-    model.load_state_dict(checkpoint["model"])
+    check_same_data(checkpoint, splits, run)
+    model = build_model(config, splits).to(device)
+    load_weights(model, checkpoint, path)
     return config, splits, model.eval(), int(checkpoint["step"])

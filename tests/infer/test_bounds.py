@@ -51,7 +51,7 @@ def test_units_and_standard_errors() -> None:
         elbo = torch.tensor(elbos)
         batch = SequenceBatch.from_targets(torch.zeros(2, 4, 1), torch.tensor(lengths))
         steps = torch.arange(1.0, 5.0) * batch.mask
-        bounds.add(batch, BatchBounds(elbo, elbo, elbo, elbo, steps, elbo))
+        bounds.add(batch, BatchBounds(elbo, elbo, elbo, steps.sum(-1), steps, elbo))
     assert bounds.num_sequences == 3
     assert bounds.num_steps == 9
     per_sequence, per_step = bounds.per_sequence("elbo"), bounds.per_step("elbo")
@@ -59,6 +59,12 @@ def test_units_and_standard_errors() -> None:
     assert per_sequence.stderr == pytest.approx(2 / math.sqrt(3))
     assert per_step.mean == pytest.approx(-2.0)
     assert per_step.stderr == pytest.approx(0.0, abs=1e-12), "every sequence has -2 nats a step"
+    kl_per_step = bounds.per_step("kl")
+    kl = torch.tensor([3.0, 10.0, 6.0])  # the sums of 1..2, 1..4 and 1..3
+    ratio = 19 / 9
+    residual = kl - ratio * torch.tensor([2.0, 4.0, 3.0])
+    assert kl_per_step.mean == pytest.approx(ratio)
+    assert kl_per_step.stderr == pytest.approx((residual.std() / math.sqrt(3) / 3).item())
     assert bounds.kl_at_steps() == pytest.approx([1.0, 2.0, 3.0, 4.0])
 
 

@@ -46,6 +46,21 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(objective) -> None: 
     assert all(p.isfinite().all() for p in other_parameters)
 
 
+def test_rows_that_are_no_sequences_do_not_count() -> None:
+    losses, weights = [], []
+    for lengths in ([7, 3], [7, 3, 0, 0]):
+        torch.manual_seed(0)
+        model = MODELS["paper"]()
+        targets = torch.ones(len(lengths), 7, 4)
+        batch = SequenceBatch.from_targets(targets, torch.tensor(lengths))
+        svi = SVI(model.model, model.guide, torch.optim.SGD(model.parameters(), 0.1), Trace_ELBO())
+        with attributes(torch.Tensor, normal_=lambda self: self.fill_(0.3)):
+            losses.append(svi.step(batch))
+        weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    assert_close(losses[1], losses[0], "loss")
+    assert_close(weights[1], weights[0], "parameters")
+
+
 def test_clips_by_the_global_norm() -> None:
     model = MODELS["paper"]()
     before = torch.cat([p.detach().flatten() for p in model.parameters()])

@@ -51,7 +51,7 @@ class LinearGaussian(nn.Module):
 def linear_gaussian_model() -> ZForcing:
     return ZForcing(
         D, emission=LinearGaussian(H, D, 0.7), prior=LinearGaussian(H, Z, 0.9),
-        transition=LinearTransition(),
+        transition=LinearTransition(), reverse_emission=LinearGaussian(4, D, 1.0),
         hidden_size=H, backward_size=4, latent_size=Z, alpha=0.0, beta=0.0,
     )  # fmt: skip
 

@@ -12,8 +12,9 @@ from pyro import poutine
 
 from pyro_zf import SequenceBatch, ZForcing
 from pyro_zf.analysis import reconstruct, sample
-from pyro_zf.infer import Trace_ELBO
-from pyro_zf.nn import GaussianForm
+from pyro_zf.infer import Trace_ELBO, batch_bounds
+from pyro_zf.models.base import local_parameters
+from pyro_zf.nn import BernoulliEmission, CategoricalEmission, GaussianForm
 from tests.helpers import MODELS, SIZES, random_batch
 
 
@@ -46,7 +47,7 @@ def test_forget_bias() -> None:
         ({"layout": "flat"}, "unknown layout 'flat'"),
         ({"detach": "all"}, "unknown detach 'all'"),
         ({"activation": "swish"}, "unknown activation 'swish'"),
-        ({"alpha": -1.0}, "weights must not be negative"),
+        ({"alpha": -1.0}, "weight of an auxiliary cost must not be negative, it is -1"),
         ({"aux_condition": "h"}, "reads 'z' or 'zh', not 'h'"),
         ({"mlp_depth": -1}, "depth must not be negative"),
     ],
@@ -139,6 +140,63 @@ def test_states_are_computed_once_and_never_stale() -> None:
     assert len(calls) == before + 1, "another batch must not see these states"
 
 
+def test_states_made_under_other_circumstances_are_not_shared() -> None:
+    zf, batch = MODELS["paper"](), random_batch()
+    calls = []
+    run = zf.transition.run
+    zf.transition.run = lambda *args: calls.append(1) or run(*args)
+
+    def replay(guide: poutine.Trace) -> int:
+        calls.clear()
+        poutine.trace(poutine.replay(zf.model, trace=guide)).get_trace(batch)
+        return len(calls)
+
+    assert replay(poutine.trace(zf.guide).get_trace(batch)) == 0
+    guide = poutine.trace(zf.guide).get_trace(batch)
+    with torch.no_grad():
+        guide.nodes["z"]["value"].mul_(2)
+    assert replay(guide) == 1, "z was changed in place"
+    guide = poutine.trace(zf.guide).get_trace(batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert replay(guide) == 1, "another precision"
+    zf.transition.requires_grad_(False)
+    zf.eval()  # else Pyro warns that they are not registered
+    guide = poutine.trace(zf.guide).get_trace(batch)
+    zf.transition.requires_grad_(True)
+    assert replay(guide) == 1, "the parameters want a gradient now"
+
+
+@pytest.mark.parametrize("layout", ["steps", "time"])
+def test_the_start_symbol_is_not_predicted_in_reverse(layout: str) -> None:
+    zf, batch = MODELS["paper"](layout=layout, alpha=0.0, beta=0.7), random_batch()
+    assert batch.targets is not None
+    observed = SequenceBatch(batch.inputs, batch.targets, has_start_symbol=False)
+    b = zf.backward_network(batch.targets, batch)
+    log_prob = zf.aux["u"].emission(b).log_prob(batch.inputs.transpose(0, 1))
+    for data, expected in ((batch, log_prob[1:].sum(0)), (observed, log_prob.sum(0))):
+        torch.testing.assert_close(
+            batch_bounds(zf.model, zf.guide, data).aux, 0.7 * expected.detach()
+        )
+
+
+def test_an_emission_of_ones_own() -> None:
+    symbols = ZForcing(4, **{**SIZES, "emission": CategoricalEmission(6, 4, mlp_size=5)})
+    assert isinstance(symbols.embedding, torch.nn.Embedding)
+    assert symbols.generate(torch.zeros(2, dtype=torch.long), 3).shape == (2, 3)
+    with pytest.raises(
+        ValueError, match="the backward network has 7 units: give a reverse_emission"
+    ):
+        ZForcing(4, **SIZES, emission=BernoulliEmission(6, 4), backward_size=7)
+
+
+def test_weights_are_checked_when_they_are_set() -> None:
+    zf = MODELS["paper"]()
+    with pytest.raises(ValueError, match="must not be negative, it is -1"):
+        zf.alpha = -1.0
+    zf.alpha, zf.beta = 0.0, 2.0
+    assert zf.aux_weights == {"b": 0.0, "u": 2.0}
+
+
 def test_copies_and_pickles_leave_the_shared_states_behind() -> None:
     zf, batch = MODELS["paper"](), random_batch()
     zf.guide(batch)
@@ -148,9 +206,7 @@ def test_copies_and_pickles_leave_the_shared_states_behind() -> None:
     loss = zf.loss_module(Trace_ELBO())(batch)
     torch.manual_seed(1)
     assert twin.loss_module(Trace_ELBO())(batch).item() == loss.item()
-    with pyro.settings.context(
-        module_local_params=True
-    ):  # Pyro's store makes parameters unpicklable
+    with local_parameters():  # Pyro's store makes parameters unpicklable
         zf = MODELS["paper"]()
         zf.guide(batch)
     assert isinstance(pickle.loads(pickle.dumps(zf)), ZForcing)

