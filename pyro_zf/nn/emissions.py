@@ -21,14 +21,8 @@ __all__ = [
 ]
 
 
-class BernoulliEmission(nn.Module):
-    r""":math:`p(y_t \mid h_t) = \prod_d \operatorname{Bernoulli}(y_{t,d}; f^{(o)}(h_t)_d)`.
-
-    Args:
-        in_size: size of the state.
-        data_size: number of bits a step.
-        mlp_size, depth, activation: of :math:`f^{(o)}`, see :class:`~pyro_zf.nn.MLP`.
-    """
+class _LogitEmission(nn.Module):
+    """A network whose output are logits."""
 
     def __init__(
         self,
@@ -41,8 +35,35 @@ class BernoulliEmission(nn.Module):
         super().__init__()
         self.network = MLP(in_size, mlp_size, data_size, depth, activation)
 
+    def logits(self, h: Float[Tensor, "*batch hidden"]) -> Float[Tensor, "*batch data"]:
+        """In the precision of the state."""
+        return self.network(h).to(h.dtype)
+
+
+class BernoulliEmission(_LogitEmission):
+    r""":math:`p(y_t \mid h_t) = \prod_d \operatorname{Bernoulli}(y_{t,d}; f^{(o)}(h_t)_d)`.
+
+    Args:
+        in_size: size of the state.
+        data_size: number of bits a step.
+        mlp_size, depth, activation: of :math:`f^{(o)}`, see :class:`~pyro_zf.nn.MLP`.
+    """
+
     def forward(self, h: Float[Tensor, "*batch hidden"]) -> TorchDistributionMixin:
-        return dist.Bernoulli(logits=self.network(h).to(h.dtype)).to_event(1)
+        return dist.Bernoulli(logits=self.logits(h)).to_event(1)
+
+
+class CategoricalEmission(_LogitEmission):
+    r""":math:`p(y_t \mid h_t) = \operatorname{Categorical}(\operatorname{softmax} f^{(o)}(h_t))`.
+
+    Args:
+        in_size: size of the state.
+        data_size: number of symbols; :math:`y_t` is the index of one.
+        mlp_size, depth, activation: of :math:`f^{(o)}`, see :class:`~pyro_zf.nn.MLP`.
+    """
+
+    def forward(self, h: Float[Tensor, "*batch hidden"]) -> TorchDistributionMixin:
+        return dist.Categorical(logits=self.logits(h))
 
 
 class GaussianEmission(GaussianHead):
@@ -65,30 +86,6 @@ class GaussianEmission(GaussianHead):
         form: GaussianForm | None = None,
     ) -> None:
         super().__init__(MLP(in_size, mlp_size, 2 * data_size, depth, activation), form)
-
-
-class CategoricalEmission(nn.Module):
-    r""":math:`p(y_t \mid h_t) = \operatorname{Categorical}(\operatorname{softmax} f^{(o)}(h_t))`.
-
-    Args:
-        in_size: size of the state.
-        data_size: number of symbols; :math:`y_t` is the index of one.
-        mlp_size, depth, activation: of :math:`f^{(o)}`, see :class:`~pyro_zf.nn.MLP`.
-    """
-
-    def __init__(
-        self,
-        in_size: int,
-        data_size: int,
-        mlp_size: int = 1024,
-        depth: int = 1,
-        activation: str = "clipped-leaky-relu",
-    ) -> None:
-        super().__init__()
-        self.network = MLP(in_size, mlp_size, data_size, depth, activation)
-
-    def forward(self, h: Float[Tensor, "*batch hidden"]) -> TorchDistributionMixin:
-        return dist.Categorical(logits=self.network(h).to(h.dtype))
 
 
 #: Emissions by name. Add an entry to have your own by name.
