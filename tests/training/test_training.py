@@ -196,18 +196,20 @@ def test_best_is_chosen_on_validation_and_stays(tmp_path: Path) -> None:
     assert valid[0] == summary["valid_elbo_nats_per_sequence"] == max(valid)
 
 
-def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
-    for steps, interval in ((60, 3), (5, 50)):
-        run = tmp_path / str(steps)
-        with pytest.raises(
-            TrainingError, match=r"the loss is (nan|inf|-inf) within the \d+ updates"
-        ):
-            train(
-                tiny(
-                    run, learning_rate=1e30, clip_norm=None, max_steps=steps, log_interval=interval
-                )
-            )
-        assert all(w.isfinite().all() for w in weights(run).values()), "the last good state"
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_steps": 60, "log_interval": 3},
+        {"max_steps": 5, "log_interval": 50},  # seen at the end only
+        {"max_steps": 60, "log_interval": 50, "checkpoint_minutes": 1e-9},  # and before each save
+    ],
+    ids=str,
+)
+def test_a_loss_that_is_no_number_stops_the_run(options: dict[str, Any], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with pytest.raises(TrainingError, match=r"the loss is (nan|inf|-inf) within the \d+ updates"):
+        train(tiny(run, learning_rate=1e30, clip_norm=None, **options))
+    assert all(w.isfinite().all() for w in weights(run).values()), "the last good state"
 
 
 def test_checkpoints_are_whole_or_not_there(tmp_path: Path) -> None:
