@@ -12,6 +12,7 @@ HERE = Path(__file__).parent
 
 project = "pyro_zf"
 author = "The pyro_zf authors"
+copyright = "2026, the pyro_zf authors"
 version = release = pyro_zf.__version__
 
 extensions = [
@@ -19,6 +20,7 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx.ext.mathjax",
+    "sphinx-mathjax-offline",  # equations show without a network
     "sphinx.ext.viewcode",
 ]
 if os.environ.get("DOCS_ONLINE"):  # links into other projects need their inventories
@@ -34,7 +36,8 @@ html_static_path = ["_static"]
 exclude_patterns = ["_build"]
 nb_execution_mode = "off"  # notebooks are committed with their outputs, and run by the tests
 myst_enable_extensions = ["dollarmath", "amsmath"]
-autodoc_typehints = "none"  # shapes are in the signatures
+autodoc_typehints = "signature"  # shapes are in the signatures
+autodoc_typehints_format = "short"
 autodoc_member_order = "bysource"
 napoleon_use_rtype = False
 suppress_warnings = ["misc.highlighting_failure"]

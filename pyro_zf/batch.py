@@ -110,7 +110,7 @@ class SequenceBatch:
 
     @cached_property
     def num_real(self) -> Tensor | int:
-        """Rows that are sequences: what an average divides by."""
+        """Number of rows that are sequences; an average divides by it."""
         return self.num_sequences if self.lengths is None else (self.lengths > 0).sum()
 
     @cached_property

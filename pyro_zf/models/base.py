@@ -64,7 +64,7 @@ class SequenceModel(nn.Module):
     r"""A latent variable model of sequences as two Pyro programs.
 
     A subclass defines four methods. ``_model_steps`` and ``_guide_steps`` have one site a step
-    (``z_1``..``z_T``, ``y_1``..``y_T``), ``_model_time`` and ``_guide_time`` one for the sequence
+    (``z_1`` to ``z_T``, ``y_1`` to ``y_T``), ``_model_time`` and ``_guide_time`` one for the sequence
     (``z``, ``y``). All open a plate over sequences (:meth:`sequences`), put :meth:`latent_weight`
     around their latent sites and give auxiliary costs by ``pyro.factor`` sites whose names begin
     with :data:`AUX_PREFIX`.
