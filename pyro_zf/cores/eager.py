@@ -21,8 +21,8 @@ class Path(NamedTuple):
     ``q_mean`` and ``q_log_scale`` are None for a posterior that does not give them as it goes.
     """
 
-    z: Float[Tensor, "time *particles batch latent"]
     h: Float[Tensor, "time *particles batch hidden"]
+    z: Float[Tensor, "time *particles batch latent"]
     q_mean: Float[Tensor, "time *particles batch latent"] | None
     q_log_scale: Float[Tensor, "time *particles batch latent"] | None
 
@@ -70,8 +70,8 @@ def sample_path(
         zs.append(z)
         hs.append(state[0])
     return Path(
-        torch.stack(zs),
         torch.stack(hs),
+        torch.stack(zs),
         torch.stack(means) if means else None,
         torch.stack(log_scales) if log_scales else None,
     )
