@@ -20,7 +20,6 @@ import torch
 from pyro_zf.data import DataError, load_mnist
 from pyro_zf.data.mnist import SIZES
 from pyro_zf.training import (
-    PRESETS,
     TrainConfig,
     TrainingError,
     UsageError,
@@ -31,6 +30,7 @@ from pyro_zf.training import (
     train,
 )
 from pyro_zf.training.checkpoint import load_checkpoint, save_checkpoint
+from pyro_zf.training.config import AUX_STRENGTH
 
 pytestmark = pytest.mark.usefixtures("single_precision")
 
@@ -261,7 +261,7 @@ def test_options_train(options: dict[str, Any], tmp_path: Path) -> None:
     config, _, model, step = load_run(tmp_path / "run")
     assert config.frame == options.get("frame", "row")
     assert step == options.get("max_steps", 12)
-    assert model.alpha == options.get("alpha", PRESETS["mnist", "zforcing"]["small"]["alpha"])
+    assert model.alpha == options.get("alpha", AUX_STRENGTH[config.frame] / 8)
 
 
 def test_every_architecture_option_reaches_the_model() -> None:
@@ -354,6 +354,10 @@ def test_presets_and_limits() -> None:
     paper = resolve(TrainConfig(device="cpu", preset="paper"))
     assert (paper.hidden_size, paper.latent_size, paper.batch_size) == (1024, 256, 32)
     assert (paper.frame, paper.learning_rate, paper.kl_start) == ("pixel", 1e-3, 1.0)
+    assert (small.alpha, small.beta) == (0.0005, 0.0005)
+    assert (paper.alpha, paper.beta) == (1.25e-5, 1.25e-5)
+    given = resolve(TrainConfig(device="cpu", alpha=0.0, beta=0.1))
+    assert (given.alpha, given.beta) == (0.0, 0.1)
     limited = resolve(TrainConfig(device="cpu", max_steps=3))
     assert (limited.max_steps, limited.max_minutes) == (3, None), "a limit replaces the preset's"
     assert TrainConfig.from_json(paper.to_json()) == paper
