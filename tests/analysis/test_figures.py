@@ -1,0 +1,67 @@
+"""Figures show what they are given."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+
+from pyro_zf.analysis import curves, digits, kl_per_step
+
+
+def canvas(figure: Figure) -> np.ndarray:
+    return np.asarray(figure.axes[0].images[0].get_array())
+
+
+def drawn(figure: Figure) -> bool:
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    return file.getvalue().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("frame", [(28, 28), (784, 1)])
+def test_digits_lie_in_a_square_row_by_row(frame: tuple[int, int]) -> None:
+    images = torch.rand(5, *frame)
+    figure = digits([images])
+    picture = canvas(figure)
+    assert picture.shape == (2 * 30 + 2, 3 * 30 + 2)
+    for index in range(5):
+        top, left = 2 + 30 * (index // 3), 2 + 30 * (index % 3)
+        shown = picture[top : top + 28, left : left + 28]
+        np.testing.assert_allclose(shown, images[index].reshape(28, 28).numpy())
+    assert drawn(figure)
+
+
+def test_titled_rows() -> None:
+    figure = digits([torch.zeros(4, 28, 28), torch.ones(4, 28, 28)], ["zeros", "ones"])
+    picture = canvas(figure)
+    assert (picture[2:30, 2:30] == 0).all()
+    assert (picture[32:60, 2:30] == 1).all()
+    assert [text.get_text() for text in figure.texts] == ["zeros", "ones"]
+    assert drawn(figure)
+
+
+def test_curves() -> None:
+    def event(kind: str, step: int, elbo: float) -> dict[str, object]:
+        numbers = {
+            f"{k}_nats_per_sequence": v for k, v in (("elbo", elbo), ("kl", 3.0), ("aux", 1.0))
+        }
+        return {"event": kind, "step": step, **numbers}
+
+    events = [event("train", 10 * i, -200.0 + i) for i in range(20)] + [event("valid", 190, -150.0)]
+    figure = curves(events, unit="image")
+    train, valid = figure.axes[0].lines
+    assert train.get_ydata()[-1] == 181.0, "minus the bound: lower is better"
+    assert list(valid.get_xdata()) == [190]
+    assert figure.axes[1].get_ylabel() == "nats per image"
+    assert drawn(figure)
+    assert drawn(curves([])), "a run that ended before its first entry"
+
+
+def test_kl_per_step() -> None:
+    figure = kl_per_step([0.5, 1.5, 0.0], unit="row")
+    assert [bar.get_height() for bar in figure.axes[0].patches] == [0.5, 1.5, 0.0]
+    assert drawn(figure)
