@@ -219,10 +219,12 @@ def train(config: TrainConfig) -> dict[str, Any]:
                     seq_s=f"{numbers['sequences_per_second']:.0f}",
                 )
                 losses, sequences, window_start = [], 0, time.monotonic()
-            if stop.requested or time.monotonic() - saved > 60 * config.checkpoint_minutes:
+            # Read once: a signal between saving and stopping would lose the updates between.
+            stopping = stop.requested
+            if stopping or time.monotonic() - saved > 60 * config.checkpoint_minutes:
                 save(last)
                 saved = time.monotonic()
-            if stop.requested:
+            if stopping:
                 record.close()
                 raise Interrupted(f"stopped at step {progress.step}; go on by --resume {run}")
 
