@@ -150,6 +150,8 @@ class SequenceBatch:
 
     def chunk(self, number: int) -> list[SequenceBatch]:
         """Cut into at most ``number`` batches of nearly equal size."""
+        if number == 1:  # what every update without accumulation asks for
+            return [self]
         parts = torch.arange(self.num_sequences, device=self.inputs.device).chunk(number)
         return [
             SequenceBatch(

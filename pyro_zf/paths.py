@@ -222,8 +222,7 @@ class _OverPath(TorchDistribution):
     def log_prob(
         self, value: Float[Tensor, "*particles batch time latent"]
     ) -> Float[Tensor, "*batch_shape"]:
-        log_prob = self.log_prob_per_step(value).sum(0)
-        return log_prob.expand(torch.broadcast_shapes(log_prob.shape, self.batch_shape))
+        return _over_steps(self.log_prob_per_step(value), self.batch_shape)
 
     def log_prob_per_step(
         self, value: Float[Tensor, "*particles batch time latent"]
@@ -384,8 +383,7 @@ class OverTime(TorchDistribution):
         return self._draw(self.steps.sample, sample_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        log_prob = self.log_prob_per_step(value).sum(0)
-        return log_prob.expand(torch.broadcast_shapes(log_prob.shape, self.batch_shape))
+        return _over_steps(self.log_prob_per_step(value), self.batch_shape)
 
     def log_prob_per_step(self, value: Tensor) -> Tensor:
         """Nats of each step, time first; zero behind the end of a sequence."""
@@ -410,6 +408,12 @@ class OverTime(TorchDistribution):
         left = self.batch_shape[: len(self.batch_shape) - self._num_batch_dims]
         value = draw(torch.Size(sample_shape) + left)
         return value.movedim(self._time_in_steps, self._time_in_value)
+
+
+def _over_steps(per_step: Tensor, batch_shape: torch.Size) -> Tensor:
+    """Sum over time, the first dimension; repeated over particles that the value does not have."""
+    total = per_step.sum(0)
+    return total.expand(torch.broadcast_shapes(total.shape, batch_shape))
 
 
 def path_kl_per_step(q: PosteriorPath, p: PriorPath) -> Float[Tensor, "time *particles batch"]:
