@@ -27,6 +27,8 @@ class SequenceBatch:
             row that is no sequence at all; averages leave it out.
         has_start_symbol: whether ``inputs[:, 0]`` is a symbol rather than an observation. A symbol
             is never scored by the cost that predicts the inputs in reverse.
+        uncorrupted: the inputs as they were before some were dropped, for what scores inputs; by
+            default the inputs.
 
     Raises:
         ValueError: if the shapes disagree or a length lies outside 0..T.
@@ -47,6 +49,7 @@ class SequenceBatch:
     targets: Shaped[Tensor, "batch time ..."] | None = None
     lengths: Int[Tensor, " batch"] | None = None
     has_start_symbol: bool = True
+    uncorrupted: Shaped[Tensor, "batch time ..."] | None = None
 
     def __post_init__(self) -> None:
         if self.inputs.dim() < 2:
@@ -72,6 +75,8 @@ class SequenceBatch:
         object.__setattr__(self, "inputs", self._zero_padding(self.inputs))
         if self.targets is not None:
             object.__setattr__(self, "targets", self._zero_padding(self.targets))
+        if self.uncorrupted is not None:
+            object.__setattr__(self, "uncorrupted", self._zero_padding(self.uncorrupted))
 
     @classmethod
     def from_targets(
@@ -107,6 +112,11 @@ class SequenceBatch:
     def num_steps(self) -> int:
         """T, the length of the longest sequence that the batch has room for."""
         return self.inputs.shape[1]
+
+    @property
+    def clean_inputs(self) -> Shaped[Tensor, "batch time ..."]:
+        """The inputs, before corruption if there was any."""
+        return self.inputs if self.uncorrupted is None else self.uncorrupted
 
     @cached_property
     def num_real(self) -> Tensor | int:
@@ -146,6 +156,7 @@ class SequenceBatch:
             None if self.targets is None else move(self.targets),
             None if self.lengths is None else move(self.lengths),
             self.has_start_symbol,
+            None if self.uncorrupted is None else move(self.uncorrupted),
         )
 
     def chunk(self, number: int) -> list[SequenceBatch]:
@@ -159,6 +170,7 @@ class SequenceBatch:
                 None if self.targets is None else self.targets[part],
                 None if self.lengths is None else self.lengths[part],
                 self.has_start_symbol,
+                None if self.uncorrupted is None else self.uncorrupted[part],
             )
             for part in parts
         ]

@@ -7,7 +7,7 @@ belongs to the event. :class:`PosteriorPath` and :class:`PriorPath` are distribu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -20,161 +20,22 @@ from torch import Tensor, nn
 from torch.distributions import constraints, kl_divergence
 from torch.distributions.kl import register_kl
 
-from pyro_zf.batch import SequenceBatch, masked, with_particles
-from pyro_zf.cores import sample_path
-from pyro_zf.nn.lstm import Transition
+from pyro_zf.batch import masked, with_particles
+from pyro_zf.cores import Path, sample_path, shielded
 from pyro_zf.nn.posteriors import gives_moments
+from pyro_zf.recurrence import Recurrence
 
-__all__ = ["OverTime", "PosteriorPath", "PriorPath", "Recurrence", "Shared"]
-
-
-class Shared:
-    """What the guide leaves for the model, so that it is not computed twice.
-
-    It is handed out once, and only to a caller that would compute the very same thing: the same
-    tensor objects, unchanged parameters, the same gradient mode and precision. Anything else
-    (a copy, a detached latent, an optimiser step in between) is a miss.
-    """
-
-    def __init__(self) -> None:
-        self._key: tuple[Any, ...] | None = None
-        self._value: Any = None
-
-    def put(self, tensors: Iterable[Any], parameters: Iterable[Tensor], value: Any) -> None:
-        """Leave a value that was computed from these tensors with these parameters."""
-        self._key, self._value = self._full_key(tensors, parameters), value
-
-    def take(self, tensors: Iterable[Any], parameters: Iterable[Tensor]) -> Any:
-        """The value left under the same tensors and parameters, or None."""
-        key, value = self._key, self._value
-        # Whoever takes it owns it: from here on, it keeps no graph alive.
-        self._key = self._value = None
-        return value if key == self._full_key(tensors, parameters) else None
-
-    @staticmethod
-    def _full_key(tensors: Iterable[Any], parameters: Iterable[Tensor]) -> tuple[Any, ...]:
-        return (
-            tuple(_Identity(x) for x in tensors),
-            tuple((id(p), _version(p), p.requires_grad) for p in parameters),
-            torch.is_grad_enabled(),
-            torch.is_autocast_enabled("cpu"),
-            torch.is_autocast_enabled("cuda"),
-        )
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Shared:
-        return Shared()
-
-    def __reduce__(self) -> tuple[type[Shared], tuple[()]]:
-        return Shared, ()
-
-
-class _Identity:
-    """Equal only to itself around the same, unmodified object; holds it, so its id stays its own."""
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-        self.version = _version(value)
-
-    def __eq__(self, other: object) -> bool:
-        return (
-            isinstance(other, _Identity)
-            and self.value is other.value
-            and self.version == other.version
-        )
-
-    __hash__ = None  # type: ignore[assignment]
-
-
-def _version(value: Any) -> int | None:
-    """Counts changes in place; inference tensors, which cannot be trained on, have no count."""
-    return value._version if isinstance(value, Tensor) and not value.is_inference() else None
-
-
-class Recurrence:
-    """The two recurrent networks on a batch: forward states for any path of latents, and backward.
-
-    Args:
-        transition: the forward network.
-        backward_network: the backward network.
-        embedding: applied to the data before they enter either.
-        latent_embedding: applied to z before it enters the forward network.
-        batch: the sequences.
-        shared: where the guide leaves its states.
-    """
-
-    def __init__(
-        self,
-        transition: Transition,
-        backward_network: nn.Module,
-        embedding: nn.Module,
-        latent_embedding: nn.Module,
-        batch: SequenceBatch,
-        shared: Shared,
-    ) -> None:
-        self.transition = transition
-        self.backward_network = backward_network
-        self.embedding = embedding
-        self.latent_embedding = latent_embedding
-        self.batch = batch
-        self.mask = None if batch.mask is None else batch.mask.transpose(0, 1)
-        self._shared = shared
-        self._z: Tensor | None = None
-        self._h: Tensor | None = None
-        self._b: Tensor | None = None
-
-    @cached_property
-    def inputs(self) -> Float[Tensor, "time batch input"]:
-        """Embedded inputs."""
-        return self.embedding(self.batch.inputs).transpose(0, 1)
-
-    @property
-    def b(self) -> Float[Tensor, "time batch backward"]:
-        r""":math:`b_{1:T}`, computed once."""
-        if self._b is None:
-            self._b = self.backward_network(self.embedding(self.batch.targets), self.batch)
-        return self._b
-
-    def states(
-        self, z: Float[Tensor, "*particles batch time latent"]
-    ) -> Float[Tensor, "time *particles batch hidden"]:
-        r""":math:`h_{1:T}` along the path z, computed once."""
-        if self._z is not z or self._h is None:
-            if (found := self._shared.take(self._key(z), self._parameters())) is not None:
-                self._h, self._b = found
-            else:
-                self._h = self.transition.run(self.inputs, self.latent_embedding(z.movedim(-2, 0)))
-            self._z = z
-        return self._h
-
-    def previous_states(
-        self, z: Float[Tensor, "*particles batch time latent"]
-    ) -> Float[Tensor, "time *particles batch hidden"]:
-        r""":math:`h_{0:T-1}` along the path z."""
-        h = self.states(z)
-        first = self.transition.initial(h.shape[1:-1])[0].unsqueeze(0)
-        return torch.cat([first, h[:-1]])
-
-    def remember(self, z: Tensor, h: Tensor) -> None:
-        """Keep the states of a path for the next call of :meth:`states`."""
-        self._z, self._h = z, h
-
-    def forget(self) -> None:
-        """Compute the states anew at the next call of :meth:`states`."""
-        self._z = self._h = None
-
-    def share(self, z: Tensor, h: Tensor) -> None:
-        """As :meth:`remember`, and with b for another recurrence on the same batch too."""
-        self.remember(z, h)
-        self._shared.put(self._key(z), self._parameters(), (h, self.b))
-
-    def _key(self, z: Tensor) -> tuple[Any, ...]:
-        return (z, self.batch.inputs, self.batch.targets, self.batch.lengths)
-
-    def _parameters(self) -> Iterator[Tensor]:
-        for module in (
-            self.transition, self.backward_network, self.embedding, self.latent_embedding
-        ):  # fmt: skip
-            yield from module.parameters()
+__all__ = [
+    "NO_KL",
+    "EchoPath",
+    "FromPrior",
+    "OverTime",
+    "PosteriorPath",
+    "PriorPath",
+    "SkipMask",
+    "has_no_kl",
+    "kl_per_step",
+]
 
 
 class _OverPath(TorchDistribution):
@@ -240,37 +101,35 @@ class PosteriorPath(_OverPath):
     Args:
         recurrence: the forward network on its inputs.
         posterior: maps :math:`(h_{t-1}, b_t)` to the distribution of :math:`z_t`.
-        latent_size: size of z.
-        detach: whether the posterior sees :math:`b_t` without its gradient.
+        context: what it reads beside the state.
     """
 
     def __init__(
-        self, recurrence: Recurrence, posterior: nn.Module, latent_size: int, detach: bool = False
+        self,
+        recurrence: Recurrence,
+        posterior: nn.Module,
+        context: Float[Tensor, "time batch context"],
     ) -> None:
-        super().__init__(recurrence, latent_size)
+        super().__init__(recurrence, recurrence.networks.latent_size)
         self.posterior = posterior
-        self.b = recurrence.b.detach() if detach else recurrence.b
+        self.context = context
         self._drawn: Tensor | None = None
 
     @cached_property
     def has_rsample(self) -> bool:  # type: ignore[override]
-        if gives_moments(self.posterior):
+        if gives_moments(self.posterior) or getattr(self.posterior, "ignores_state", False):
             return True
-        h = self.recurrence.transition.initial(self.b.shape[1:-1])[0]
-        return bool(self.posterior(h, self.b[0]).has_rsample)
+        r = self.recurrence
+        h = r.transition.initial(self.context.shape[1:-1])[0]
+        return bool(self.posterior(r.transition.seen(r.inputs[0], h), self.context[0]).has_rsample)
 
     def rsample(self, sample_shape: Any = ()) -> Float[Tensor, "..."]:
-        shape = torch.Size(sample_shape) + self.batch_shape
-        r = self.recurrence
-        path = sample_path(
-            r.transition, r.latent_embedding, self.posterior, r.inputs, self.b, shape
-        )
-        z = path.z.movedim(0, -2)
+        z, path = _draw(self, self.posterior, self.context, sample_shape)
         if path.q_mean is not None and path.q_log_scale is not None:
             q = dist.Normal(path.q_mean, torch.exp(path.q_log_scale)).to_event(1)
             self._cached = (z, q)
         self._drawn = z
-        r.share(z, path.h)
+        self.recurrence.share()
         return z
 
     def sample(self, sample_shape: Any = ()) -> Float[Tensor, "..."]:
@@ -281,9 +140,11 @@ class PosteriorPath(_OverPath):
         return z
 
     def _conditionals(self, z: Tensor) -> TorchDistributionMixin:
-        h = self.recurrence.previous_states(z)
-        b = with_particles(self.b, h.dim() - self.b.dim())
-        return self.posterior(h, b.expand(*h.shape[:-1], -1))
+        r = self.recurrence
+        x = r.seen(z)
+        context = with_particles(self.context, x.dim() - self.context.dim())
+        context = context.expand(*x.shape[:-1], -1)
+        return self.posterior(x, shielded(context, r.skip))
 
     @property
     def path(self) -> Tensor:
@@ -305,36 +166,145 @@ class PriorPath(_OverPath):
     Args:
         recurrence: the forward network on its inputs.
         prior: maps :math:`h_{t-1}` to the distribution of :math:`z_t`.
-        latent_size: size of z.
     """
 
-    def __init__(self, recurrence: Recurrence, prior: nn.Module, latent_size: int) -> None:
-        super().__init__(recurrence, latent_size)
+    def __init__(self, recurrence: Recurrence, prior: nn.Module) -> None:
+        super().__init__(recurrence, recurrence.networks.latent_size)
         self.prior = prior
 
     has_rsample = True
 
     def rsample(self, sample_shape: Any = ()) -> Float[Tensor, "..."]:
         """Ancestral sampling, in which each step sees the inputs that are given."""
-        r = self.recurrence
-        step = r.transition.stepper()
-        state = r.transition.initial(torch.Size(sample_shape) + self.batch_shape)
-        zs, hs = [], []
-        for u_t in r.transition.project(r.inputs).unbind(0):
-            z = self.prior(state[0])()
-            state = step(u_t, r.latent_embedding(z), state)
-            zs.append(z)
-            hs.append(state[0])
-        z = torch.stack(zs, dim=-2)
-        r.remember(z, torch.stack(hs))
-        return z
+        return _draw(self, FromPrior(self.prior), self.recurrence.inputs, sample_shape)[0]
 
     def _conditionals(self, z: Tensor) -> TorchDistributionMixin:
-        return self.prior(self.recurrence.previous_states(z))
+        return self.prior(self.recurrence.seen(z))
 
     @property
     def _source(self) -> str:
         return f"the prior {type(self.prior).__name__}"
+
+
+class FromPrior(nn.Module):
+    """A prior in the place of a posterior."""
+
+    def __init__(self, prior: nn.Module) -> None:
+        super().__init__()
+        self.prior = prior
+
+    def forward(self, h: Tensor, context: Tensor) -> TorchDistributionMixin:
+        return self.prior(h)
+
+
+def _draw(
+    path: _OverPath, posterior: nn.Module, context: Tensor, sample_shape: Any
+) -> tuple[Tensor, Path]:
+    """Run the recurrence once; z with time last but one, and the path."""
+    r = path.recurrence
+    shape = torch.Size(sample_shape) + path.batch_shape
+    networks = r.networks
+    drawn = sample_path(
+        r.transition, networks.embed_latent, posterior, r.inputs, context, shape,
+        networks.echo, r.skip,
+    )  # fmt: skip
+    z = drawn.z.movedim(0, -2)
+    r.remember(z, None if drawn.b_tilde is None else drawn.b_tilde.movedim(0, -2), drawn.h)
+    return z, drawn
+
+
+class EchoPath(TorchDistribution):
+    r""":math:`\prod_t p(\tilde b_t \mid z_t)`, event shape (T, B): the latent that follows z.
+
+    Since :math:`z_{t+1}` depends on :math:`\tilde b_t`, a draw of the path of z has drawn it already;
+    :meth:`rsample` gives it out if z is that path.
+
+    Args:
+        recurrence: that of z.
+        z: the path of z.
+    """
+
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
+    support = constraints.independent(constraints.real, 2)
+    has_rsample = True
+
+    def __init__(
+        self, recurrence: Recurrence, z: Float[Tensor, "*particles batch time latent"]
+    ) -> None:
+        self.recurrence, self.z = recurrence, z
+        head = recurrence.networks.echo
+        super().__init__(z.shape[:-2], torch.Size((z.shape[-2], head.size)), validate_args=False)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> EchoPath:
+        copy = EchoPath.__new__(EchoPath)
+        copy.__dict__.update(self.__dict__)
+        copy._batch_shape = torch.Size(batch_shape)
+        return copy
+
+    @cached_property
+    def steps(self) -> TorchDistributionMixin:
+        """The distribution of each step, time first."""
+        return self.recurrence.networks.echo(self.z.movedim(-2, 0))
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        drawn, b_tilde = self.recurrence.drawn or (None, None)
+        if drawn is not self.z or b_tilde is None or sample_shape:
+            return self.steps.expand(
+                (len(self.steps.mean), *sample_shape, *self.batch_shape)
+            )().movedim(0, -2)
+        if torch.is_grad_enabled() and not b_tilde.requires_grad:
+            # Drawn without a graph, along with a z that is not reparametrised: the same noise again.
+            normal: Any = self.steps
+            loc, scale = normal.base_dist.loc, normal.base_dist.scale
+            noise = ((b_tilde.movedim(-2, 0) - loc) / scale).detach()
+            return (loc + scale * noise).movedim(0, -2)
+        return b_tilde
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        per_step = self.steps.log_prob(value.movedim(-2, 0))
+        return _over_steps(masked(per_step, self.recurrence.mask), self.batch_shape)
+
+
+class SkipMask(TorchDistribution):
+    """Coins that decide where a gradient is skipped; a handler may set them, a bound never sees them.
+
+    Args:
+        probability: of True.
+        batch_shape: of the coins.
+        num_steps: event size; False, True, ... one a step.
+        per_step: a coin for each step, or one that all steps share.
+    """
+
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
+    support = constraints.independent(constraints.boolean, 1)
+    # It has no density of its own, so that nothing is to be differentiated through it.
+    has_rsample = True
+
+    def __init__(
+        self,
+        probability: float,
+        batch_shape: torch.Size,
+        num_steps: int,
+        per_step: bool,
+        like: Tensor,
+    ) -> None:
+        self.arguments = (probability, num_steps, per_step, like)
+        super().__init__(torch.Size(batch_shape), torch.Size((num_steps,)), validate_args=False)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> SkipMask:
+        probability, num_steps, per_step, like = self.arguments
+        return SkipMask(probability, torch.Size(batch_shape), num_steps, per_step, like)
+
+    @torch.no_grad()
+    def rsample(self, sample_shape: Any = ()) -> Bool[Tensor, "..."]:
+        probability, num_steps, per_step, like = self.arguments
+        shape = (*sample_shape, *self.batch_shape)
+        coins = torch.rand(*shape, num_steps if per_step else 1, device=like.device) < probability
+        return coins.expand(*shape, num_steps)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        _, _, _, like = self.arguments
+        return like.new_zeros(self.batch_shape)
 
 
 class OverTime(TorchDistribution):
@@ -425,6 +395,41 @@ def path_kl_per_step(q: PosteriorPath, p: PriorPath) -> Float[Tensor, "time *par
     z = q.path
     kl = kl_divergence(q.conditionals(z), p.conditionals(z))
     return masked(kl, q.recurrence.mask)
+
+
+def kl_per_step(q: Any, p: Any, z: Tensor) -> Float[Tensor, "time *particles batch"]:
+    """KL of a latent site in nats, step by step; sampled at z where there is no closed form.
+
+    For a site of one step the first dimension is one. Steps behind the end of a sequence are zero.
+    """
+    path = isinstance(q, PosteriorPath) and isinstance(p, PriorPath)
+    try:
+        return path_kl_per_step(q, p) if path else kl_divergence(q, p).unsqueeze(0)
+    except NotImplementedError:
+        if path:
+            return q.log_prob_per_step(z) - p.log_prob_per_step(z)
+        return (q.log_prob(z) - p.log_prob(z)).unsqueeze(0)
+
+
+#: In the ``infer`` dictionary of a site that model and guide draw from one and the same distribution:
+#: its two log-densities cancel, and no KL is computed.
+NO_KL: Any = {"no_kl": True}
+
+
+def has_no_kl(guide_site: Any) -> bool:
+    """Whether a site of the guide is drawn from the model's own distribution."""
+    return bool(guide_site["infer"].get("no_kl"))
+
+
+@register_kl(EchoPath, EchoPath)  # type: ignore[untyped-decorator]
+def _echo_kl(q: EchoPath, p: EchoPath) -> Tensor:
+    kl = kl_divergence(q.steps, p.steps)
+    return masked(kl, q.recurrence.mask).sum(0)
+
+
+@register_kl(SkipMask, SkipMask)  # type: ignore[untyped-decorator]
+def _skip_kl(q: SkipMask, p: SkipMask) -> Tensor:
+    return q.log_prob(torch.empty(0))
 
 
 @register_kl(PosteriorPath, PriorPath)  # type: ignore[untyped-decorator]

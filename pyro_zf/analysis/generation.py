@@ -44,7 +44,7 @@ def reconstruct(model: SequenceModel, batch: SequenceBatch) -> Reconstruction:
     with poutine.block(), local_parameters(), model.using_layout("steps"):
         posterior = poutine.trace(model.guide).get_trace(batch)
         latents: dict[str, Any] = {
-            name: site["value"] for name, site in posterior.nodes.items() if name.startswith("z_")
+            name: posterior.nodes[name]["value"] for name in posterior.stochastic_nodes
         }
         forced = poutine.trace(poutine.condition(model.model, data=latents)).get_trace(batch)
         start = SequenceBatch.to_generate(batch.inputs[:, 0], batch.num_steps)

@@ -2,38 +2,43 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from pyro_zf.batch import with_particles
 from pyro_zf.nn.lstm import Transition
 from pyro_zf.nn.posteriors import gives_moments
 
-__all__ = ["Path", "sample_path"]
+__all__ = ["Path", "lagged", "sample_path", "shielded"]
 
 
 class Path(NamedTuple):
     """A latent path and the states along it, time first.
 
-    ``q_mean`` and ``q_log_scale`` are None for a posterior that does not give them as it goes.
+    ``q_mean`` and ``q_log_scale`` are None for a posterior that does not give them as it goes,
+    ``b_tilde`` where there is no such latent.
     """
 
     h: Float[Tensor, "time *particles batch hidden"]
     z: Float[Tensor, "time *particles batch latent"]
     q_mean: Float[Tensor, "time *particles batch latent"] | None
     q_log_scale: Float[Tensor, "time *particles batch latent"] | None
+    b_tilde: Float[Tensor, "time *particles batch backward"] | None = None
 
 
 def sample_path(
     transition: Transition,
-    latent_embedding: nn.Module,
+    embed_latent: Callable[..., Tensor],
     posterior: nn.Module,
     inputs: Float[Tensor, "time batch input"],
-    b: Float[Tensor, "time batch backward"],
+    context: Float[Tensor, "time batch context"],
     batch_shape: torch.Size,
+    echo: nn.Module | None = None,
+    skip: Bool[Tensor, "time *particles batch 1"] | None = None,
 ) -> Path:
     r"""Draw :math:`z_t \sim q(z_t \mid h_{t-1}, b_t)` and step to :math:`h_t`, for t = 1..T.
 
@@ -42,31 +47,56 @@ def sample_path(
 
     Args:
         transition: the forward recurrence.
-        latent_embedding: applied to z before it enters the recurrence.
+        embed_latent: applied to z, and to :math:`\tilde b` where there is one, before they enter it.
         posterior: see :mod:`pyro_zf.nn.posteriors`.
         inputs: embedded inputs.
-        b: states of the backward network.
+        context: what the posterior reads beside the state.
         batch_shape: particles and sequences, for example ``(25, 64)``.
+        echo: maps :math:`z_t` to the distribution of :math:`\tilde b_t`, drawn after it.
+        skip: where the gradient with respect to state and context is skipped.
     """
+    if getattr(posterior, "ignores_state", False):
+        return _sample_at_once(
+            transition, embed_latent, posterior, inputs, context, batch_shape, echo, skip
+        )
     step = transition.stepper()
     state = transition.initial(batch_shape)
+    read: Tensor | None = None
+    # `unbind`, never `b[t]`: the backward of an index fills a tensor of T steps with zeros, T times.
     projected = transition.project(inputs).unbind(0)
+    skips = [None] * len(projected) if skip is None else skip.unbind(0)
+    if skip is not None:
+        context = with_particles(context, len(batch_shape) - 1).expand(-1, *batch_shape, -1)
+        context = shielded(context, skip)
     if gives_moments(posterior):
-        moments, context = posterior.stepper(), posterior.project(b)
+        moments, context = posterior.stepper(), posterior.project(context)
     else:
         moments = None
-        context = with_particles(b, len(batch_shape) - 1).expand(-1, *batch_shape, -1)
-    zs, hs, means, log_scales = [], [], [], []
-    # `unbind`, never `b[t]`: the backward of an index fills a tensor of T steps with zeros, T times.
-    for u_t, b_t in zip(projected, context.unbind(0), strict=True):
+        if skip is None:
+            context = with_particles(context, len(batch_shape) - 1).expand(-1, *batch_shape, -1)
+    zs, hs, means, log_scales, echoes = [], [], [], [], []
+    for u_t, i_t, c_t, s_t in zip(
+        projected, inputs.unbind(0), context.unbind(0), skips, strict=True
+    ):
+        if transition.lag:
+            if read is None:
+                read = state[0].new_zeros(*batch_shape, transition.latent_size)
+            state = step(u_t, read, state)
+        x = shielded(transition.seen(i_t, state[0]), s_t)
         if moments is not None:
-            mean, log_scale = moments(state[0], b_t)
+            mean, log_scale = moments(x, c_t)
             z = mean + torch.exp(log_scale) * torch.empty_like(mean).normal_()
             means.append(mean)
             log_scales.append(log_scale)
         else:
-            z = posterior(state[0], b_t)()
-        state = step(u_t, latent_embedding(z), state)
+            z = posterior(x, c_t)()
+        if echo is None:
+            read = embed_latent(z)
+        else:
+            echoes.append(echo(z)())
+            read = embed_latent(z, echoes[-1])
+        if not transition.lag:
+            state = step(u_t, read, state)
         zs.append(z)
         hs.append(state[0])
     return Path(
@@ -74,4 +104,50 @@ def sample_path(
         torch.stack(zs),
         torch.stack(means) if means else None,
         torch.stack(log_scales) if log_scales else None,
+        torch.stack(echoes) if echoes else None,
     )
+
+
+def _sample_at_once(
+    transition: Transition,
+    embed_latent: Callable[..., Tensor],
+    posterior: Any,
+    inputs: Tensor,
+    context: Tensor,
+    batch_shape: torch.Size,
+    echo: Any,
+    skip: Tensor | None,
+) -> Path:
+    """All steps together, where the posterior does not look at the state."""
+    context = with_particles(context, len(batch_shape) - 1)
+    if skip is not None:
+        context = shielded(context.expand(-1, *batch_shape, -1), skip)
+    mean, log_scale = posterior.moments(context)
+    mean, log_scale = (x.expand(-1, *batch_shape, -1) for x in (mean, log_scale))
+    noise: list[list[Tensor]] = [[], []]
+    for _ in range(len(inputs)):
+        noise[0].append(torch.empty_like(mean[0]).normal_())
+        if echo is not None:
+            noise[1].append(mean.new_empty(*batch_shape, echo.size).normal_())
+    z = mean + torch.exp(log_scale) * torch.stack(noise[0])
+    b_tilde = None
+    if echo is not None:
+        echo_mean, echo_log_scale = echo.moments(z)
+        b_tilde = echo_mean + torch.exp(echo_log_scale) * torch.stack(noise[1])
+    read = embed_latent(z) if b_tilde is None else embed_latent(z, b_tilde)
+    h = transition.run(inputs, lagged(read, transition.lag))
+    return Path(h, z, mean, log_scale, b_tilde)
+
+
+def shielded(x: Tensor, skip: Tensor | None) -> Tensor:
+    """The same values, without their gradient where ``skip`` is True."""
+    return x if skip is None else torch.where(skip, x.detach(), x)
+
+
+def lagged(
+    read: Float[Tensor, "time *batch latent"], lag: int
+) -> Float[Tensor, "time *batch latent"]:
+    """Each step's latent, ``lag`` steps late; zeros before the first."""
+    if not lag:
+        return read
+    return torch.cat([torch.zeros_like(read[:lag]), read[:-lag]])

@@ -1,7 +1,10 @@
 """Objectives, the SVI engine, schedules, and bounds for evaluation."""
 
 from pyro_zf.infer.bounds import BatchBounds, Bounds, Estimate, batch_bounds, evaluate
-from pyro_zf.infer.objectives import OBJECTIVES, Trace_ELBO, TraceIWAE, TraceMeanField_ELBO
+from pyro_zf.infer.corruption import WordDropout
+from pyro_zf.infer.fivo import FilterResult, TraceFIVO, particle_filter
+from pyro_zf.infer.objectives import Trace_ELBO, TraceIWAE, TraceMeanField_ELBO
+from pyro_zf.infer.registry import OBJECTIVES
 from pyro_zf.infer.schedules import LinearSchedule
 from pyro_zf.infer.svi import SVI
 
@@ -11,10 +14,14 @@ __all__ = [
     "BatchBounds",
     "Bounds",
     "Estimate",
+    "FilterResult",
     "LinearSchedule",
+    "TraceFIVO",
     "TraceIWAE",
     "TraceMeanField_ELBO",
     "Trace_ELBO",
+    "WordDropout",
     "batch_bounds",
     "evaluate",
+    "particle_filter",
 ]

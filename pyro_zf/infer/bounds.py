@@ -14,11 +14,11 @@ from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine import Trace
 from torch import Tensor
-from torch.distributions import kl_divergence
 
 from pyro_zf.batch import SequenceBatch, with_particles
+from pyro_zf.infer.fivo import owner_of, particle_filter
 from pyro_zf.models.base import AUX_PREFIX, local_parameters
-from pyro_zf.paths import PosteriorPath, PriorPath, path_kl_per_step
+from pyro_zf.paths import has_no_kl, kl_per_step
 
 __all__ = ["BatchBounds", "Bounds", "Estimate", "batch_bounds", "evaluate"]
 
@@ -40,11 +40,17 @@ class BatchBounds:
     kl: Float[Tensor, " batch"]
     kl_per_step: Float[Tensor, "batch time"]
     aux: Float[Tensor, " batch"]
+    fivo: Float[Tensor, " batch"] | None = None
 
 
 @torch.no_grad()
 def batch_bounds(
-    model: Program, guide: Program, batch: SequenceBatch, num_samples: int = 1, chunk: int = 25
+    model: Program,
+    guide: Program,
+    batch: SequenceBatch,
+    num_samples: int = 1,
+    chunk: int = 25,
+    fivo: bool = False,
 ) -> BatchBounds:
     """ELBO and IWAE of each sequence from the same ``num_samples`` latent paths.
 
@@ -53,9 +59,12 @@ def batch_bounds(
         batch: the sequences.
         num_samples: K of the IWAE, and samples that the ELBO averages over.
         chunk: samples at a time; memory grows with it, not with ``num_samples``.
+        fivo: whether to run a particle filter with as many particles too, all at a time.
 
     Raises:
         ValueError: if a number is below one.
+        TypeError: if a filter is asked for and the programs are not those of one model; see
+            :class:`~pyro_zf.infer.TraceFIVO`.
     """
     if num_samples < 1 or chunk < 1:
         raise ValueError(f"num_samples and chunk must be at least 1: {num_samples}, {chunk}")
@@ -78,6 +87,9 @@ def batch_bounds(
         kl=kl,
         kl_per_step=kl_per_step,
         aux=aux,
+        fivo=particle_filter(owner_of(model, guide), batch, num_samples, weighted=False).bound
+        if fivo
+        else None,
     )
 
 
@@ -106,8 +118,10 @@ class Bounds:
         if lengths is None:
             lengths = torch.full((batch.num_sequences,), batch.num_steps)
         real = (lengths > 0).to(bounds.elbo.device)
-        for name in ("elbo", "iwae", "log_likelihood", "kl", "aux", "kl_per_step"):
-            value = getattr(bounds, name)[real].double().cpu()
+        for name in ("elbo", "iwae", "log_likelihood", "kl", "aux", "kl_per_step", "fivo"):
+            if (values := getattr(bounds, name)) is None:
+                continue
+            value = values[real].double().cpu()
             self._values.setdefault(name, []).append(value)
         self._values.setdefault("lengths", []).append(lengths.cpu()[lengths.cpu() > 0].double())
 
@@ -120,7 +134,7 @@ class Bounds:
         return int(self._all("lengths").sum())
 
     def per_sequence(self, name: str) -> Estimate:
-        """Of ``elbo``, ``iwae``, ``log_likelihood``, ``kl`` or ``aux``, in nats per sequence."""
+        """Of ``elbo``, ``iwae``, ``fivo``, ``log_likelihood``, ``kl`` or ``aux``, in nats per sequence."""
         values = self._all(name)
         spread = values.std().item() if len(values) > 1 else math.nan
         return Estimate(values.mean().item(), spread / math.sqrt(len(values)))
@@ -155,11 +169,12 @@ def evaluate(
     batches: Iterable[SequenceBatch],
     num_samples: int = 1,
     chunk: int = 25,
+    fivo: bool = False,
 ) -> Bounds:
     """Bounds over all sequences of ``batches``; see :func:`batch_bounds`."""
     bounds = Bounds(num_samples)
     for batch in batches:
-        bounds.add(batch, batch_bounds(model, guide, batch, num_samples, chunk))
+        bounds.add(batch, batch_bounds(model, guide, batch, num_samples, chunk, fivo))
     return bounds
 
 
@@ -185,29 +200,16 @@ def _particles(
             aux = aux + log_prob
         elif site["is_observed"]:
             log_likelihood = log_likelihood + log_prob
-        else:
+        elif not has_no_kl(guide_trace.nodes[name]):
             guide_site = guide_trace.nodes[name]
             q: Any = guide_site["fn"]
             ratio = scale_and_mask(q.log_prob(value), mask=guide_site["mask"]) - log_prob
             log_ratio = log_ratio + ratio
-            steps = scale_and_mask(_kl_steps(q, fn, ratio), mask=guide_site["mask"])
+            steps = scale_and_mask(kl_per_step(q, fn, value), mask=guide_site["mask"])
             steps = with_particles(steps, len(shape) + 1 - steps.dim())
             kl_steps.append(steps.expand(-1, *shape))
-    kl = torch.cat(kl_steps) if kl_steps else zero.unsqueeze(0)
+    kl = torch.cat(kl_steps) if kl_steps else zero.expand(batch.num_steps, *shape)
     return log_likelihood - log_ratio, [log_likelihood, kl.movedim(0, -1), aux]
-
-
-def _kl_steps(q: Any, p: Any, sampled: Tensor) -> Tensor:
-    """KL of one site as (steps, particles, batch); sampled where there is no closed form."""
-    try:
-        if isinstance(q, PosteriorPath) and isinstance(p, PriorPath):
-            return path_kl_per_step(q, p)
-        return kl_divergence(q, p).unsqueeze(0)
-    except NotImplementedError:
-        if isinstance(q, PosteriorPath) and isinstance(p, PriorPath):
-            z = q.path
-            return q.log_prob_per_step(z) - p.log_prob_per_step(z)
-        return sampled.unsqueeze(0)
 
 
 def _sample_sites(trace: Trace) -> Iterable[tuple[str, Any]]:

@@ -13,9 +13,11 @@ from pyro.infer.enum import get_importance_trace
 from pyro.poutine import Trace
 from torch import Tensor
 
+from pyro_zf.batch import masked
 from pyro_zf.models.base import AUX_PREFIX
+from pyro_zf.paths import PosteriorPath, has_no_kl, kl_per_step
 
-__all__ = ["OBJECTIVES", "TraceIWAE", "TraceMeanField_ELBO", "Trace_ELBO"]
+__all__ = ["TraceIWAE", "TraceMeanField_ELBO", "Trace_ELBO"]
 
 
 class Trace_ELBO(pyro.infer.Trace_ELBO):
@@ -40,14 +42,37 @@ class Trace_ELBO(pyro.infer.Trace_ELBO):
 
 
 class TraceMeanField_ELBO(pyro.infer.TraceMeanField_ELBO):
-    """:class:`pyro.infer.TraceMeanField_ELBO`, whose differentiable loss never waits for the device.
+    r""":class:`pyro.infer.TraceMeanField_ELBO`, whose differentiable loss never waits for the device.
 
     Its condition holds for the models of this package: model and guide draw the latents in the same
     order. In the time layout the analytic KL is the one between the conditionals along the path.
+    Where there is no closed form, the KL of a step is sampled.
+
+    Args:
+        num_particles: latent samples.
+        max_plate_nesting: plates of the model; one, over sequences, for the models here.
+        free_bits: nats :math:`\lambda` that each step of each sequence may spend for free: its KL
+            counts as :math:`\max(\lambda, \mathrm{KL}_t)` (Kingma et al. 2016,
+            https://arxiv.org/abs/1606.04934, eq. 15, with a step of a sequence as the group and
+            without its average over the batch, so that parts of a batch add up to the whole). The
+            loss is then no bound; bounds for reporting do not know of it.
+        **options: of :class:`pyro.infer.TraceMeanField_ELBO`.
 
     Raises:
-        ValueError: if a latent site of the guide is not reparametrised.
+        ValueError: if a latent site of the guide is not reparametrised, or ``free_bits`` is negative.
     """
+
+    def __init__(
+        self,
+        num_particles: int = 1,
+        max_plate_nesting: int | float = math.inf,
+        free_bits: float = 0.0,
+        **options: Any,
+    ) -> None:
+        if not free_bits >= 0:
+            raise ValueError(f"free bits must not be negative, they are {free_bits}")
+        super().__init__(num_particles, max_plate_nesting=max_plate_nesting, **options)
+        self.free_bits = free_bits
 
     def differentiable_loss(
         self, model: Callable, guide: Callable, *args: Any, **kwargs: Any
@@ -67,7 +92,7 @@ class TraceMeanField_ELBO(pyro.infer.TraceMeanField_ELBO):
                     continue
                 if site["is_observed"]:
                     elbo = elbo + site["log_prob_sum"]
-                else:
+                elif not has_no_kl(guide_trace.nodes[name]):
                     elbo = elbo - self._site_kl(guide_trace.nodes[name], site)
             for name, site in guide_trace.nodes.items():
                 if site["type"] == "sample" and name not in model_trace.nodes:
@@ -75,15 +100,20 @@ class TraceMeanField_ELBO(pyro.infer.TraceMeanField_ELBO):
             loss = loss - elbo / self.num_particles
         return loss
 
-    @staticmethod
-    def _site_kl(guide_site: dict[str, Any], model_site: dict[str, Any]) -> Tensor:
-        try:
-            kl = torch.distributions.kl_divergence(guide_site["fn"], model_site["fn"])
-        except NotImplementedError:
-            return guide_site["score_parts"].entropy_term.sum() - model_site["log_prob_sum"]
-        return pyro.distributions.util.scale_and_mask(
-            kl, scale=guide_site["scale"], mask=guide_site["mask"]
-        ).sum()
+    def _site_kl(self, guide_site: dict[str, Any], model_site: dict[str, Any]) -> Tensor:
+        scale, mask = guide_site["scale"], guide_site["mask"]
+        if not self.free_bits:
+            try:
+                kl = torch.distributions.kl_divergence(guide_site["fn"], model_site["fn"])
+            except NotImplementedError:
+                return guide_site["score_parts"].entropy_term.sum() - model_site["log_prob_sum"]
+            return pyro.distributions.util.scale_and_mask(kl, scale=scale, mask=mask).sum()
+        q, p = guide_site["fn"], model_site["fn"]
+        kl = kl_per_step(q, p, guide_site["value"]).clamp(min=self.free_bits)
+        real = q.recurrence.mask if isinstance(q, PosteriorPath) else getattr(q, "_mask", None)
+        if isinstance(real, Tensor):  # a step that is not there may not spend anything
+            kl = masked(kl, real if real.dim() > 1 else real.unsqueeze(0))
+        return pyro.distributions.util.scale_and_mask(kl.sum(0), scale=scale, mask=mask).sum()
 
 
 class TraceIWAE(ELBO):
@@ -154,14 +184,6 @@ class TraceIWAE(ELBO):
         self, model: Callable, guide: Callable, args: Any, kwargs: Any
     ) -> tuple[Trace, Trace]:
         return get_importance_trace("flat", self.max_plate_nesting, model, guide, args, kwargs)
-
-
-#: Objectives by name, as ``--objective`` takes them: a function of the number of particles.
-OBJECTIVES: dict[str, Callable[[int], ELBO]] = {
-    "elbo": lambda k: TraceMeanField_ELBO(k, max_plate_nesting=1, vectorize_particles=k > 1),
-    "elbo-mc": lambda k: Trace_ELBO(k, max_plate_nesting=1, vectorize_particles=k > 1),
-    "iwae": TraceIWAE,
-}
 
 
 def _sums_per_sequence(model_trace: Trace, guide_trace: Trace) -> tuple[Tensor, Tensor | float]:

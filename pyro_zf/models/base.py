@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import pyro
 import torch
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
@@ -20,6 +21,7 @@ __all__ = [
     "LatentWeight",
     "LossModule",
     "SequenceModel",
+    "at_step",
     "local_parameters",
 ]
 
@@ -77,6 +79,7 @@ class SequenceModel(nn.Module):
         layout: ``"time"`` for training, ``"steps"`` for handlers that act on single steps.
         kl_weight: weight of the latent sites in training, a float or a tensor. An attribute: set it
             to anneal.
+        aux_weight: factor on the weights of all auxiliary costs. An attribute too.
         name: under which the parameters are registered with :func:`pyro.module`.
 
     Raises:
@@ -84,13 +87,18 @@ class SequenceModel(nn.Module):
     """
 
     def __init__(
-        self, layout: Layout = "time", kl_weight: float | Tensor = 1.0, name: str = "model"
+        self,
+        layout: Layout = "time",
+        kl_weight: float | Tensor = 1.0,
+        name: str = "model",
+        aux_weight: float | Tensor = 1.0,
     ) -> None:
         super().__init__()
         if layout not in LAYOUTS:
             raise ValueError(f"unknown layout {layout!r}; there are {LAYOUTS}")
         self.layout = layout
         self.kl_weight = kl_weight
+        self.aux_weight = aux_weight
         self.name = name
 
     def model(self, batch: SequenceBatch) -> None:
@@ -180,6 +188,13 @@ class SequenceModel(nn.Module):
                     "pyro.clear_param_store() first, or give this model another name= (weights "
                     "that were saved with a store come back by load_state_dict)"
                 )
+
+
+def at_step(
+    distribution: TorchDistributionMixin, batch: SequenceBatch, t: int
+) -> TorchDistributionMixin:
+    """A step's distribution, silent for sequences that have ended."""
+    return distribution if batch.mask is None else distribution.mask(batch.mask[:, t])
 
 
 class LossModule(nn.Module):

@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal, NamedTuple
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from pyro_zf.nn.gaussian import GaussianForm, GaussianHead
-from pyro_zf.nn.mlp import MLP
+from pyro_zf.nn.mlp import MLP, join
 
-__all__ = ["AuxiliaryCost", "ReversePrediction", "StateReconstruction", "StepStates"]
+__all__ = [
+    "AUX_COSTS",
+    "ActivityRegularization",
+    "AuxiliaryCost",
+    "PreviousStateReconstruction",
+    "ReversePrediction",
+    "StateReconstruction",
+    "StepStates",
+    "build_aux_cost",
+]
 
 
 class StepStates(NamedTuple):
-    """What an auxiliary cost may look at: one step, or all of them with time as first dimension."""
+    """What an auxiliary cost may look at: one step, or all of them with time as first dimension.
+
+    ``h_prev`` is the state before the latent is drawn, ``h`` the one that has read it; ``b`` is None
+    where no cost that is switched on reads it.
+    """
 
     u: Tensor
     z: Tensor
     h_prev: Tensor
-    b: Tensor
+    h: Tensor
+    b: Tensor | None = None
 
 
 class AuxiliaryCost(nn.Module):
@@ -31,7 +45,9 @@ class AuxiliaryCost(nn.Module):
     """
 
     #: Whether step 1 is left out when its input is a start symbol.
-    skips_start_symbol = False
+    skips_start_symbol: ClassVar[bool] = False
+    #: Whether it reads b, so that the model needs a backward network.
+    reads_backward: ClassVar[bool] = True
 
     def forward(self, states: StepStates) -> Float[Tensor, "*batch"]:
         raise NotImplementedError
@@ -44,36 +60,57 @@ class StateReconstruction(AuxiliaryCost):
 
     Args:
         latent_size: size of z.
-        backward_size: size of b.
+        target_size: size of b.
         hidden_size: size of h.
         condition: ``"z"`` (paper) or ``"zh"``, where :math:`h_{t-1}` is an input too.
         mlp_size, depth, activation: of :math:`f^{(a)}`, see :class:`~pyro_zf.nn.MLP`.
         form: how the output is read, see :class:`~pyro_zf.nn.GaussianForm`.
+        detach_target: whether the target is a constant of the cost.
     """
 
     def __init__(
         self,
         latent_size: int,
-        backward_size: int,
+        target_size: int,
         hidden_size: int,
         condition: Literal["z", "zh"] = "z",
         mlp_size: int = 1024,
         depth: int = 1,
         activation: str = "clipped-leaky-relu",
         form: GaussianForm | None = None,
+        detach_target: bool = True,
     ) -> None:
         super().__init__()
         if condition not in ("z", "zh"):
             raise ValueError(f"the auxiliary network reads 'z' or 'zh', not {condition!r}")
         self.condition = condition
+        self.detach_target = detach_target
         in_size = latent_size + (hidden_size if condition == "zh" else 0)
-        self.head = GaussianHead(MLP(in_size, mlp_size, 2 * backward_size, depth, activation), form)
+        self.head = GaussianHead(MLP(in_size, mlp_size, 2 * target_size, depth, activation), form)
 
     def forward(self, states: StepStates) -> Float[Tensor, "*batch"]:
         features = states.z
         if self.condition == "zh":
-            features = torch.cat([states.h_prev.expand(*features.shape[:-1], -1), features], dim=-1)
-        return self.head(features).log_prob(states.b.detach())
+            features = join(states.h_prev, features)
+        target = self.target(states)
+        return self.head(features).log_prob(target.detach() if self.detach_target else target)
+
+    def target(self, states: StepStates) -> Tensor:
+        """What is reconstructed."""
+        assert states.b is not None
+        return states.b
+
+
+class PreviousStateReconstruction(StateReconstruction):
+    r""":math:`\log p_\xi(h_{t-1} \mid z_t)` (Shabanian et al. 2017, eq. 6).
+
+    Options as for :class:`StateReconstruction`; ``target_size`` is the size of h.
+    """
+
+    reads_backward: ClassVar[bool] = False
+
+    def target(self, states: StepStates) -> Tensor:
+        return states.h_prev
 
 
 class ReversePrediction(AuxiliaryCost):
@@ -85,7 +122,7 @@ class ReversePrediction(AuxiliaryCost):
         emission: maps :math:`b_t` to a distribution over the data.
     """
 
-    skips_start_symbol = True
+    skips_start_symbol: ClassVar[bool] = True
 
     def __init__(self, emission: nn.Module) -> None:
         super().__init__()
@@ -93,3 +130,54 @@ class ReversePrediction(AuxiliaryCost):
 
     def forward(self, states: StepStates) -> Float[Tensor, "*batch"]:
         return self.emission(states.b).log_prob(states.u)
+
+
+class ActivityRegularization(AuxiliaryCost):
+    r""":math:`-\lVert h_t \rVert^2` (Shabanian et al. 2017, eq. 7; Merity et al. 2017)."""
+
+    reads_backward: ClassVar[bool] = False
+
+    def forward(self, states: StepStates) -> Float[Tensor, "*batch"]:
+        return -states.h.square().sum(-1)
+
+
+def _b(latent_size: int, backward_size: int, hidden_size: int, **options: Any) -> AuxiliaryCost:
+    return StateReconstruction(latent_size, backward_size, hidden_size, **_mlp(options))
+
+
+def _h(latent_size: int, hidden_size: int, **options: Any) -> AuxiliaryCost:
+    return PreviousStateReconstruction(latent_size, hidden_size, hidden_size, **_mlp(options))
+
+
+def _u(backward_size: int, make_emission: Callable[[int], nn.Module], **_: Any) -> AuxiliaryCost:
+    return ReversePrediction(make_emission(backward_size))
+
+
+def _activity(**_: Any) -> AuxiliaryCost:
+    return ActivityRegularization()
+
+
+def _mlp(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: options[name] for name in ("mlp_size", "depth", "activation") if name in options}
+
+
+#: Auxiliary costs by name: functions of the keywords latent_size, hidden_size, backward_size,
+#: make_emission (size of the state -> an emission over the data), mlp_size, depth, activation. Add
+#: an entry to have your own by name.
+AUX_COSTS: dict[str, Callable[..., AuxiliaryCost]] = {
+    "b": _b,
+    "u": _u,
+    "h": _h,
+    "activity": _activity,
+}
+
+
+def build_aux_cost(name: str, **options: Any) -> AuxiliaryCost:
+    """An auxiliary cost from :data:`AUX_COSTS`.
+
+    Raises:
+        ValueError: if there is none of that name.
+    """
+    if name not in AUX_COSTS:
+        raise ValueError(f"unknown auxiliary cost {name!r}; there are {sorted(AUX_COSTS)}")
+    return AUX_COSTS[name](**options)

@@ -11,7 +11,9 @@ from jaxtyping import Float
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
-__all__ = ["GaussianForm", "GaussianHead"]
+from pyro_zf.nn.mlp import MLP
+
+__all__ = ["GaussianForm", "GaussianHead", "GaussianMixtureHead"]
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,13 @@ class GaussianHead(nn.Module):
         self.network = network
         self.form = form or GaussianForm()
 
+    @property
+    def size(self) -> int:
+        """Of the Gaussian."""
+        last = self.network[-1] if isinstance(self.network, nn.Sequential) else self.network
+        assert isinstance(last, nn.Linear)
+        return last.out_features // 2
+
     def moments(
         self, features: Float[Tensor, "*batch features"]
     ) -> tuple[Float[Tensor, "*batch size"], Float[Tensor, "*batch size"]]:
@@ -75,3 +84,48 @@ class GaussianHead(nn.Module):
 
     def extra_repr(self) -> str:
         return str(self.form)
+
+
+class GaussianMixtureHead(nn.Module):
+    r"""A network that gives a mixture :math:`\sum_k \pi_k \mathcal N(\mu_k, \operatorname{diag} \sigma_k^2)`.
+
+    Args:
+        in_size: size of the features.
+        size: size of a value.
+        components: number of Gaussians.
+        mlp_size, depth, activation: see :class:`~pyro_zf.nn.MLP`.
+        form: how the Gaussians are read.
+
+    Raises:
+        ValueError: if there are no components.
+    """
+
+    def __init__(
+        self,
+        in_size: int,
+        size: int,
+        components: int,
+        mlp_size: int = 1024,
+        depth: int = 1,
+        activation: str = "clipped-leaky-relu",
+        form: GaussianForm | None = None,
+    ) -> None:
+        super().__init__()
+        if components < 1:
+            raise ValueError(f"a mixture needs at least one component, not {components}")
+        self.size = size
+        self.components = components
+        self.form = form or GaussianForm()
+        self.network = MLP(in_size, mlp_size, components * (1 + 2 * size), depth, activation)
+
+    def forward(self, features: Float[Tensor, "*batch features"]) -> TorchDistributionMixin:
+        output = self.network(features).to(features.dtype)
+        logits, gaussians = output.split([self.components, 2 * self.components * self.size], -1)
+        gaussians = gaussians.reshape(*features.shape[:-1], self.components, 2 * self.size)
+        mean, log_scale = self.form.split(gaussians)
+        return dist.MixtureSameFamily(
+            dist.Categorical(logits=logits), dist.Normal(mean, torch.exp(log_scale)).to_event(1)
+        )
+
+    def extra_repr(self) -> str:
+        return f"components={self.components}, {self.form}"

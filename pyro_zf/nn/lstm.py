@@ -1,4 +1,4 @@
-"""The two recurrent networks: forward with a latent input, and backward over the targets."""
+"""The recurrent networks: forward with a latent input, over the inputs alone, over the targets."""
 
 from __future__ import annotations
 
@@ -10,8 +10,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyro_zf.batch import SequenceBatch, with_particles
+from pyro_zf.nn.mlp import join
 
-__all__ = ["BackwardLSTM", "LSTMTransition", "State", "Transition"]
+__all__ = [
+    "BackwardLSTM",
+    "ChainTransition",
+    "ForwardLSTM",
+    "InputLSTM",
+    "LSTMTransition",
+    "State",
+    "Transition",
+]
 
 State = tuple[Tensor, ...]
 
@@ -22,11 +31,40 @@ class Transition(nn.Module):
     A subclass defines :attr:`state_sizes`, :meth:`project` and :meth:`stepper`; the first entry of
     its state is :math:`h_t`. In exchange it gets :meth:`initial` and :meth:`run`, and works in both
     layouts with any number of particle dimensions. What does not depend on the recurrence belongs
-    into :meth:`project`, which sees all steps at once.
+    into :meth:`project`, which sees all steps at once. :meth:`seen` and :meth:`output` say what the
+    other networks read of a step; both are given one step or all of them.
     """
 
     #: Sizes of the tensors in the state, :math:`h` first.
     state_sizes: tuple[int, ...]
+    #: 0 where :math:`h_t` reads :math:`z_t`, which therefore depends on :math:`h_{t-1}`; 1 where it
+    #: reads :math:`z_{t-1}`, so that :math:`z_t` depends on :math:`h_t`.
+    lag: int = 0
+    #: Size of the (embedded) latent that a step reads; needed where ``lag`` is 1.
+    latent_size: int
+
+    @property
+    def seen_size(self) -> int:
+        """Size of what :meth:`seen` gives."""
+        return self.state_sizes[0]
+
+    @property
+    def posterior_reads(self) -> int:
+        """How many values of what is seen, the first ones, the posterior reads."""
+        return self.seen_size
+
+    @property
+    def output_size(self) -> int:
+        """Size of what :meth:`output` gives."""
+        return self.state_sizes[0]
+
+    def seen(self, u: Tensor, h: Tensor) -> Tensor:
+        """What prior and posterior read: the (embedded) input and the state before z is drawn."""
+        return h
+
+    def output(self, u: Tensor, z: Tensor, h: Tensor) -> Tensor:
+        """What the emission reads: the (embedded) input and latent, and the state after both."""
+        return h
 
     def project(self, inputs: Float[Tensor, "*batch input"]) -> Tensor:
         """The part of a step that depends on the input alone, for any leading dimensions."""
@@ -63,6 +101,9 @@ class LSTMTransition(Transition):
         hidden_size: units.
         orthogonal: recurrent weights orthogonal (columns orthonormal) instead of uniform.
         forget_bias: initial bias of the forget gate. The other biases start at zero.
+        lag: 1 to read :math:`[u_t, z_{t-1}]`, see :class:`Transition`.
+        emitted: how many values of the latent, the last ones, the emission reads beside h.
+        read: how many values of the latent, the first ones, the LSTM reads; by default all.
     """
 
     def __init__(
@@ -72,13 +113,27 @@ class LSTMTransition(Transition):
         hidden_size: int,
         orthogonal: bool = True,
         forget_bias: float = 0.0,
+        lag: int = 0,
+        emitted: int = 0,
+        read: int | None = None,
     ) -> None:
         super().__init__()
         self.input_size = input_size
         self.state_sizes = (hidden_size, hidden_size)
-        self.lstm = _initialised_lstm(
-            input_size + latent_size, hidden_size, orthogonal, forget_bias
-        )
+        self.lag = lag
+        self.emitted = emitted
+        self.read = latent_size if read is None else read
+        self.latent_size = latent_size
+        self.lstm = _initialised_lstm(input_size + self.read, hidden_size, orthogonal, forget_bias)
+
+    @property
+    def output_size(self) -> int:
+        return self.state_sizes[0] + self.emitted
+
+    def output(self, u: Tensor, z: Tensor, h: Tensor) -> Tensor:
+        if not self.emitted:
+            return h
+        return join(h, z[..., self.latent_size - self.emitted :])
 
     def project(self, inputs: Float[Tensor, "*batch input"]) -> Float[Tensor, "*batch gates"]:
         weight, _, bias_input, bias_recurrent = self._weights()
@@ -92,7 +147,7 @@ class LSTMTransition(Transition):
 
         def step(u: Tensor, z: Tensor, state: State) -> State:
             h, c = state
-            gates = u + F.linear(z, latent_weight) + F.linear(h, recurrent_weight)
+            gates = u + F.linear(self._read(z), latent_weight) + F.linear(h, recurrent_weight)
             i, f, g, o = gates.to(c.dtype).chunk(4, dim=-1)
             c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
             return torch.sigmoid(o) * torch.tanh(c), c
@@ -106,13 +161,100 @@ class LSTMTransition(Transition):
     ) -> Float[Tensor, "time *particles batch hidden"]:
         shape = z.shape[:-1]
         u = with_particles(inputs, len(shape) - 2)
-        both = torch.cat([u.expand(*shape, -1), z], dim=-1).flatten(1, -2)
+        both = torch.cat([u.expand(*shape, -1), self._read(z)], dim=-1).flatten(1, -2)
         return self.lstm(both)[0].to(self._weights()[0].dtype).reshape(*shape, -1)
+
+    def _read(self, z: Tensor) -> Tensor:
+        return z if self.read == self.latent_size else z[..., : self.read]
 
     def _weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Input and recurrent weights, input and recurrent biases."""
         input_weight, recurrent_weight, input_bias, recurrent_bias = self.lstm.all_weights[0]
         return input_weight, recurrent_weight, input_bias, recurrent_bias
+
+
+class ChainTransition(Transition):
+    r"""The latents as their own state, beside a deterministic network (Fraccaro et al. 2016).
+
+    The input :math:`u_t` is the state :math:`d_t` of that network. The prior reads
+    :math:`[z_{t-1}, d_t]`, the posterior :math:`z_{t-1}` of it, the emission :math:`[z_t, d_t]`.
+
+    Args:
+        input_size: size of d.
+        latent_size: size of the (embedded) latent.
+    """
+
+    def __init__(self, input_size: int, latent_size: int) -> None:
+        super().__init__()
+        self.input_size = input_size
+        self.state_sizes = (latent_size,)
+        self.register_buffer("start", torch.zeros(latent_size), persistent=False)
+
+    @property
+    def seen_size(self) -> int:
+        return self.state_sizes[0] + self.input_size
+
+    @property
+    def posterior_reads(self) -> int:
+        return self.state_sizes[0]
+
+    @property
+    def output_size(self) -> int:
+        return self.seen_size
+
+    def seen(self, u: Tensor, h: Tensor) -> Tensor:
+        return join(h, u)
+
+    def output(self, u: Tensor, z: Tensor, h: Tensor) -> Tensor:
+        return self.seen(u, h)
+
+    def project(self, inputs: Tensor) -> Tensor:
+        return inputs
+
+    def stepper(self) -> Callable[[Tensor, Tensor, State], State]:
+        return lambda u, z, state: (z,)
+
+    def initial(self, batch_shape: torch.Size | tuple[int, ...]) -> State:
+        start = self.get_buffer("start")
+        return (start.new_zeros(*batch_shape, *start.shape),)
+
+    def run(
+        self,
+        inputs: Float[Tensor, "time batch input"],
+        z: Float[Tensor, "time *particles batch latent"],
+    ) -> Float[Tensor, "time *particles batch hidden"]:
+        return z
+
+
+class InputLSTM(nn.Module):
+    r"""A network over the inputs alone, :math:`d_t = f(u_t, d_{t-1})`.
+
+    Args:
+        input_size: size of the (embedded) input.
+        hidden_size: units.
+        orthogonal: recurrent weights orthogonal (columns orthonormal) instead of uniform.
+        forget_bias: initial bias of the forget gate. The other biases start at zero.
+    """
+
+    def __init__(
+        self, input_size: int, hidden_size: int, orthogonal: bool = True, forget_bias: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.hidden_size = hidden_size
+        self.lstm = _initialised_lstm(input_size, hidden_size, orthogonal, forget_bias)
+
+    def forward(
+        self, inputs: Float[Tensor, "time batch input"]
+    ) -> Float[Tensor, "time batch hidden"]:
+        """All states at once."""
+        return self.lstm(inputs)[0].to(self.lstm.weight_hh_l0.dtype)
+
+    def step(
+        self, u: Float[Tensor, "*batch input"], carried: State | None
+    ) -> tuple[Float[Tensor, "*batch hidden"], State]:
+        """One state, and what to hand to the next step; None before the first."""
+        output, carried = self.lstm(u.reshape(1, -1, u.shape[-1]), carried)
+        return output.reshape(*u.shape[:-1], -1), carried
 
 
 class BackwardLSTM(nn.Module):
@@ -147,6 +289,16 @@ class BackwardLSTM(nn.Module):
         states = self.lstm(batch.reverse(targets).transpose(0, 1))[0]
         states = states.to(next(self.lstm.parameters()).dtype)  # under autocast too
         return batch.reverse(states.transpose(0, 1)).transpose(0, 1)
+
+
+class ForwardLSTM(InputLSTM):
+    r"""A recognition network :math:`g_t = f(y_t, g_{t-1})`, which has read the targets up to now."""
+
+    def forward(  # type: ignore[override]
+        self, targets: Float[Tensor, "batch time input"], batch: SequenceBatch
+    ) -> Float[Tensor, "time batch hidden"]:
+        """States in the order of time, time first."""
+        return super().forward(targets.transpose(0, 1))
 
 
 def _initialised_lstm(

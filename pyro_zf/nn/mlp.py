@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-__all__ = ["ACTIVATIONS", "MLP", "ClippedLeakyReLU"]
+__all__ = ["ACTIVATIONS", "MLP", "ClippedLeakyReLU", "join"]
 
 
 class ClippedLeakyReLU(nn.Module):
@@ -75,3 +75,9 @@ class MLP(nn.Sequential):
             layers += [nn.Linear(in_size, hidden_size), ACTIVATIONS[activation]()]
             in_size = hidden_size
         super().__init__(*layers, nn.Linear(in_size, out_size))
+
+
+def join(*features: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """Features beside each other in the last dimension; the others are broadcast."""
+    shape = torch.broadcast_shapes(*(x.shape[:-1] for x in features))
+    return torch.cat([x.expand(*shape, x.shape[-1]) for x in features], dim=-1)

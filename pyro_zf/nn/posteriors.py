@@ -2,23 +2,56 @@ r"""Posteriors: modules that map :math:`(h_{t-1}, b_t)` to a distribution over :
 
 Any module with such a forward will do. One with the methods of :class:`GaussianPosterior` too lets
 the recurrence take what depends on :math:`b_t` out of its loop.
+
+A class attribute ``reads`` says what the second argument is: ``"backward"``, the state of a network
+that has read :math:`y_{t:T}` (also where there is no such attribute); ``"target"``, the (embedded)
+:math:`y_t`; or ``"forward"``, the state of one that has read :math:`y_{1:t}`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol, TypeGuard, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, TypeGuard, runtime_checkable
 
+import pyro.distributions as dist
 import torch
 from jaxtyping import Float
 from pyro.distributions.torch_distribution import TorchDistributionMixin
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pyro_zf.nn.flows import FlowHead
 from pyro_zf.nn.gaussian import GaussianForm, GaussianHead
-from pyro_zf.nn.mlp import MLP
+from pyro_zf.nn.mlp import MLP, join
 
-__all__ = ["GaussianPosterior", "SmoothingPosterior", "gives_moments"]
+__all__ = [
+    "POSTERIORS",
+    "FilteringPosterior",
+    "FlowPosterior",
+    "GaussianPosterior",
+    "RecognitionPosterior",
+    "ResidualPosterior",
+    "SmoothingPosterior",
+    "build_posterior",
+    "gives_moments",
+    "named_posterior",
+    "reads",
+]
+
+Reads = Literal["backward", "target", "forward"]
+READS: tuple[Reads, ...] = ("backward", "target", "forward")
+
+
+def reads(posterior: object) -> Reads:
+    """What the second argument of a posterior is; see the head of this module.
+
+    Raises:
+        ValueError: if its attribute ``reads`` is none of the three.
+    """
+    value = getattr(posterior, "reads", "backward")
+    if value not in READS:
+        raise ValueError(f"{type(posterior).__name__} reads {value!r}; there are {READS}")
+    return value
 
 
 @runtime_checkable
@@ -52,12 +85,21 @@ class SmoothingPosterior(GaussianHead):
     r""":math:`q(z_t \mid h_{t-1}, b_t) = \mathcal N(f^{(q)}(h_{t-1}, b_t))` (Goyal et al. 2017, eq. 7).
 
     Since :math:`b_t` has read :math:`y_{t:T}`, the posterior is informed of all that follows.
+
+    Args:
+        hidden_size: how many values of the state it reads, the first ones.
+        context_size: size of :math:`b_t`.
+        latent_size: size of z.
+        mlp_size, depth, activation: of :math:`f^{(q)}`, see :class:`~pyro_zf.nn.MLP`.
+        form: how the output is read, see :class:`~pyro_zf.nn.GaussianForm`.
     """
+
+    reads: ClassVar[Reads] = "backward"
 
     def __init__(
         self,
         hidden_size: int,
-        backward_size: int,
+        context_size: int,
         latent_size: int,
         mlp_size: int = 1024,
         depth: int = 1,
@@ -65,16 +107,16 @@ class SmoothingPosterior(GaussianHead):
         form: GaussianForm | None = None,
     ) -> None:
         super().__init__(
-            MLP(hidden_size + backward_size, mlp_size, 2 * latent_size, depth, activation), form
+            MLP(hidden_size + context_size, mlp_size, 2 * latent_size, depth, activation), form
         )
         self.hidden_size = hidden_size
 
     def forward(  # type: ignore[override]
-        self, h: Float[Tensor, "*batch hidden"], b: Float[Tensor, "*batch backward"]
+        self, h: Float[Tensor, "*batch hidden"], b: Float[Tensor, "*batch context"]
     ) -> TorchDistributionMixin:
-        return super().forward(torch.cat([h, b], dim=-1))
+        return super().forward(join(self._read(h), b))
 
-    def project(self, b: Float[Tensor, "*batch backward"]) -> Float[Tensor, "*batch features"]:
+    def project(self, b: Float[Tensor, "*batch context"]) -> Float[Tensor, "*batch features"]:
         """The part of the first layer that depends on :math:`b_t` alone, for all steps at once."""
         first, *_ = self._layers()
         return F.linear(b, first.weight[:, self.hidden_size :], first.bias)
@@ -85,13 +127,175 @@ class SmoothingPosterior(GaussianHead):
         weight = first.weight[:, : self.hidden_size]
 
         def moments(h: Tensor, projected: Tensor) -> tuple[Tensor, Tensor]:
-            x = F.linear(h, weight) + projected
+            x = F.linear(self._read(h), weight) + projected
             for layer in rest:
                 x = layer(x)
             return self.form.split(x.to(h.dtype))
 
         return moments
 
+    def _read(self, h: Tensor) -> Tensor:
+        return h if h.shape[-1] == self.hidden_size else h[..., : self.hidden_size]
+
     def _layers(self) -> tuple[Any, ...]:
         assert isinstance(self.network, MLP)
         return tuple(self.network)
+
+
+class FilteringPosterior(SmoothingPosterior):
+    r""":math:`q(z_t \mid h_{t-1}, y_t)` (Chung et al. 2015, eq. 9): knows nothing of what follows."""
+
+    reads: ClassVar[Reads] = "target"
+
+
+class ResidualPosterior(SmoothingPosterior):
+    r"""The mean of the prior plus a correction: res_q (Fraccaro et al. 2016, section 3.2).
+
+    :math:`q(z_t \mid h_{t-1}, b_t) = \mathcal N(\mu^{(p)}_t + \Delta_t, \operatorname{diag}
+    \sigma_t^2)` with :math:`[\Delta_t, \log \sigma_t] = f^{(q)}(h_{t-1}, b_t)`. The prior's
+    parameters get the gradient of its mean here too.
+
+    Args:
+        prior: the prior of the same model.
+        hidden_size, context_size, latent_size, **options: as for :class:`SmoothingPosterior`.
+
+    Raises:
+        ValueError: if the prior has no mean in closed form.
+    """
+
+    needs_prior: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        prior: nn.Module,
+        hidden_size: int,
+        context_size: int,
+        latent_size: int,
+        **options: Any,
+    ) -> None:
+        if isinstance(prior, FlowHead):
+            raise ValueError("res_q adds to the mean of the prior, and that of a flow is not known")
+        super().__init__(hidden_size, context_size, latent_size, **options)
+        self._prior = (prior,)  # in a tuple: its parameters belong to the model, not to this module
+
+    def forward(  # type: ignore[override]
+        self, h: Float[Tensor, "*batch hidden"], b: Float[Tensor, "*batch context"]
+    ) -> TorchDistributionMixin:
+        mean, log_scale = self.moments(join(self._read(h), b))
+        return dist.Normal(self._prior_mean(h) + mean, torch.exp(log_scale)).to_event(1)
+
+    def project(self, b: Float[Tensor, "*batch context"]) -> Float[Tensor, "*batch features"]:
+        return super().project(b)
+
+    def stepper(self) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        correction = super().stepper()
+
+        def moments(h: Tensor, projected: Tensor) -> tuple[Tensor, Tensor]:
+            mean, log_scale = correction(h, projected)
+            return self._prior_mean(h) + mean, log_scale
+
+        return moments
+
+    def _prior_mean(self, h: Tensor) -> Tensor:
+        prior: Any = self._prior[0]
+        return prior.moments(h)[0] if hasattr(prior, "moments") else prior(h).mean
+
+
+class FlowPosterior(FlowHead):
+    r""":math:`q(z_t \mid h_{t-1}, b_t)`, a normalising flow; see :class:`~pyro_zf.nn.FlowHead`.
+
+    Its KL has no closed form and is sampled.
+
+    Args:
+        hidden_size, context_size, latent_size: as for :class:`SmoothingPosterior`.
+        **options: of :class:`~pyro_zf.nn.FlowHead`.
+    """
+
+    reads: ClassVar[Reads] = "backward"
+
+    def __init__(
+        self, hidden_size: int, context_size: int, latent_size: int, **options: Any
+    ) -> None:
+        super().__init__(hidden_size + context_size, latent_size, **options)
+        self.hidden_size = hidden_size
+
+    def forward(  # type: ignore[override]
+        self, h: Float[Tensor, "*batch hidden"], b: Float[Tensor, "*batch context"]
+    ) -> TorchDistributionMixin:
+        return super().forward(join(h[..., : self.hidden_size], b))
+
+
+class RecognitionPosterior(GaussianHead):
+    r""":math:`q(z_t \mid y_{1:t}) = \mathcal N(f^{(q)}(g_t))` (Bayer and Osendorfer 2014, section 3.2).
+
+    It does not look at the state of the model, so that all steps are drawn at once.
+
+    Args:
+        hidden_size: of the state; not read.
+        context_size: size of :math:`g_t`.
+        latent_size, mlp_size, depth, activation, form: as for :class:`SmoothingPosterior`.
+    """
+
+    reads: ClassVar[Reads] = "forward"
+    #: That the recurrence need not step to draw from it.
+    ignores_state = True
+
+    def __init__(
+        self,
+        hidden_size: int,
+        context_size: int,
+        latent_size: int,
+        mlp_size: int = 1024,
+        depth: int = 1,
+        activation: str = "clipped-leaky-relu",
+        form: GaussianForm | None = None,
+    ) -> None:
+        super().__init__(MLP(context_size, mlp_size, 2 * latent_size, depth, activation), form)
+
+    def forward(  # type: ignore[override]
+        self, h: Float[Tensor, "*batch hidden"], g: Float[Tensor, "*batch context"]
+    ) -> TorchDistributionMixin:
+        return super().forward(g)
+
+
+#: Posteriors by name: classes, or functions, of (size of the state, size of b, size of z, \*\*options
+#: of the hidden layers); of (prior, the same) if they have a true attribute ``needs_prior``. Add an
+#: entry to have your own by name.
+POSTERIORS: dict[str, Callable[..., nn.Module]] = {
+    "smoothing": SmoothingPosterior,
+    "filtering": FilteringPosterior,
+    "flow": FlowPosterior,
+    "res_q": ResidualPosterior,
+    "recognition": RecognitionPosterior,
+}
+
+
+def build_posterior(
+    name: str,
+    prior: nn.Module,
+    hidden_size: int,
+    context_size: int,
+    latent_size: int,
+    **options: object,
+) -> nn.Module:
+    """A posterior from :data:`POSTERIORS`.
+
+    Raises:
+        ValueError: if there is none of that name.
+    """
+    posterior = named_posterior(name)
+    sizes = (hidden_size, context_size, latent_size)
+    if getattr(posterior, "needs_prior", False):
+        return posterior(prior, *sizes, **options)
+    return posterior(*sizes, **options)
+
+
+def named_posterior(name: str) -> Callable[..., nn.Module]:
+    """The entry of :data:`POSTERIORS`.
+
+    Raises:
+        ValueError: if there is none of that name.
+    """
+    if name not in POSTERIORS:
+        raise ValueError(f"unknown posterior {name!r}; there are {sorted(POSTERIORS)}")
+    return POSTERIORS[name]

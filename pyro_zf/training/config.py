@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
@@ -15,13 +16,17 @@ import torch
 
 from pyro_zf.data.datasets import DataError
 from pyro_zf.data.mnist import Binarization, Frame
-from pyro_zf.nn import ACTIVATIONS
+from pyro_zf.infer import OBJECTIVES
+from pyro_zf.models import MODELS
+from pyro_zf.nn import ACTIVATIONS, AUX_COSTS, EMISSIONS, POSTERIORS, PRIORS
 
 __all__ = [
     "AUX_STRENGTH",
     "PRESETS",
+    "VARIATIONAL_BILSTM_SETTINGS",
     "TrainConfig",
     "UsageError",
+    "aux_weights",
     "read_config",
     "resolve",
     "resolve_device",
@@ -38,8 +43,8 @@ class TrainConfig:
 
     dataset: Literal["mnist"] = "mnist"
     """Data to train on."""
-    model: Literal["zforcing"] = "zforcing"
-    """System to train."""
+    model: str = "zforcing"
+    """System to train: zforcing, variational-bilstm, srnn, vrnn, vrnn-i, storn or rnn."""
     preset: Literal["auto", "paper", "small"] = "auto"
     """Settings of the paper, or small ones that learn in minutes on a CPU. auto: paper on a GPU."""
     output_dir: Path | None = None
@@ -54,19 +59,48 @@ class TrainConfig:
     binarization: Binarization = "fixed"
     """Larochelle's bits, or bits drawn anew each epoch from grey levels."""
 
-    objective: Literal["elbo", "elbo-mc", "iwae"] = "elbo"
-    """Evidence lower bound with analytic or sampled KL, or the importance-weighted bound."""
+    objective: str = "elbo"
+    """Bound to train on: elbo (analytic KL), elbo-mc (sampled KL), iwae (importance-weighted) or fivo
+    (particle filter)."""
     num_particles: int = 1
     """Latent samples of the objective."""
     alpha: float | None = None
-    """Weight of the cost by which z reconstructs the backward state (eq. 8)."""
+    """Weight of the cost by which z reconstructs the backward state (zforcing,
+    variational-bilstm)."""
     beta: float | None = None
-    """Weight of the cost by which the backward state predicts the input (eq. 10)."""
+    """Weight of the cost by which the backward state predicts the input (zforcing), or by which z
+    reconstructs the forward state (variational-bilstm)."""
+    gamma: float | None = None
+    """Weight of the activity regularisation of the forward state (variational-bilstm)."""
+    aux: tuple[str, ...] | None = None
+    """Auxiliary costs as NAME=WEIGHT, in place of alpha, beta and gamma, for any system with latents: b
+    and h (z reconstructs the backward, the forward state), u (the backward state predicts the input),
+    activity. --aux none=0 is none at all."""
+    aux_start: float = 1.0
+    """Factor on the weights of all auxiliary costs at the first update."""
+    aux_stop: float = 1.0
+    """Factor that it moves to."""
+    aux_increment: float = 5e-5
+    """How far it moves by each update."""
     kl_start: float = 1.0
     """KL weight at the first update. The papers' annealing starts at 0.2."""
     kl_increment: float = 5e-5
     """Growth of the KL weight by each update, until it is 1."""
+    free_bits: float = 0.0
+    """Nats of KL that each step of a sequence has for free (objective elbo)."""
+    word_dropout: float = 0.0
+    """Probability with which the input of a step is hidden from the forward network in training."""
+    skip_gradient: float | None = None
+    """Probability with which the stochastic networks' inputs are detached at a step
+    (variational-bilstm)."""
 
+    prior: str | None = None
+    """gaussian (conditional), standard-normal, mixture or flow. Default: that of the system."""
+    posterior: str | None = None
+    """smoothing, filtering, flow, res_q or recognition. Default: that of the system."""
+    emission: str | None = None
+    """bernoulli, categorical, gaussian, gaussian-mixture, logistic-mixture or autoregressive-gaussian.
+    Default: by the kind of data."""
     variant: Literal["paper", "released-code"] = "paper"
     """Architecture of the paper, or of the authors' released code."""
     detach: Literal["target", "posterior", "backward"] = "target"
@@ -113,6 +147,8 @@ class TrainConfig:
     """Updates between two entries of metrics.jsonl."""
     checkpoint_minutes: float = 5.0
     """Save at least so often; also at the end of each epoch."""
+    train_sequences: int | None = None
+    """Train on so many sequences, a fixed random subset; without it on all."""
     valid_sequences: int | None = None
     """Validate on so many sequences, a fixed random subset; without it on all."""
     test_sequences: int | None = None
@@ -147,6 +183,8 @@ class TrainConfig:
                 plain[name] = Path(value)
             elif not _has_type(value, types[name]):
                 raise UsageError(f"config.json: {name} cannot be {value!r}")
+            elif isinstance(value, list):
+                plain[name] = tuple(value)
         return cls(**plain)
 
 
@@ -154,31 +192,80 @@ class TrainConfig:
 #: the values of b and over steps. Not published; found on short runs on a CPU, see docs/results.md.
 AUX_STRENGTH: dict[str, float] = {"row": 0.128, "pixel": 0.0128}
 
-#: (data set, model) -> preset -> settings. Sources: Goyal et al. 2017, section 4.1 (LSTM 1024,
-#: learning rate 1e-3, batch 32, no KL annealing for MNIST, latent size as for speech). The width of
-#: the hidden layers for MNIST is not published.
+_PIXELS: dict[str, Any] = {
+    "frame": "pixel",
+    "hidden_size": 1024,
+    "latent_size": 256,
+    "mlp_size": 1024,
+    "batch_size": 32,
+    "learning_rate": 1e-3,
+    "forget_bias": 0.0,
+    "max_epochs": 50,
+}
+_ROWS: dict[str, Any] = {
+    "frame": "row",
+    "hidden_size": 256,
+    "latent_size": 32,
+    "mlp_size": 256,
+    "batch_size": 64,
+    "learning_rate": 1e-3,
+    "forget_bias": 0.0,
+    "max_minutes": 5.0,
+}
+
+#: What Shabanian et al. 2017, section 3, give for each data set: options of
+#: :class:`~pyro_zf.models.VariationalBiLSTM`, and of its training.
+VARIATIONAL_BILSTM_SETTINGS: dict[str, dict[str, Any]] = {
+    "timit": {
+        "hidden_size": 2048, "mlp_size": 1024, "latent_size": 128, "alpha": 1.0, "beta": 0.0,
+        "learning_rate": 1e-4, "batch_size": 128,
+    },
+    "blizzard": {
+        "hidden_size": 1024, "mlp_size": 1024, "latent_size": 512, "alpha": 1.0, "beta": 1.0,
+        "learning_rate": 1e-3, "batch_size": 32,
+    },
+    "mnist": {
+        "hidden_size": 1024, "mlp_size": 1024, "latent_size": 256, "alpha": 1e-3, "beta": 0.0,
+        "learning_rate": 1e-4, "batch_size": 32,
+    },
+    "imdb": {
+        "hidden_size": 500, "mlp_size": 500, "latent_size": 64, "alpha": 1.0, "beta": 1.0,
+        "learning_rate": 1e-3, "batch_size": 32,
+    },
+    "ptb": {
+        "hidden_size": 1024, "mlp_size": 1024, "latent_size": 128, "alpha": 1.0, "beta": 1.0,
+        "learning_rate": 1e-3, "batch_size": 50, "prior": "standard-normal",
+    },
+}  # fmt: skip
+
+#: (data set, system) -> preset -> settings; those of (data set, "") for systems that are not named.
+#:
+#: Sources. Z-Forcing: Goyal et al. 2017, section 4.1 (LSTM 1024, learning rate 1e-3, batch 32, no KL
+#: annealing for MNIST, latent size as for speech); the width of the hidden layers for MNIST is not
+#: published. Variational Bi-LSTM: Shabanian et al. 2017, section 3 (LSTM and hidden layers 1024, z 256,
+#: learning rate 1e-4, batch 32, alpha 0.001, beta 0). The other systems have no published settings on
+#: MNIST and take those of Z-Forcing, as a comparison wants.
 PRESETS: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
-    ("mnist", "zforcing"): {
-        "paper": {
-            "frame": "pixel",
-            "hidden_size": 1024,
-            "latent_size": 256,
-            "mlp_size": 1024,
-            "batch_size": 32,
-            "learning_rate": 1e-3,
-            "forget_bias": 0.0,
-            "max_epochs": 50,
-        },
-        "small": {
-            "frame": "row",
-            "hidden_size": 256,
-            "latent_size": 32,
-            "mlp_size": 256,
-            "batch_size": 64,
-            "learning_rate": 1e-3,
-            "forget_bias": 0.0,
-            "max_minutes": 5.0,
-        },
+    ("mnist", ""): {"paper": _PIXELS, "small": _ROWS},
+    ("mnist", "variational-bilstm"): {
+        "paper": {**_PIXELS, **VARIATIONAL_BILSTM_SETTINGS["mnist"]},
+        "small": {**_ROWS, "alpha": 1e-3, "beta": 0.0},
+    },
+}
+
+#: The systems that come with the package; what others take is not known here.
+_BUILT_IN = frozenset(MODELS)
+#: Options that only some of them have.
+_ONLY_OF: dict[str, tuple[str, ...]] = {
+    "alpha": ("zforcing", "variational-bilstm"),
+    "beta": ("zforcing", "variational-bilstm"),
+    "gamma": ("variational-bilstm",),
+    "skip_gradient": ("variational-bilstm",),
+    "detach": ("zforcing",),
+    "variant": ("zforcing",),
+    **{
+        name: tuple(m for m in MODELS if m != "rnn")
+        for name in ("prior", "posterior", "aux", "free_bits", "mlp_depth")
     },
 }
 
@@ -197,23 +284,87 @@ def resolve(config: TrainConfig) -> TrainConfig:
     preset = config.preset
     if preset == "auto":
         preset = "paper" if device.startswith("cuda") else "small"
-    values = dict(PRESETS[config.dataset, config.model][preset])
+    _check_names(config)
+    presets = PRESETS.get((config.dataset, config.model), PRESETS[config.dataset, ""])
+    values = dict(presets[preset])
     if any(getattr(config, name) is not None for name in _LIMITS):
         values = {k: v for k, v in values.items() if k not in _LIMITS}
+    if config.aux is not None:
+        values = {k: v for k, v in values.items() if k not in ("alpha", "beta", "gamma")}
     values = {k: v for k, v in values.items() if getattr(config, k) is None}
     if config.data_dir is not None:  # a run outlives the folder that it was started in
         values["data_dir"] = config.data_dir.expanduser().absolute()
     config = dataclasses.replace(config, preset=preset, device=device, **values)
-    assert config.frame is not None
-    assert config.hidden_size is not None
-    strength = AUX_STRENGTH[config.frame] / max(config.hidden_size, 1)
-    config = dataclasses.replace(
-        config,
-        alpha=strength if config.alpha is None else config.alpha,
-        beta=strength if config.beta is None else config.beta,
-    )
+    if config.model == "zforcing" and config.aux is None:
+        assert config.frame is not None and config.hidden_size is not None
+        strength = AUX_STRENGTH[config.frame] / max(config.hidden_size, 1)
+        config = dataclasses.replace(
+            config,
+            alpha=strength if config.alpha is None else config.alpha,
+            beta=strength if config.beta is None else config.beta,
+        )
     _check_numbers(config)
     return config
+
+
+def aux_weights(config: TrainConfig) -> dict[str, float] | None:
+    """The auxiliary costs of ``--aux`` with their weights; None if it was not given.
+
+    Raises:
+        UsageError: for a cost that there is not, or what is no NAME=WEIGHT.
+    """
+    if config.aux is None:
+        return None
+    weights = {}
+    for text in config.aux:
+        name, _, number = text.partition("=")
+        try:
+            weights[name] = float(number)
+        except ValueError:
+            raise UsageError(f"--aux {text}: write NAME=WEIGHT, for example b=0.001") from None
+        if not weights[name] >= 0:
+            raise UsageError(f"--aux {text}: the weight must not be negative")
+        if name != "none":
+            _check_name("aux", name, AUX_COSTS)
+    weights.pop("none", None)
+    return weights
+
+
+def _check_names(config: TrainConfig) -> None:
+    _check_name("model", config.model, MODELS)
+    _check_name("objective", config.objective, OBJECTIVES)
+    _check_name("activation", config.activation, ACTIVATIONS)
+    for option, known in (
+        ("prior", PRIORS), ("posterior", POSTERIORS), ("emission", EMISSIONS)
+    ):  # fmt: skip
+        if (name := getattr(config, option)) is not None:
+            _check_name(option, name, known)
+    for option, models in _ONLY_OF.items():
+        given = getattr(config, option) != getattr(TrainConfig, option)
+        if given and config.model in _BUILT_IN and config.model not in models:
+            flag = option.replace("_", "-")
+            raise UsageError(
+                f"--{flag} is no option of {config.model}, but of {', '.join(models)}"
+                + ("; other systems take --aux NAME=WEIGHT" if option in ("alpha", "beta") else "")
+            )
+    if config.aux is not None and any(
+        getattr(config, letter) is not None for letter in ("alpha", "beta", "gamma")
+    ):
+        raise UsageError(
+            "--aux takes the place of --alpha, --beta and --gamma: give one or the other"
+        )
+    if config.free_bits and config.objective != "elbo":
+        raise UsageError(f"--free-bits belongs to --objective elbo, not to {config.objective}")
+    if config.model == "rnn" and config.objective == "fivo":
+        raise UsageError("--objective fivo filters latents, and rnn has none: take elbo")
+    aux_weights(config)
+
+
+def _check_name(option: str, name: str, known: Mapping[str, object]) -> None:
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UsageError(f"--{option} {name}: there are {', '.join(known)}{hint}")
 
 
 def _has_type(value: Any, hint: Any) -> bool:
@@ -222,6 +373,8 @@ def _has_type(value: Any, hint: Any) -> bool:
         return any(_has_type(value, option) for option in get_args(hint))
     if origin is Literal:
         return value in get_args(hint)
+    if origin is tuple:  # (str, ...): JSON has lists
+        return isinstance(value, list) and all(isinstance(x, str) for x in value)
     if hint is float:
         return isinstance(value, (int, float)) and not isinstance(value, bool)
     return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
@@ -250,21 +403,24 @@ def _check_numbers(config: TrainConfig) -> None:
     for name in (
         "num_particles", "hidden_size", "latent_size", "mlp_size", "batch_size", "learning_rate",
         "accumulate", "log_interval", "clip_norm", "max_steps", "max_epochs", "max_minutes",
-        "checkpoint_minutes", "valid_sequences", "test_sequences", "embedding_size", "num_figures",
+        "checkpoint_minutes", "train_sequences", "valid_sequences", "test_sequences", "embedding_size", "num_figures",
     ):  # fmt: skip
         value = getattr(config, name)
         if value is not None and not value > 0:
             raise UsageError(f"--{name.replace('_', '-')} must be above zero, it is {value}")
-    for name in ("alpha", "beta", "kl_start", "kl_increment", "mlp_depth", "seed"):
+    for name in (
+        "alpha", "beta", "gamma", "kl_start", "kl_increment", "aux_start", "aux_stop",
+        "aux_increment", "free_bits", "mlp_depth", "seed",
+    ):  # fmt: skip
         value = getattr(config, name)
         if value is not None and value < 0:
             raise UsageError(f"--{name.replace('_', '-')} must not be negative, it is {value}")
+    for name in ("word_dropout", "skip_gradient"):
+        value = getattr(config, name)
+        if value is not None and not 0 <= value <= 1:
+            raise UsageError(f"--{name.replace('_', '-')} is a probability, it is {value}")
     if config.seed >= 2**63:
         raise UsageError(f"--seed must be below 2**63, it is {config.seed}")
-    if config.activation not in ACTIVATIONS:
-        raise UsageError(
-            f"--activation {config.activation}: there are {', '.join(sorted(ACTIVATIONS))}"
-        )
     assert config.batch_size is not None
     if config.accumulate > config.batch_size:
         raise UsageError(

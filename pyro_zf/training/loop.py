@@ -22,8 +22,16 @@ from tqdm import tqdm
 
 from pyro_zf.analysis.figures import save_run_figures
 from pyro_zf.data import Batches, DataError
-from pyro_zf.infer import OBJECTIVES, SVI, Bounds, LinearSchedule, batch_bounds, evaluate
-from pyro_zf.models import SequenceModel
+from pyro_zf.infer import (
+    OBJECTIVES,
+    SVI,
+    Bounds,
+    LinearSchedule,
+    WordDropout,
+    batch_bounds,
+    evaluate,
+)
+from pyro_zf.models import LatentSequenceModel, SequenceModel
 from pyro_zf.training.checkpoint import (
     load_checkpoint,
     load_weights,
@@ -90,7 +98,9 @@ def train(config: TrainConfig) -> dict[str, Any]:
     splits = build_data(config)
     model = build_model(config, splits).to(device)
     assert config.batch_size and config.learning_rate
-    train_batches = Batches(splits.train, config.batch_size, seed=config.seed)
+    train_batches = Batches(
+        splits.train, config.batch_size, seed=config.seed, limit=config.train_sequences
+    )
     valid_batches = Batches(splits.valid, _eval_batch(config), limit=config.valid_sequences)
     test_batches = Batches(splits.test, _eval_batch(config), limit=config.test_sequences)
     optimiser = torch.optim.Adam(
@@ -101,11 +111,15 @@ def train(config: TrainConfig) -> dict[str, Any]:
         model.model,
         model.guide,
         optimiser,
-        OBJECTIVES[config.objective](config.num_particles),
+        OBJECTIVES[config.objective](
+            config.num_particles, **({"free_bits": config.free_bits} if config.free_bits else {})
+        ),
         clip_norm=config.clip_norm,
         loss_context=bf16 if config.precision == "bf16" else None,
     )
     kl_weight = LinearSchedule(config.kl_start, max(config.kl_start, 1.0), config.kl_increment)
+    aux_weight = LinearSchedule(config.aux_start, config.aux_stop, config.aux_increment)
+    word_dropout = WordDropout(config.word_dropout)
     progress = Progress()
     losses: list[torch.Tensor] = []  # since the last entry of the log
     last, best = run / "checkpoints" / "last.pt", run / "checkpoints" / "best.pt"
@@ -189,8 +203,9 @@ def train(config: TrainConfig) -> dict[str, Any]:
                 continue
 
             model.kl_weight = kl_weight(progress.step)
+            model.aux_weight = aux_weight(progress.step)
             with pyro.validation_enabled(progress.step == 0):
-                losses.append(svi.step(batch.chunk(config.accumulate)))
+                losses.append(svi.step(word_dropout(batch).chunk(config.accumulate)))
             progress.step += 1
             progress.batch += 1
             progress.seconds = time.monotonic() - started
@@ -246,6 +261,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         "data_detail": splits.source.detail,
         "comparable_with_published": splits.source.comparable,
         "model": config.model,
+        "has_latents": isinstance(model, LatentSequenceModel),
         "num_parameters": parameters,
         "steps": progress.step,
         "best_step": progress.best_step,
@@ -322,8 +338,11 @@ def _own_noise(seed: int, device: torch.device) -> Iterator[None]:
 def _bounds_with_own_noise(
     model: SequenceModel, batches: Batches, seed: int, device: torch.device
 ) -> Bounds:
+    model.eval()
     with _own_noise(seed, device):
-        return evaluate(model.model, model.guide, batches.epoch(0, 0, device))
+        bounds = evaluate(model.model, model.guide, batches.epoch(0, 0, device))
+    model.train()
+    return bounds
 
 
 def _numbers(bounds: Bounds) -> dict[str, float]:

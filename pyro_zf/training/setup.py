@@ -9,13 +9,21 @@ from typing import Any
 import torch
 
 from pyro_zf.data import DataError, Splits, load_mnist
-from pyro_zf.models import SequenceModel, ZForcing
+from pyro_zf.models import MODELS, SequenceModel
+from pyro_zf.nn import EMISSIONS
 from pyro_zf.training.checkpoint import load_checkpoint, load_weights
-from pyro_zf.training.config import TrainConfig, read_config
+from pyro_zf.training.config import TrainConfig, UsageError, aux_weights, read_config
 
-__all__ = ["build_data", "build_model", "check_same_data", "load_run"]
+__all__ = ["LETTERS", "build_data", "build_model", "check_same_data", "load_run"]
 
 _EMISSIONS = {"binary": "bernoulli", "real": "gaussian", "categorical": "categorical"}
+
+
+#: The auxiliary cost that each of a paper's letters weighs.
+LETTERS: dict[str, dict[str, str]] = {
+    "zforcing": {"alpha": "b", "beta": "u"},
+    "variational-bilstm": {"alpha": "b", "beta": "h", "gamma": "activity"},
+}
 
 
 def build_data(config: TrainConfig) -> Splits:
@@ -24,25 +32,45 @@ def build_data(config: TrainConfig) -> Splits:
 
 
 def build_model(config: TrainConfig, splits: Splits) -> SequenceModel:
-    """The model of a resolved configuration, freshly initialised."""
-    assert config.hidden_size and config.latent_size and config.mlp_size
-    assert config.alpha is not None and config.beta is not None and config.forget_bias is not None
-    return ZForcing(
-        splits.data_size,
-        emission=_EMISSIONS[splits.kind],
-        hidden_size=config.hidden_size,
-        latent_size=config.latent_size,
-        mlp_size=config.mlp_size,
-        mlp_depth=config.mlp_depth,
-        activation=config.activation,
-        embedding_size=config.embedding_size,
-        orthogonal=config.orthogonal,
-        forget_bias=config.forget_bias,
-        alpha=config.alpha,
-        beta=config.beta,
-        detach=config.detach,
-        variant=config.variant,
-    )
+    """The model of a resolved configuration, freshly initialised.
+
+    Raises:
+        UsageError: if its parts do not go together, or not with the data.
+    """
+    emission = config.emission or _EMISSIONS[splits.kind]
+    kinds = getattr(EMISSIONS[emission], "kinds", None)
+    if kinds is not None and splits.kind not in kinds:
+        fitting = [n for n, e in EMISSIONS.items() if splits.kind in getattr(e, "kinds", ())]
+        raise UsageError(
+            f"--emission {emission} is for {' and '.join(kinds)} data, and {splits.source.name} is "
+            f"{splits.kind}; take {' or '.join(fitting)}"
+        )
+    options: dict[str, Any] = {
+        "emission": emission,
+        "hidden_size": config.hidden_size,
+        "mlp_size": config.mlp_size,
+        "activation": config.activation,
+        "embedding_size": config.embedding_size,
+        "orthogonal": config.orthogonal,
+        "forget_bias": config.forget_bias,
+    }
+    if config.model != "rnn":
+        options |= {"latent_size": config.latent_size, "mlp_depth": config.mlp_depth}
+        aux = aux_weights(config)
+        if config.model == "zforcing":
+            options |= {"detach": config.detach, "variant": config.variant}
+        if config.model in LETTERS:
+            for letter, cost in LETTERS[config.model].items():
+                options[letter] = getattr(config, letter) if aux is None else aux.pop(cost, 0.0)
+        options |= {
+            "aux": aux, "prior": config.prior, "posterior": config.posterior,
+            "skip_gradient": config.skip_gradient,
+        }  # fmt: skip
+    given = {name: value for name, value in options.items() if value is not None}
+    try:
+        return MODELS[config.model](splits.data_size, **given)
+    except ValueError as error:
+        raise UsageError(f"--model {config.model}: {error}") from error
 
 
 def check_same_data(checkpoint: dict[str, Any], splits: Splits, run: Path) -> None:

@@ -1,0 +1,540 @@
+"""What the systems with latents have in common: their two programs, in both layouts."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Literal
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from torch import Tensor, nn
+
+from pyro_zf.batch import SequenceBatch, masked, with_particles
+from pyro_zf.cores import shielded
+from pyro_zf.models.base import AUX_PREFIX, Layout, SequenceModel, at_step
+from pyro_zf.nn.auxiliary import AuxiliaryCost, StepStates, build_aux_cost
+from pyro_zf.nn.emissions import emits_symbols, make_emission, named_emission
+from pyro_zf.nn.gaussian import GaussianForm
+from pyro_zf.nn.lstm import BackwardLSTM, ForwardLSTM, InputLSTM, LSTMTransition, Transition
+from pyro_zf.nn.mlp import ACTIVATIONS, join
+from pyro_zf.nn.posteriors import build_posterior, named_posterior, reads
+from pyro_zf.nn.priors import build_prior
+from pyro_zf.paths import (
+    NO_KL,
+    EchoPath,
+    FromPrior,
+    OverTime,
+    PosteriorPath,
+    PriorPath,
+    SkipMask,
+)
+from pyro_zf.recurrence import Recurrence, Shared
+
+__all__ = ["LATENTS", "LatentSequenceModel", "embed_data"]
+
+Latents = Literal["posterior", "prior", "prior-mean"]
+LATENTS: tuple[Latents, ...] = ("posterior", "prior", "prior-mean")
+
+
+def embed_data(
+    data_size: int,
+    symbols: bool,
+    size: int | None,
+    default_symbol_size: int,
+    activation: str | None = None,
+) -> tuple[nn.Module, int]:
+    """The layer on the data, and the size of what it gives.
+
+    Symbols are always embedded. Numbers go through a linear layer, with an activation if one is
+    named, or through nothing where ``size`` is None.
+    """
+    if symbols:
+        size = size or default_symbol_size
+        return nn.Embedding(data_size, size), size
+    if not size:
+        return nn.Identity(), data_size
+    layer = nn.Linear(data_size, size)
+    return (nn.Sequential(layer, ACTIVATIONS[activation]()) if activation else layer), size
+
+
+class LatentSequenceModel(SequenceModel):
+    r"""A recurrent model with a latent at each step. The published systems are subclasses.
+
+    .. math::
+
+        z_t &\sim p(z_t \mid x_t), \qquad x_t = \mathrm{seen}(u_t, h_{t-1}) \\
+        h_t &= \mathrm{transition}(u_t, z_t, h_{t-1}) \\
+        y_t &\sim p(y_t \mid \mathrm{output}(u_t, z_t, h_t))
+
+    with :math:`q(z_t \mid x_t, c_t)`, where :math:`c_t` is the state :math:`b_t` of a backward
+    network, or what else the posterior reads (:mod:`pyro_zf.nn.posteriors`). A transition with
+    ``lag = 1`` moves before the latent is drawn: then :math:`x_t` is a function of :math:`h_t`.
+
+    A subclass passes its transition and sets its options; one with another data flow overrides
+    :meth:`embedded_inputs`, :meth:`backward_states`, :meth:`posterior_context` or
+    :meth:`embed_latent`. Any part can be replaced by a module of your own: a prior maps
+    :math:`x_t` to a distribution, a posterior :math:`(x_t, c_t)`, an emission its output.
+
+    Args:
+        data_size: values of a step, or number of symbols for a categorical emission.
+        emission: a key of :data:`pyro_zf.nn.EMISSIONS`, or a module.
+        hidden_size: units of the forward network.
+        backward_size: units of the network that the posterior reads; by default as the forward one.
+        latent_size: size of z.
+        mlp_size: units of the hidden layers of prior, posterior, emission and auxiliary networks.
+        mlp_depth: hidden layers of prior, posterior and auxiliary networks.
+        emission_depth: hidden layers of the emission.
+        activation: of the hidden layers, a key of :data:`pyro_zf.nn.ACTIVATIONS`.
+        embedding_size: size of a linear layer on the data, shared by all networks that read them,
+            or None for no such layer. Symbols are always embedded; None then means ``hidden_size``.
+        latent_embedding_size: size of a linear layer between z and the forward network, or None for
+            no such layer.
+        feature_activation: an activation after these two layers, or None.
+        orthogonal: orthogonal recurrent weights.
+        forget_bias: initial bias of the forget gates.
+        form, emission_form: how networks' outputs become Gaussians: of prior and posterior, of an
+            emission that has Gaussians.
+        prior: a key of :data:`pyro_zf.nn.PRIORS`, or a module.
+        posterior: a key of :data:`pyro_zf.nn.POSTERIORS`, or a module.
+        transition: a module in place of the LSTM, or a function of (size of the embedded input, size of
+            the embedded latent) that makes one.
+        backward: a module in place of the standard backward network.
+        deterministic: whether an LSTM over the inputs alone takes the place of the inputs.
+        aux: auxiliary costs with their weights: keys of :data:`pyro_zf.nn.AUX_COSTS`, or modules by a
+            name of your own with ``(module, weight)``.
+        echo_size: size of a latent :math:`\tilde b_t` that follows z, 0 for none; :attr:`echo` gives
+            its distribution.
+        echo_read, echo_emitted: whether the transition and the emission read it.
+        skip_gradient: probability with which, at a step of a sequence, the inputs of prior and
+            posterior are detached in training.
+        skip_per: whether a coin is thrown for each ``"step"`` or for each ``"sequence"``.
+        layout, kl_weight, aux_weight, name: see :class:`~pyro_zf.models.SequenceModel`.
+
+    Raises:
+        ValueError: for an unknown name, a weight below zero, or a probability outside 0..1.
+    """
+
+    transition: Transition
+    #: Maps z to the distribution of a latent that follows it, where a system has one.
+    echo: Any = None
+
+    def __init__(
+        self,
+        data_size: int,
+        *,
+        emission: str | nn.Module = "bernoulli",
+        hidden_size: int = 1024,
+        backward_size: int | None = None,
+        latent_size: int = 256,
+        mlp_size: int = 1024,
+        mlp_depth: int = 1,
+        emission_depth: int = 1,
+        activation: str = "clipped-leaky-relu",
+        embedding_size: int | None = None,
+        latent_embedding_size: int | None = None,
+        feature_activation: str | None = None,
+        orthogonal: bool = True,
+        forget_bias: float = 0.0,
+        form: GaussianForm | None = None,
+        emission_form: GaussianForm | None = None,
+        prior: str | nn.Module = "gaussian",
+        posterior: str | nn.Module = "smoothing",
+        transition: Transition | Callable[[int, int], Transition] | None = None,
+        backward: nn.Module | None = None,
+        deterministic: bool = False,
+        aux: Mapping[str, float | tuple[AuxiliaryCost, float]] | None = None,
+        echo_size: int = 0,
+        echo_read: bool = True,
+        echo_emitted: bool = True,
+        skip_gradient: float = 0.0,
+        skip_per: Literal["step", "sequence"] = "step",
+        layout: Layout = "time",
+        kl_weight: float | Tensor = 1.0,
+        aux_weight: float | Tensor = 1.0,
+        name: str = "model",
+    ) -> None:
+        super().__init__(layout, kl_weight, name, aux_weight)
+        if not 0 <= skip_gradient <= 1:
+            raise ValueError(f"skip_gradient is a probability, not {skip_gradient}")
+        if skip_per not in ("step", "sequence"):
+            raise ValueError(f"a coin is thrown per 'step' or per 'sequence', not {skip_per!r}")
+        backward_size = backward_size or hidden_size
+        mlp: dict[str, Any] = {"mlp_size": mlp_size, "activation": activation}
+        rnn: dict[str, Any] = {"orthogonal": orthogonal, "forget_bias": forget_bias}
+        self.data_size, self.latent_size, self.hidden_size = data_size, latent_size, hidden_size
+        self.backward_size = backward_size
+        self.skip_gradient, self.skip_per = skip_gradient, skip_per
+        self.latents: Latents = "posterior"
+        self._mlp = {**mlp, "depth": mlp_depth}
+
+        heads: dict[str, Any] = {**mlp, "depth": emission_depth, "form": emission_form}
+        self._emission = emission if isinstance(emission, str) else None
+        self._emission_options = {"data_size": data_size, **heads}
+        symbols = emits_symbols(named_emission(emission) if isinstance(emission, str) else emission)
+
+        self.embedding, input_size = embed_data(
+            data_size, symbols, embedding_size, hidden_size, feature_activation
+        )
+        self.latent_embedding, read_size = embed_data(
+            latent_size, False, latent_embedding_size, 0, feature_activation
+        )
+        embedded_size = input_size
+        self.deterministic = InputLSTM(input_size, hidden_size, **rnn) if deterministic else None
+        if self.deterministic is not None:
+            input_size = hidden_size
+        self.read_size = read_size
+        if isinstance(transition, Transition):
+            self.transition = transition
+        elif transition is not None:
+            self.transition = transition(input_size, read_size + echo_size)
+        else:
+            self.transition = LSTMTransition(
+                input_size, read_size + echo_size, hidden_size, **rnn,
+                emitted=echo_size if echo_emitted else 0, read=None if echo_read else read_size,
+            )  # fmt: skip
+
+        kind = named_posterior(posterior) if isinstance(posterior, str) else posterior
+        source = reads(kind)
+        recognition_size = embedded_size + (hidden_size if deterministic else 0)
+        self._make_backward = partial(BackwardLSTM, recognition_size, backward_size, **rnn)
+        self.backward_network = backward or (
+            self._make_backward() if source == "backward" else None
+        )
+        self.recognition_network = (
+            ForwardLSTM(recognition_size, backward_size, **rnn) if source == "forward" else None
+        )
+        context_size = recognition_size if source == "target" else backward_size
+        seen_size = self.transition.seen_size
+        options = {**self._mlp, "form": form}
+        if isinstance(prior, str):
+            prior = build_prior(prior, seen_size, latent_size, **options)
+        self.prior = prior
+        if isinstance(posterior, str):
+            posterior = build_posterior(
+                posterior, prior, self.transition.posterior_reads, context_size, latent_size,
+                **options,
+            )  # fmt: skip
+        self.posterior = posterior
+        self.emission = (
+            make_emission(emission, self.transition.output_size, **self._emission_options)
+            if isinstance(emission, str)
+            else emission
+        )
+        self.aux = nn.ModuleDict()
+        self.aux_weights: dict[str, float] = {}
+        for cost, weight in (aux or {}).items():
+            if isinstance(weight, tuple):
+                self.add_aux(cost, *weight)
+            else:
+                self.add_aux(cost, self.build_aux(cost), weight)
+        self._shared = Shared()
+
+    # Auxiliary costs
+
+    def build_aux(self, name: str) -> AuxiliaryCost:
+        """The auxiliary cost of a name, for the sizes of this model."""
+        return build_aux_cost(
+            name,
+            latent_size=self.latent_size,
+            hidden_size=self.transition.state_sizes[0],
+            backward_size=self.backward_size,
+            make_emission=self._reverse_emission,
+            **self._mlp,
+        )
+
+    def add_aux(self, name: str, cost: AuxiliaryCost, weight: float) -> None:
+        """Add an auxiliary cost, site ``aux_NAME``.
+
+        Raises:
+            ValueError: if the weight is negative.
+        """
+        self.set_aux_weight(name, weight)
+        self.aux[name] = cost
+        if cost.reads_backward and self.backward_network is None:
+            self.backward_network = self._make_backward()
+
+    def set_aux_weight(self, name: str, weight: float) -> None:
+        """Another weight for a cost; 0 switches it off.
+
+        Raises:
+            ValueError: if the weight is negative.
+        """
+        if not weight >= 0:
+            raise ValueError(
+                f"the weight of an auxiliary cost must not be negative, it is {weight}"
+            )
+        self.aux_weights[name] = weight
+
+    def _reverse_emission(self, size: int) -> nn.Module:
+        """An emission over the same data, for a state of another network."""
+        if self._emission is not None:
+            return make_emission(self._emission, size, **self._emission_options)
+        if size == self.transition.output_size:
+            return copy.deepcopy(self.emission)
+        raise ValueError(
+            f"an emission module of your own reads {self.transition.output_size} values, but the "
+            f"backward network has {size} units: give a reverse_emission for these"
+        )
+
+    def _active_aux(self) -> dict[str, AuxiliaryCost]:
+        return {name: cost for name, cost in self.aux.items() if self.aux_weights[name] != 0}  # type: ignore[misc]
+
+    def _aux_cost(self, name: str, states: StepStates) -> Tensor:
+        cost: Tensor = self.aux_weight * self.aux_weights[name] * self.aux[name](states)
+        return cost
+
+    # Data flow
+
+    def embedded_inputs(self, batch: SequenceBatch) -> Tensor:
+        """What the transition reads beside the latent, time first."""
+        inputs = self.embedding(batch.inputs).transpose(0, 1)
+        return inputs if self.deterministic is None else self.deterministic(inputs)
+
+    def recognition_inputs(self, batch: SequenceBatch, inputs: Tensor) -> Tensor:
+        """What the networks over the targets read, batch first."""
+        targets = self.embedding(batch.targets)
+        if self.deterministic is None:
+            return targets
+        return torch.cat([inputs.transpose(0, 1), targets], dim=-1)
+
+    def backward_states(self, batch: SequenceBatch, inputs: Tensor) -> Tensor:
+        r""":math:`b_{1:T}`, time first."""
+        assert self.backward_network is not None
+        return self.backward_network(self.recognition_inputs(batch, inputs), batch)
+
+    def posterior_context(self, recurrence: Recurrence) -> Tensor:
+        """What the posterior reads beside the state, time first."""
+        source = reads(self.posterior)
+        if source == "backward":
+            return recurrence.b
+        targets = self.recognition_inputs(recurrence.batch, recurrence.inputs)
+        if self.recognition_network is None:
+            return targets.transpose(0, 1)
+        return self.recognition_network(targets, recurrence.batch)
+
+    def embed_latent(self, z: Tensor, b_tilde: Tensor | None = None) -> Tensor:
+        """What the transition reads of the latents."""
+        z = self.latent_embedding(z)
+        return z if b_tilde is None else join(z, b_tilde)
+
+    # One site a step: the specification, to be read beside the equations.
+
+    def _model_steps(self, batch: SequenceBatch) -> None:
+        generating = batch.targets is None
+        y = [None] * batch.num_steps if batch.targets is None else batch.targets.unbind(1)
+        observed_u = batch.clean_inputs.unbind(1)
+        inputs = None if generating else self._stepwise(self.embedded_inputs(batch))
+        costs = {} if generating else self._active_aux()
+        b = self._backward_states_of(costs, batch)
+        prior, step = self._prior(), self.transition.stepper()
+        with self.sequences(batch):
+            skip = self._sample_skip(batch)
+            (u_t, projected), carried = (
+                (inputs[0], None) if inputs else self._next_input(batch.inputs[:, 0], None)
+            )
+            state = self.transition.initial((batch.num_sequences,))
+            read: Tensor | None = None
+            for t in pyro.markov(range(batch.num_steps)):
+                if self.transition.lag:
+                    state = step(projected, self._read_before(read, state), state)
+                h_prev = state[0]
+                x = shielded(self.transition.seen(u_t, h_prev), skip[t])
+                with self.latent_weight():
+                    z_t = pyro.sample(f"z_{t + 1}", at_step(prior(x), batch, t))
+                read = self._read(z_t, batch, t)
+                if not self.transition.lag:
+                    state = step(projected, read, state)
+                features = self.transition.output(u_t, read, state[0])
+                y_t = pyro.sample(
+                    f"y_{t + 1}", at_step(self.emission(features), batch, t), obs=y[t]
+                )
+                for name, cost in costs.items():
+                    if t > 0 or not (cost.skips_start_symbol and batch.has_start_symbol):
+                        states = StepStates(observed_u[t], z_t, h_prev, state[0], b[t])
+                        log_prob = self._aux_cost(name, states)
+                        if batch.mask is not None:
+                            log_prob = masked(log_prob[None], batch.mask[None, :, t])[0]
+                        pyro.factor(f"{AUX_PREFIX}{name}_{t + 1}", log_prob)
+                if t + 1 < batch.num_steps:
+                    if inputs is None:
+                        (u_t, projected), carried = self._next_input(y_t, carried)
+                    else:
+                        u_t, projected = inputs[t + 1]
+
+    def _guide_steps(self, batch: SequenceBatch) -> None:
+        recurrence = self._recurrence(batch)
+        posterior, contexts = self._posterior(recurrence)
+        step = self.transition.stepper()
+        with self.sequences(batch):
+            skip = self._sample_skip(batch)
+            state = self.transition.initial((batch.num_sequences,))
+            read: Tensor | None = None
+            inputs, context = self._stepwise(recurrence.inputs), contexts.unbind(0)
+            for t in pyro.markov(range(batch.num_steps)):
+                u_t, projected = inputs[t]
+                if self.transition.lag:
+                    state = step(projected, self._read_before(read, state), state)
+                x = shielded(self.transition.seen(u_t, state[0]), skip[t])
+                c_t = shielded(context[t], skip[t]).expand(*x.shape[:-1], -1)
+                with self.latent_weight():
+                    z_t = pyro.sample(f"z_{t + 1}", at_step(posterior(x, c_t), batch, t))
+                read = self._read(z_t, batch, t)
+                if not self.transition.lag:
+                    state = step(projected, read, state)
+
+    def _stepwise(self, inputs: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Inputs and projected inputs, step by step."""
+        return list(zip(inputs.unbind(0), self.transition.project(inputs).unbind(0), strict=True))
+
+    def _next_input(self, y: Tensor, carried: Any) -> tuple[tuple[Tensor, Tensor], Any]:
+        """Likewise for a step whose input was drawn just now."""
+        u = self.embedding(y)
+        if self.deterministic is not None:
+            u, carried = self.deterministic.step(u, carried)
+        return (u, self.transition.project(u)), carried
+
+    def _read_before(self, read: Tensor | None, state: Any) -> Tensor:
+        """What a transition with lag reads: the latents of the step before, zeros at the first."""
+        if read is not None:
+            return read
+        return state[0].new_zeros(*state[0].shape[:-1], self.transition.latent_size)
+
+    def _read(self, z: Tensor, batch: SequenceBatch, t: int) -> Tensor:
+        """What the transition reads of the latents of a step; draws b~ where there is one."""
+        if self.echo is None:
+            return self.embed_latent(z)
+        echo = at_step(self.echo(z), batch, t)
+        return self.embed_latent(z, pyro.sample(f"b_tilde_{t + 1}", echo, infer=NO_KL))
+
+    # One site for the sequence: the same densities, batched over time.
+
+    def _model_time(self, batch: SequenceBatch) -> None:
+        with self.sequences(batch):
+            skip = self._sample_skip(batch)
+            recurrence = self._recurrence(batch, skip)
+            with self.latent_weight():
+                z = pyro.sample("z", PriorPath(recurrence, self._prior()))
+            self._sample_echo(recurrence, z)
+            emission = self.emission(recurrence.output(z))
+            pyro.sample("y", OverTime(emission, batch.mask), obs=batch.targets)
+            costs = self._active_aux()
+            if not costs:
+                return
+            particles = z.dim() - 3
+            read_b = any(cost.reads_backward for cost in costs.values())
+            states = StepStates(
+                u=with_particles(batch.clean_inputs.transpose(0, 1), particles),
+                z=z.movedim(-2, 0),
+                h_prev=recurrence.previous_states(z),
+                h=recurrence.states(z),
+                b=with_particles(recurrence.b, particles) if read_b else None,
+            )
+            for name, cost in costs.items():
+                log_prob = masked(self._aux_cost(name, states), recurrence.mask)
+                if cost.skips_start_symbol and batch.has_start_symbol:
+                    log_prob = log_prob[1:]
+                pyro.factor(f"{AUX_PREFIX}{name}", log_prob.sum(0))
+
+    def _guide_time(self, batch: SequenceBatch) -> None:
+        with self.sequences(batch):
+            recurrence = self._recurrence(batch, self._sample_skip(batch))
+            q = PosteriorPath(recurrence, *self._posterior(recurrence))
+            with self.latent_weight():
+                z = pyro.sample("z", q)
+            self._sample_echo(recurrence, z)
+
+    def _sample_echo(self, recurrence: Recurrence, z: Tensor) -> None:
+        if self.echo is not None:
+            recurrence.b_tilde = pyro.sample("b_tilde", EchoPath(recurrence, z), infer=NO_KL)
+
+    # What both layouts use
+
+    def _recurrence(self, batch: SequenceBatch, skip: Any = None) -> Recurrence:
+        return Recurrence(self, batch, self._shared, skip)
+
+    def skip_mask(self, batch: SequenceBatch) -> SkipMask | None:
+        """The coins of the skip gradient; None where none are thrown."""
+        if not (self.training and self.skip_gradient and batch.targets is not None):
+            return None
+        like, per_step = next(self.parameters()), self.skip_per == "step"
+        return SkipMask(self.skip_gradient, torch.Size(), batch.num_steps, per_step, like)
+
+    def _sample_skip(self, batch: SequenceBatch) -> Any:
+        """Where gradients are skipped: (..., batch, time) in the time layout, else one a step."""
+        steps = self.layout == "steps" or batch.targets is None
+        if (coins := self.skip_mask(batch)) is None:
+            return [None] * batch.num_steps if steps else None
+        skip = pyro.sample("skip", coins, infer=NO_KL)
+        return skip.unsqueeze(-1).unbind(-2) if steps else skip
+
+    def _backward_states_of(self, costs: Mapping[str, AuxiliaryCost], batch: SequenceBatch) -> Any:
+        if not any(cost.reads_backward for cost in costs.values()):
+            return [None] * batch.num_steps
+        return self._recurrence(batch).b.unbind(0)
+
+    def _prior(self) -> nn.Module:
+        return MeanOf(self.prior) if self.latents == "prior-mean" else self.prior
+
+    def _posterior(self, recurrence: Recurrence) -> tuple[nn.Module, Tensor]:
+        """The posterior that is in force, and what it reads beside the state."""
+        if self.latents == "posterior":
+            return self.posterior, recurrence.context
+        return FromPrior(self._prior()), recurrence.inputs
+
+    @contextmanager
+    def drawing_latents_from(self, latents: Latents) -> Iterator[None]:
+        r"""Draw z without the targets for the duration of a ``with`` block: the model at test time.
+
+        Args:
+            latents: ``"prior"`` makes the guide draw z from the prior: the bounds of
+                :func:`~pyro_zf.infer.batch_bounds` are then :math:`\mathbb E_p[\log p(y \mid z)]` and
+                its importance-weighted form, both lower bounds of :math:`\log p(y)`.
+                ``"prior-mean"`` puts z at the mean of the prior, in guide, model and generation:
+                what is reported is then the log-likelihood of a deterministic model (Shabanian et
+                al. 2017, figure 3). ``"posterior"`` changes nothing.
+
+        Raises:
+            ValueError: if there is no such name.
+        """
+        if latents not in LATENTS:
+            raise ValueError(f"latents are drawn from one of {LATENTS}, not {latents!r}")
+        before, self.latents = self.latents, latents
+        try:
+            yield
+        finally:
+            self.latents = before
+
+
+class MeanOf(nn.Module):
+    """A module's distribution, shrunk to its mean: a draw is the mean, and every density cancels."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    @property
+    def size(self) -> int:
+        size: int = self.module.size  # type: ignore[assignment]
+        return size
+
+    def forward(self, *inputs: Tensor) -> TorchDistributionMixin:
+        try:
+            mean = self.module(*inputs).mean
+        except NotImplementedError as error:
+            raise ValueError(f"the mean of {type(self.module).__name__} is not known") from error
+        return _Mean(mean, 1.0).to_event(1)
+
+
+class _Mean(dist.Normal):
+    """Draws its mean. Its density is that of a Gaussian, so that two of them can be compared."""
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> _Mean:
+        return _Mean(self.loc.expand(batch_shape), self.scale.expand(batch_shape))
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        return self.loc.expand(torch.Size(sample_shape) + self.loc.shape)
