@@ -90,7 +90,12 @@ class _OverPath(TorchDistribution):
     ) -> Float[Tensor, "time *particles batch"]:
         """Nats of each step, time first; zero behind the end of a sequence."""
         per_step = self.conditionals(value).log_prob(value.movedim(-2, 0))
-        return masked(per_step, self.recurrence.mask)
+        return masked(per_step, self.step_mask)
+
+    @property
+    def step_mask(self) -> Bool[Tensor, "time batch"] | None:
+        """True on the steps of each sequence, time first."""
+        return self.recurrence.mask
 
 
 class PosteriorPath(_OverPath):
@@ -299,6 +304,8 @@ class SkipMask(TorchDistribution):
     def rsample(self, sample_shape: Any = ()) -> Bool[Tensor, "..."]:
         probability, num_steps, per_step, like = self.arguments
         shape = (*sample_shape, *self.batch_shape)
+        if probability >= 1:  # nothing is left to chance, and no random numbers are used up
+            return torch.ones(*shape, num_steps, dtype=torch.bool, device=like.device)
         coins = torch.rand(*shape, num_steps if per_step else 1, device=like.device) < probability
         return coins.expand(*shape, num_steps)
 
@@ -355,6 +362,10 @@ class OverTime(TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         return _over_steps(self.log_prob_per_step(value), self.batch_shape)
 
+    def conditionals(self, value: Tensor) -> TorchDistributionMixin:
+        """The distribution of each step, time first; here the steps do not depend on each other."""
+        return self.steps
+
     def log_prob_per_step(self, value: Tensor) -> Tensor:
         """Nats of each step, time first; zero behind the end of a sequence."""
         missing = self._num_batch_dims + len(self.event_shape) - value.dim()
@@ -386,29 +397,21 @@ def _over_steps(per_step: Tensor, batch_shape: torch.Size) -> Tensor:
     return total.expand(torch.broadcast_shapes(total.shape, batch_shape))
 
 
-def path_kl_per_step(q: PosteriorPath, p: PriorPath) -> Float[Tensor, "time *particles batch"]:
-    r""":math:`\mathrm{KL}(q(z_t \mid h_{t-1}, b_t) \,\|\, p(z_t \mid h_{t-1}))` along the path q drew.
-
-    Raises:
-        NotImplementedError: where no closed form is registered for the two conditionals.
-    """
-    z = q.path
-    kl = kl_divergence(q.conditionals(z), p.conditionals(z))
-    return masked(kl, q.recurrence.mask)
-
-
 def kl_per_step(q: Any, p: Any, z: Tensor) -> Float[Tensor, "time *particles batch"]:
     """KL of a latent site in nats, step by step; sampled at z where there is no closed form.
 
     For a site of one step the first dimension is one. Steps behind the end of a sequence are zero.
     """
-    path = isinstance(q, PosteriorPath) and isinstance(p, PriorPath)
+    if not (isinstance(q, (_OverPath, OverTime)) and isinstance(p, (_OverPath, OverTime))):
+        try:
+            return kl_divergence(q, p).unsqueeze(0)
+        except NotImplementedError:
+            return (q.log_prob(z) - p.log_prob(z)).unsqueeze(0)
     try:
-        return path_kl_per_step(q, p) if path else kl_divergence(q, p).unsqueeze(0)
+        kl = kl_divergence(q.conditionals(z), p.conditionals(z))
     except NotImplementedError:
-        if path:
-            return q.log_prob_per_step(z) - p.log_prob_per_step(z)
-        return (q.log_prob(z) - p.log_prob(z)).unsqueeze(0)
+        return q.log_prob_per_step(z) - p.log_prob_per_step(z)
+    return masked(kl, q.step_mask)
 
 
 #: In the ``infer`` dictionary of a site that model and guide draw from one and the same distribution:
@@ -436,4 +439,5 @@ def _skip_kl(q: SkipMask, p: SkipMask) -> Tensor:
 def _path_kl(q: PosteriorPath, p: PriorPath) -> Tensor:
     # The sum over steps of the KL between the conditionals, along one sampled path: an unbiased
     # estimate, and term by term what per-step sites give TraceMeanField_ELBO.
-    return path_kl_per_step(q, p).sum(0)
+    kl = kl_divergence(q.conditionals(q.path), p.conditionals(q.path))
+    return masked(kl, q.step_mask).sum(0)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pyro_zf import SequenceBatch, ZForcing
 from pyro_zf.infer import Trace_ELBO, TraceIWAE, TraceMeanField_ELBO
+from pyro_zf.models import SequenceModel
 
 DATA, LATENT = 4, 3
 SIZES: dict[str, Any] = {
@@ -91,7 +92,7 @@ def random_batch(
 
 
 def loss_and_gradients(
-    model: ZForcing, objective: Any, batch: SequenceBatch, seed: int = 1
+    model: SequenceModel, objective: Any, batch: SequenceBatch, seed: int = 1
 ) -> tuple[Tensor, dict[str, Tensor | None]]:
     model.zero_grad()
     torch.manual_seed(seed)
@@ -112,7 +113,7 @@ def assert_close(ours: Any, theirs: Any, what: str, rtol: float = 1e-10) -> None
 @contextmanager
 def attributes(target: object, **values: Any) -> Iterator[None]:
     """Other attribute values for the duration of a block."""
-    before = {name: getattr(target, name) for name in values}
+    before = {name: getattr(target, name, None) for name in values}
     for name, value in values.items():
         setattr(target, name, value)
     try:

@@ -35,7 +35,7 @@ class WordDropout:
     """
 
     rate: float
-    replacement: float = 0
+    replacement: float | int = 0
 
     def __post_init__(self) -> None:
         if not 0 <= self.rate <= 1:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pyro_zf.batch import masked
 from pyro_zf.models.base import AUX_PREFIX
-from pyro_zf.paths import PosteriorPath, has_no_kl, kl_per_step
+from pyro_zf.paths import has_no_kl, kl_per_step
 
 __all__ = ["TraceIWAE", "TraceMeanField_ELBO", "Trace_ELBO"]
 
@@ -110,7 +110,7 @@ class TraceMeanField_ELBO(pyro.infer.TraceMeanField_ELBO):
             return pyro.distributions.util.scale_and_mask(kl, scale=scale, mask=mask).sum()
         q, p = guide_site["fn"], model_site["fn"]
         kl = kl_per_step(q, p, guide_site["value"]).clamp(min=self.free_bits)
-        real = q.recurrence.mask if isinstance(q, PosteriorPath) else getattr(q, "_mask", None)
+        real = getattr(q, "step_mask", getattr(q, "_mask", None))
         if isinstance(real, Tensor):  # a step that is not there may not spend anything
             kl = masked(kl, real if real.dim() > 1 else real.unsqueeze(0))
         return pyro.distributions.util.scale_and_mask(kl.sum(0), scale=scale, mask=mask).sum()

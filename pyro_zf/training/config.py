@@ -22,6 +22,7 @@ from pyro_zf.nn import ACTIVATIONS, AUX_COSTS, EMISSIONS, POSTERIORS, PRIORS
 
 __all__ = [
     "AUX_STRENGTH",
+    "BUILT_IN",
     "PRESETS",
     "VARIATIONAL_BILSTM_SETTINGS",
     "TrainConfig",
@@ -254,7 +255,7 @@ PRESETS: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
 }
 
 #: The systems that come with the package; what others take is not known here.
-_BUILT_IN = frozenset(MODELS)
+BUILT_IN = frozenset(MODELS)
 #: Options that only some of them have.
 _ONLY_OF: dict[str, tuple[str, ...]] = {
     "alpha": ("zforcing", "variational-bilstm"),
@@ -341,7 +342,7 @@ def _check_names(config: TrainConfig) -> None:
             _check_name(option, name, known)
     for option, models in _ONLY_OF.items():
         given = getattr(config, option) != getattr(TrainConfig, option)
-        if given and config.model in _BUILT_IN and config.model not in models:
+        if given and config.model in BUILT_IN and config.model not in models:
             flag = option.replace("_", "-")
             raise UsageError(
                 f"--{flag} is no option of {config.model}, but of {', '.join(models)}"

@@ -12,7 +12,7 @@ from pyro_zf.data import DataError, Splits, load_mnist
 from pyro_zf.models import MODELS, SequenceModel
 from pyro_zf.nn import EMISSIONS
 from pyro_zf.training.checkpoint import load_checkpoint, load_weights
-from pyro_zf.training.config import TrainConfig, UsageError, aux_weights, read_config
+from pyro_zf.training.config import BUILT_IN, TrainConfig, UsageError, aux_weights, read_config
 
 __all__ = ["LETTERS", "build_data", "build_model", "check_same_data", "load_run"]
 
@@ -62,6 +62,8 @@ def build_model(config: TrainConfig, splits: Splits) -> SequenceModel:
         if config.model in LETTERS:
             for letter, cost in LETTERS[config.model].items():
                 options[letter] = getattr(config, letter) if aux is None else aux.pop(cost, 0.0)
+        elif config.model not in BUILT_IN:
+            options |= {letter: getattr(config, letter) for letter in ("alpha", "beta", "gamma")}
         options |= {
             "aux": aux, "prior": config.prior, "posterior": config.posterior,
             "skip_gradient": config.skip_gradient,

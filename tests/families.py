@@ -1,0 +1,69 @@
+"""Every system with every prior, posterior and emission that make sense together."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+
+from pyro_zf import SequenceBatch
+from pyro_zf.models import MODELS, SequenceModel
+from pyro_zf.nn import EMISSIONS, POSTERIORS, PRIORS
+
+DATA, LATENT = 3, 3
+SIZES: dict[str, Any] = {"hidden_size": 5, "mlp_size": 4}
+AUX: dict[str, dict[str, Any]] = {
+    "zforcing": {"alpha": 0.3, "beta": 0.7},
+    "variational-bilstm": {"alpha": 0.3, "beta": 0.4, "gamma": 0.2, "aux": {"u": 0.7}},
+}
+
+
+class Combination(NamedTuple):
+    """The parts of a model by name."""
+
+    family: str
+    prior: str
+    posterior: str
+    emission: str
+
+    def build(self, **options: Any) -> SequenceModel:
+        shape = {**SIZES, "emission": self.emission, **options}
+        if self.family == "rnn":
+            return MODELS["rnn"](DATA, **shape)
+        aux = AUX.get(self.family, {"aux": {"b": 0.3, "u": 0.7, "h": 0.2, "activity": 0.1}})
+        shape = {**aux, "latent_size": LATENT, **shape}
+        return MODELS[self.family](DATA, prior=self.prior, posterior=self.posterior, **shape)
+
+    def batch(
+        self, lengths: list[int] | None = None, num_sequences: int = 3, num_steps: int = 4
+    ) -> SequenceBatch:
+        size = (num_sequences, num_steps)
+        if self.emission == "categorical":
+            targets = torch.randint(DATA, size)
+        elif self.emission in ("bernoulli", "logistic-mixture"):
+            targets = (torch.rand(*size, DATA) > 0.5).double()
+        else:
+            targets = torch.randn(*size, DATA)
+        return SequenceBatch.from_targets(
+            targets, None if lengths is None else torch.tensor(lengths)
+        )
+
+
+def makes_sense(family: str, prior: str, posterior: str) -> bool:
+    if (prior, posterior) == ("flow", "res_q"):  # the mean of a flow is not known
+        return False
+    if family == "variational-bilstm" and posterior in ("filtering", "recognition"):
+        return False  # b would be trained by nothing
+    # The posterior that ignores the state is STORN's; others exist to look at it.
+    return posterior != "recognition" or family == "storn"
+
+
+LATENT_FAMILIES = [name for name in MODELS if name not in ("rnn", "vrnn-i")]
+COMBINATIONS = [
+    Combination(family, prior, posterior, emission)
+    for family in LATENT_FAMILIES
+    for prior in PRIORS
+    for posterior in POSTERIORS
+    if makes_sense(family, prior, posterior)
+    for emission in EMISSIONS
+] + [Combination("rnn", "", "", emission) for emission in EMISSIONS]

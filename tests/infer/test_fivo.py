@@ -1,0 +1,126 @@
+"""The filtering bound: resampling, errors, what it leaves out. Its limits are in test_exact_likelihood."""
+
+from __future__ import annotations
+
+import pyro
+import pytest
+import torch
+from pyro.infer import SVI
+from pyro.optim import ClippedAdam
+
+from pyro_zf import RNN, SequenceBatch
+from pyro_zf.infer import TraceFIVO, TraceIWAE, batch_bounds, evaluate, particle_filter
+from pyro_zf.infer.fivo import _ancestors
+from tests.helpers import MODELS, assert_close, attributes, loss_and_gradients, random_batch
+
+
+def test_ancestors() -> None:
+    """As many offspring as the weights say, give or take one; none where weights are even."""
+    torch.manual_seed(0)
+    weight = torch.softmax(2 * torch.randn(50, 6), dim=0)
+    weight[:, 0] = 1 / 50
+    ancestors, uneven = _ancestors(weight.log(), 0.5)
+    assert uneven.tolist() == [False] + [True] * 5
+    assert ancestors[:, 0].tolist() == list(range(50))
+    for sequence in range(1, 6):
+        offspring = torch.bincount(ancestors[:, sequence], minlength=50)
+        assert (offspring - 50 * weight[:, sequence]).abs().max() < 1
+    effective = 1 / weight.square().sum(0)
+    _, always = _ancestors(weight.log(), 1.0)
+    assert always.tolist() == (effective < 50 * (1 - 1e-9)).tolist()
+
+
+def test_a_resampled_particle_takes_its_state_along() -> None:
+    """Moved by hand: particles in another order, with their states, give the same bound."""
+    model, batch = MODELS["paper"](alpha=0.0, beta=0.0), random_batch()
+    with attributes(torch.Tensor, normal_=lambda self: self.fill_(0.3)):
+        # All particles equal: resampling cannot change anything, and K particles are one.
+        one = particle_filter(model, batch, 1).bound
+        many = particle_filter(model, batch, 5, resample_below=1.0).bound
+    torch.testing.assert_close(many, one)
+
+
+def test_lengths() -> None:
+    """What lies behind the end changes nothing, whatever is resampled meanwhile."""
+    model = MODELS["paper"]()
+    batch = random_batch(lengths=[7, 3, 1, 5, 2])
+    torch.manual_seed(1)
+    whole = particle_filter(model, batch, 6, resample_below=1.0)
+    assert batch.targets is not None
+    longer = SequenceBatch.from_targets(
+        torch.cat([batch.targets, torch.ones(5, 1, 4)], 1), batch.lengths
+    )
+    torch.manual_seed(1)
+    padded = particle_filter(model, longer, 6, resample_below=1.0)
+    # The last step of the shorter batch is not followed by resampling, which draws one number more.
+    assert_close(padded.bound[1:], whole.bound[1:], "bounds")
+    assert_close(padded.aux[1:], whole.aux[1:], "auxiliary costs")
+
+
+def test_aux_and_weights_stay_out_of_the_bound() -> None:
+    model, batch = MODELS["paper"](kl_weight=0.2), random_batch()
+
+    def bound() -> torch.Tensor:
+        torch.manual_seed(3)
+        fivo = batch_bounds(model.model, model.guide, batch, 4, fivo=True).fivo
+        assert fivo is not None
+        return fivo
+
+    expected = bound()
+    for weights in ({"alpha": 9.0}, {"alpha": 0.0, "beta": 0.0}, {"kl_weight": 1.0}):
+        with attributes(model, **weights):
+            assert_close(bound(), expected, f"bound with {weights}")
+    with attributes(model, kl_weight=1.0):
+        torch.manual_seed(3)
+        loss = loss_and_gradients(model, TraceFIVO(4), batch, seed=3)[0]
+    torch.manual_seed(3)
+    with torch.no_grad(), attributes(model, kl_weight=1.0):
+        result = particle_filter(model, batch, 4)
+    assert_close(loss, -(result.bound + result.aux).mean(), "loss")
+
+
+def test_in_a_data_set() -> None:
+    model = MODELS["paper"]()
+    batches = [random_batch(), random_batch(lengths=[7, 3, 1, 5, 0])]
+    bounds = evaluate(model.model, model.guide, batches, 8, fivo=True)
+    assert bounds.per_sequence("fivo").stderr > 0
+    assert bounds.per_step("fivo").mean < 0
+    assert bounds.num_sequences == 9
+
+
+def test_plain_svi() -> None:
+    model, batch = MODELS["paper"](layout="steps"), random_batch()
+    svi = SVI(model.model, model.guide, ClippedAdam({"lr": 0.02}), TraceFIVO(3))  # type: ignore[arg-type]
+    before = model.prior.network[0].weight.detach().clone()
+    assert svi.step(batch) > 0
+    assert not torch.equal(before, model.prior.network[0].weight)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_errors() -> None:
+    model, batch = MODELS["paper"](), random_batch()
+    with pytest.raises(ValueError, match=r"fraction of K in 0\.\.1, not 2"):
+        TraceFIVO(3, resample_below=2.0)
+    rnn = RNN(4, hidden_size=3, mlp_size=3)
+    with pytest.raises(TypeError, match=r"give it the \.model and \.guide of one"):
+        rnn.loss_module(TraceFIVO(3))(batch)
+    with pytest.raises(TypeError, match=r"give it the \.model and \.guide of one"):
+        TraceFIVO(3).differentiable_loss(model.model, MODELS["paper"]().guide, batch)
+    model.posterior = SampledPosterior()
+    with pytest.raises(ValueError, match="posterior whose samples are reparametrised"):
+        model.loss_module(TraceFIVO(3))(batch)
+    with torch.no_grad():
+        assert particle_filter(model, batch, 3).bound.isfinite().all()
+
+
+class SampledPosterior(torch.nn.Module):
+    def forward(self, h: torch.Tensor, b: torch.Tensor) -> pyro.distributions.TorchDistribution:
+        probs = torch.sigmoid(h[..., :3])
+        return pyro.distributions.Bernoulli(probs).to_event(1)
+
+
+def test_one_particle_is_the_elbo() -> None:
+    model, batch = MODELS["paper"](alpha=0.0, beta=0.0), random_batch()
+    loss, _ = loss_and_gradients(model, TraceFIVO(1, resample_below=0.0), batch)
+    expected, _ = loss_and_gradients(model, TraceIWAE(1), batch)
+    assert_close(loss, expected, "loss")

@@ -1,0 +1,129 @@
+"""Free bits, word dropout, annealing: with every family."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pyro_zf import SequenceBatch
+from pyro_zf.infer import LinearSchedule, TraceMeanField_ELBO, WordDropout, batch_bounds
+from pyro_zf.models import MODELS, LatentSequenceModel
+from tests.families import LATENT_FAMILIES, Combination
+from tests.helpers import assert_close, attributes, loss_and_gradients
+
+LENGTHS = [4, 1, 3]
+
+
+def family(name: str, prior: str = "gaussian") -> tuple[LatentSequenceModel, SequenceBatch]:
+    combination = Combination(name, prior, "smoothing", "bernoulli")
+    model = combination.build()
+    assert isinstance(model, LatentSequenceModel)
+    return model, combination.batch(LENGTHS)
+
+
+@pytest.mark.parametrize("prior", ["gaussian", "mixture"])
+@pytest.mark.parametrize("name", LATENT_FAMILIES)
+def test_free_bits(name: str, prior: str) -> None:
+    """max(lambda, KL) at each real step, in both layouts, with and without a closed form."""
+    model, batch = family(name, prior)
+    model.eval()
+    torch.manual_seed(1)
+    bounds = batch_bounds(model.model, model.guide, batch)
+    kl = bounds.kl_per_step
+    assert batch.mask is not None
+    # Between two of them: on one of them, rounding decides which side it is on.
+    free = kl[batch.mask].sort().values[-4:-2].mean().item()
+    assert free > 0
+    for layout in ("steps", "time"):
+        with model.using_layout(layout):  # type: ignore[arg-type]
+            loss, gradients = loss_and_gradients(model, TraceMeanField_ELBO(free_bits=free), batch)
+        expected = (kl.clamp(min=free) * batch.mask).sum(-1) - bounds.log_likelihood - bounds.aux
+        assert_close(loss, expected.mean(), "loss")
+        if layout == "steps":
+            first = gradients
+    for parameter, gradient in gradients.items():
+        assert_close(gradient, first[parameter], parameter, rtol=1e-8)
+
+
+def test_within_its_budget_the_kl_has_no_gradient() -> None:
+    model, batch = family("vrnn")
+    _, gradients = loss_and_gradients(model, TraceMeanField_ELBO(free_bits=1e3), batch)
+    prior = [g for name, g in gradients.items() if name.startswith("prior")]
+    assert all(g is None or g.abs().max() == 0 for g in prior)
+
+
+def test_no_free_bits_is_the_plain_objective() -> None:
+    model, batch = family("srnn")
+    free, _ = loss_and_gradients(model, TraceMeanField_ELBO(free_bits=1e-12), batch)
+    plain, _ = loss_and_gradients(model, TraceMeanField_ELBO(), batch)
+    assert_close(free, plain, "loss")
+    with pytest.raises(ValueError, match="free bits must not be negative, they are -1"):
+        TraceMeanField_ELBO(free_bits=-1.0)
+
+
+def test_word_dropout() -> None:
+    torch.manual_seed(0)
+    targets = torch.randint(1, 9, (200, 30))
+    batch = SequenceBatch.from_targets(targets, torch.randint(1, 31, (200,)))
+    assert batch.targets is not None
+    assert batch.mask is not None
+    dropped = WordDropout(0.3, replacement=9)(batch)
+    assert dropped.targets is batch.targets or torch.equal(dropped.targets, batch.targets)  # type: ignore[arg-type]
+    assert torch.equal(dropped.inputs[:, 0], batch.inputs[:, 0]), "the start symbol stays"
+    changed = dropped.inputs != batch.inputs
+    assert (dropped.inputs[changed] == 9).all()
+    assert not changed[~batch.mask].any(), "padding stays"
+    assert abs(changed[:, 1:][batch.mask[:, 1:]].double().mean() - 0.3) < 0.03
+    assert torch.equal(dropped.clean_inputs, batch.inputs)
+    again = WordDropout(0.3, replacement=8)(dropped)
+    assert torch.equal(again.clean_inputs, batch.inputs)
+    half = dropped.chunk(2)[1].to("cpu")
+    assert torch.equal(half.clean_inputs, batch.inputs[100:])
+    assert WordDropout(0.0)(batch) is batch
+    with pytest.raises(ValueError, match=r"a probability, not 1\.5"):
+        WordDropout(1.5)
+
+
+@pytest.mark.parametrize("layout", ["steps", "time"])
+@pytest.mark.parametrize("name", MODELS)
+def test_word_dropout_hides_inputs_from_the_model_only(name: str, layout: str) -> None:
+    combination = Combination(name, "gaussian", "smoothing", "bernoulli")
+    model, batch = combination.build(layout=layout), combination.batch()
+    dropped = WordDropout(1.0)(batch)
+    with attributes(model, skip_gradient=0.0):
+        loss, _ = loss_and_gradients(model, TraceMeanField_ELBO(), dropped)
+        whole, _ = loss_and_gradients(model, TraceMeanField_ELBO(), batch)
+    assert loss != whole
+    if isinstance(model, LatentSequenceModel) and name != "variational-bilstm":
+        torch.manual_seed(1)
+        for cost in ("b", "h", "activity"):  # leave log p(u | b), which is to score the true inputs
+            if cost in model.aux:
+                model.set_aux_weight(cost, 0.0)
+        if name != "srnn":  # there, what b reads has the deterministic states in it
+            ours = batch_bounds(model.model, model.guide, dropped).aux
+            assert_close(ours, batch_bounds(model.model, model.guide, batch).aux, "log p(u | b)")
+
+
+@pytest.mark.parametrize("layout", ["steps", "time"])
+@pytest.mark.parametrize("name", LATENT_FAMILIES)
+def test_aux_weight_annealing(name: str, layout: str) -> None:
+    """A factor on all auxiliary costs, a float or a tensor, up or down."""
+    model, batch = family(name)
+    schedule = LinearSchedule(1.0, 0.0, 0.25)
+    with model.using_layout(layout), attributes(model, skip_gradient=0.0):  # type: ignore[arg-type]
+        losses = []
+        for update in range(6):
+            model.aux_weight = schedule(update)
+            losses.append(loss_and_gradients(model, TraceMeanField_ELBO(), batch)[0])
+        model.aux_weight = torch.tensor(0.25)
+        assert_close(
+            loss_and_gradients(model, TraceMeanField_ELBO(), batch)[0], losses[3], "tensor"
+        )
+        torch.manual_seed(1)
+        bounds = batch_bounds(model.model, model.guide, batch)
+    steps = [a - b for a, b in zip(losses[1:5], losses[:4], strict=True)]
+    for step in steps[1:]:
+        assert_close(step, steps[0], "a quarter of the costs each time", rtol=1e-9)
+    assert steps[0] != 0
+    assert_close(losses[5], losses[4], "past its end")
+    assert_close(losses[4], -bounds.elbo.mean(), "without any")

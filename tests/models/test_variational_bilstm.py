@@ -1,0 +1,381 @@
+"""Variational Bi-LSTM: what it adds to Z-Forcing, and every choice where the paper is silent."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyro
+import pytest
+import torch
+from pyro import poutine
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+
+from pyro_zf import SequenceBatch, VariationalBiLSTM, ZForcing
+from pyro_zf.infer import Trace_ELBO, TraceIWAE, TraceMeanField_ELBO, batch_bounds
+from pyro_zf.nn import GaussianForm
+from tests.helpers import assert_close, attributes, loss_and_gradients, random_batch
+
+SIZES: dict[str, Any] = {"hidden_size": 6, "latent_size": 3, "mlp_size": 5}
+LENGTHS = [7, 3, 1, 5, 2]
+
+
+def bilstm(**options: Any) -> VariationalBiLSTM:
+    return VariationalBiLSTM(4, **{**SIZES, "alpha": 0.3, "beta": 0.4, **options})
+
+
+def test_defaults_are_the_papers() -> None:
+    model = VariationalBiLSTM(1)
+    assert model.aux_weights == {"b": 0.001}
+    assert model.transition.lstm.input_size == 1 + 256 + 1024  # u, z, b~
+    assert model.emission.network[0].in_features == 1024 + 1024  # h, b~
+    assert model.skip_gradient == 0.5
+
+
+@pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["full", "masked"])
+@pytest.mark.parametrize("layout", ["steps", "time"])
+@pytest.mark.parametrize("objective", [Trace_ELBO(), TraceMeanField_ELBO(), TraceIWAE(3)])
+def test_without_what_it_adds_it_is_z_forcing(
+    objective: Any, layout: Any, lengths: list[int] | None
+) -> None:
+    model = bilstm(
+        alpha=0.0, beta=0.0, b_tilde_into=(), backward_reads="targets", skip_gradient=0.0,
+        layout=layout, kl_weight=0.6,
+    )  # fmt: skip
+    zf = ZForcing(4, **SIZES, alpha=0.0, beta=0.0, layout=layout, kl_weight=0.6)
+    missing, unexpected = zf.load_state_dict(model.state_dict(), strict=False)
+    assert not unexpected
+    assert all(name.startswith("aux.") for name in missing)
+    batch = random_batch(lengths=lengths)
+    loss, gradients = loss_and_gradients(model, objective, batch)
+    other_loss, other_gradients = loss_and_gradients(zf, objective, batch)
+    assert_close(loss, other_loss, "loss")
+    for name, gradient in gradients.items():
+        assert_close(gradient, other_gradients[name], name)
+
+
+def gradients_of_the_stochastic_networks(
+    model: VariationalBiLSTM, batch: SequenceBatch, layout: Any
+) -> dict[str, Tensor | None]:
+    """Gradients of the KL and of the two reconstructions with z held fixed where it is read.
+
+    What is left of the loss are terms that reach h and b through the inputs of prior and posterior
+    alone.
+    """
+    with model.using_layout(layout):
+        model.zero_grad()
+        torch.manual_seed(1)
+        guide = poutine.trace(model.guide).get_trace(batch)
+        fixed = {name: guide.nodes[name]["value"].detach() for name in guide.stochastic_nodes}
+        guide = poutine.trace(poutine.condition(model.guide, data=fixed)).get_trace(batch)
+        program = poutine.condition(model.model, data=fixed)
+        trace = poutine.trace(program).get_trace(batch)
+    densities: Any = 0.0
+    for sites in (guide, trace):
+        sites.compute_log_prob()
+        for name, site in sites.nodes.items():
+            if name == "z" or name.startswith("z_"):
+                densities = densities + site["log_prob"].sum()
+    densities.backward()
+    return {name: p.grad for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("layout", ["steps", "time"])
+def test_skip_gradient_cuts_what_prior_and_posterior_read(layout: str) -> None:
+    batch = random_batch(lengths=LENGTHS)
+    recurrent = ("transition.", "backward_network.")
+    model = bilstm()
+    with attributes(model, skip_gradient=1.0):
+        cut = gradients_of_the_stochastic_networks(model, batch, layout)
+    for name, gradient in cut.items():
+        if name.startswith(recurrent):
+            assert gradient is None or gradient.abs().max() == 0, f"{name} gets a gradient at p = 1"
+        elif name.startswith(("prior.", "posterior.")):
+            assert gradient is not None, f"{name} gets none"
+            assert gradient.abs().max() > 0, f"{name} gets zeros"
+    with attributes(model, skip_gradient=0.0):
+        whole = gradients_of_the_stochastic_networks(model, batch, layout)
+    assert all(
+        gradient is not None and gradient.abs().max() > 0
+        for name, gradient in whole.items()
+        if name.startswith(recurrent)
+    )
+
+
+class SetCoins(Messenger):
+    """Throws given coins."""
+
+    def __init__(self, coins: Tensor) -> None:
+        super().__init__()
+        self.coins = coins
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] == "skip":
+            msg["value"], msg["done"] = self.coins, True
+
+
+def skipping(model: VariationalBiLSTM, batch: SequenceBatch, coins: Tensor) -> Any:
+    """Loss and gradients of the whole objective with given coins."""
+    model.zero_grad()
+    pyro.clear_param_store()
+    torch.manual_seed(1)
+    loss = Trace_ELBO().differentiable_loss(model.model, SetCoins(coins)(model.guide), batch)
+    loss.backward()
+    return loss.detach(), {name: p.grad for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("layout", ["steps", "time"])
+def test_skip_gradient_of_the_whole_objective(layout: Any) -> None:
+    """p = 0 is no mask; no coin changes a value; each step and sequence has a coin of its own."""
+    batch = random_batch()
+    model = bilstm(layout=layout)
+    shape = (batch.num_sequences, batch.num_steps)
+    none, every = torch.zeros(shape, dtype=torch.bool), torch.ones(shape, dtype=torch.bool)
+    loss, unmasked = skipping(model, batch, none)
+    with attributes(model, skip_gradient=0.0):
+        plain_loss, plain = loss_and_gradients(model, Trace_ELBO(), batch)
+    assert_close(loss / batch.num_sequences, plain_loss, "loss at p = 0")
+    for name, gradient in plain.items():
+        assert_close(unmasked[name] / batch.num_sequences, gradient, name)
+    for coins in (every, torch.rand(shape) < 0.5):
+        masked_loss, _ = skipping(model, batch, coins)
+        assert_close(masked_loss, loss, "the value")
+
+    # One coin, at step 3 of sequence 1: h and b get no gradient from the densities at that step.
+    one = none.clone()
+    one[1, 2] = True
+    _, with_one = skipping(model, batch, one)
+    name = "backward_network.lstm.weight_hh_l0"
+    assert not torch.allclose(with_one[name], unmasked[name])
+    assert batch.targets is not None
+    # The other sequences do not notice: their part of the gradient is that without a mask.
+    others = torch.tensor([0, 2, 3, 4])
+    difference = with_one[name] - unmasked[name]
+    with attributes(torch.Tensor, normal_=lambda self: self.fill_(0.3)):
+        rest = SequenceBatch.from_targets(batch.targets[others])
+        _, a = skipping(model, rest, one[others])
+        _, b = skipping(model, rest, none[others])
+    assert_close(a[name], b[name], "other sequences")
+    assert difference.abs().max() > 0
+
+
+def test_coins() -> None:
+    model, batch = bilstm(skip_gradient=0.3), random_batch(num_sequences=400, num_steps=50)
+
+    def coins() -> Tensor:
+        pyro.clear_param_store()
+        trace = poutine.trace(model.guide).get_trace(batch)
+        model_trace = poutine.trace(poutine.replay(model.model, trace=trace)).get_trace(batch)
+        assert model_trace.nodes["skip"]["value"] is trace.nodes["skip"]["value"]
+        value: Tensor = trace.nodes["skip"]["value"]
+        return value
+
+    drawn = coins()
+    assert drawn.shape == (400, 50)
+    assert abs(drawn.double().mean() - 0.3) < 0.02
+    assert 0 < drawn[0].sum() < 50
+    model.skip_per = "sequence"
+    drawn = coins()
+    assert set(drawn.sum(1).tolist()) == {0, 50}
+    assert abs(drawn.double().mean() - 0.3) < 0.1
+    model.eval()
+    assert "skip" not in poutine.trace(model.guide).get_trace(batch).nodes, "coins are for training"
+
+
+@pytest.mark.parametrize("layout", ["steps", "time"])
+def test_b_tilde_has_no_kl(layout: str) -> None:
+    """Model and guide draw it from one distribution: neither bound nor KL has a part of it."""
+    model = bilstm(layout=layout).eval()
+    batch = random_batch(lengths=LENGTHS)
+    torch.manual_seed(2)
+    guide = poutine.trace(model.guide).get_trace(batch)
+    trace = poutine.trace(poutine.replay(model.model, trace=guide)).get_trace(batch)
+    guide.compute_log_prob()
+    trace.compute_log_prob()
+    sites = [name for name in guide.nodes if name.startswith("b_tilde")]
+    assert len(sites) == (7 if layout == "steps" else 1)
+    for name in sites:
+        assert_close(trace.nodes[name]["log_prob"], guide.nodes[name]["log_prob"], name)
+        assert trace.nodes[name]["log_prob"].abs().max() > 0
+    torch.manual_seed(2)
+    bounds = batch_bounds(model.model, model.guide, batch)
+    assert bounds.kl_per_step.shape == (5, 7)
+    # The stock objective, which knows nothing of this, agrees.
+    torch.manual_seed(2)
+    ours = TraceMeanField_ELBO().differentiable_loss(model.model, model.guide, batch)
+    torch.manual_seed(2)
+    stock = pyro.infer.TraceMeanField_ELBO().differentiable_loss(model.model, model.guide, batch)
+    assert_close(ours.detach(), stock.detach(), "loss")
+
+
+def test_a_guide_of_ones_own_may_propose_b_tilde() -> None:
+    """Then its density counts: the bound stays one, whatever is proposed."""
+    model, batch = bilstm(layout="steps").eval(), random_batch(num_steps=1)
+
+    def guide(batch: SequenceBatch) -> None:
+        with model.sequences(batch):
+            normal = pyro.distributions.Normal
+            pyro.sample("z_1", normal(torch.zeros(3), 1.0).to_event(1))
+            pyro.sample("b_tilde_1", normal(torch.zeros(6), 1.2).to_event(1))
+
+    torch.manual_seed(0)
+    own = batch_bounds(model.model, guide, batch, 20_000, chunk=20_000)
+    shared = batch_bounds(model.model, model.guide, batch, 20_000, chunk=20_000)
+    torch.testing.assert_close(own.iwae, shared.iwae, rtol=0, atol=0.1)
+    assert (own.elbo < own.iwae - 0.1).all()
+
+
+def test_generation_never_touches_the_backward_network() -> None:
+    model = bilstm()
+    model.backward_network.forward = None
+    assert model.generate(torch.zeros(3, 4), 5).shape == (3, 5, 4)
+    with model.drawing_latents_from("prior-mean"):
+        assert model.generate(torch.zeros(3, 4), 5).shape == (3, 5, 4)
+    # Nor does evaluation without a posterior.
+    for latents in ("prior", "prior-mean"):
+        model.set_aux_weight("b", 0.0)
+        with model.drawing_latents_from(latents):
+            bounds = batch_bounds(model.model, model.guide, random_batch(), 2)
+        assert bounds.elbo.isfinite().all()
+
+
+@pytest.mark.parametrize("layout", ["steps", "time"])
+def test_latents_from_the_prior_or_at_its_mean(layout: Any) -> None:
+    model, batch = bilstm(layout=layout).eval(), random_batch(lengths=LENGTHS)
+    with model.drawing_latents_from("prior"):
+        bounds = batch_bounds(model.model, model.guide, batch, 50, chunk=50)
+        assert bounds.kl.abs().max() < 1e-12
+        torch.testing.assert_close(bounds.elbo, bounds.log_likelihood)
+        assert (bounds.iwae > bounds.elbo).all()
+    with model.drawing_latents_from("prior-mean"):
+        first = batch_bounds(model.model, model.guide, batch)
+        second = batch_bounds(model.model, model.guide, batch, 3)
+        for name in ("elbo", "iwae", "log_likelihood"):
+            torch.testing.assert_close(getattr(second, name), first.log_likelihood)
+        trace = poutine.trace(model.guide).get_trace(batch)
+    z = trace.nodes["z_1" if layout == "steps" else "z"]["value"]
+    z = z if layout == "steps" else z[:, 0]
+    expected = model.prior(torch.zeros(5, 6)).mean
+    torch.testing.assert_close(z, expected)
+    assert model.latents == "posterior"
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_latents_from_nowhere() -> None:
+    model: Any = bilstm()
+    with pytest.raises(ValueError, match="drawn from one of"), model.drawing_latents_from("mode"):
+        pass
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_prior_without_a_mean_says_so() -> None:
+    model = bilstm(prior="flow")
+    with (
+        pytest.raises(ValueError, match="the mean of FlowPrior is not known"),
+        model.drawing_latents_from("prior-mean"),
+    ):
+        model.generate(torch.zeros(2, 4), 3)
+
+
+def test_the_backward_network_reads_inputs_and_targets() -> None:
+    """b_t has read u_t, y_t, .., y_T: one more than Z-Forcing's, each from its own end."""
+    model, batch = bilstm(), random_batch(lengths=LENGTHS)
+    b = model._recurrence(batch).b
+    assert batch.targets is not None
+    for i, length in enumerate(LENGTHS):
+        x = torch.cat([batch.inputs[i, :1], batch.targets[i, :length]])
+        states = model.backward_network.lstm(x.flip(0))[0].flip(0)
+        torch.testing.assert_close(b[:length, i], states[:-1])
+
+
+def test_costs() -> None:
+    """Both reconstructions, and the activity regularisation that replaces one in the ablation."""
+    model, batch = bilstm(gamma=0.2).eval(), random_batch()
+    guide = poutine.trace(model.guide).get_trace(batch)
+    trace = poutine.trace(poutine.replay(model.model, trace=guide)).get_trace(batch)
+    trace.compute_log_prob()
+    z, b_tilde = (guide.nodes[name]["value"].movedim(1, 0) for name in ("z", "b_tilde"))
+    recurrence = model._recurrence(batch)
+    read = torch.cat([z, b_tilde], dim=-1)
+    h = model.transition.run(recurrence.inputs, read)
+    h_prev = torch.cat([torch.zeros(1, 5, 6), h[:-1]])
+    expected = {
+        "aux_b": 0.3 * model.aux["b"].head(z).log_prob(recurrence.b),
+        "aux_h": 0.4 * model.aux["h"].head(z).log_prob(h_prev),
+        "aux_activity": -0.2 * h.square().sum(-1),
+    }
+    for name, log_prob in expected.items():
+        torch.testing.assert_close(trace.nodes[name]["log_prob"], log_prob.sum(0))
+    emission = model.emission(torch.cat([h, b_tilde], dim=-1))
+    assert batch.targets is not None
+    density = emission.log_prob(batch.targets.movedim(1, 0)).sum(0)
+    torch.testing.assert_close(trace.nodes["y"]["log_prob"], density)
+
+
+@pytest.mark.parametrize("detach", [True, False])
+def test_targets_are_constants_unless_told_otherwise(detach: bool) -> None:
+    model, batch = bilstm(detach_targets=detach, skip_gradient=0.0), random_batch()
+    guide = poutine.trace(model.guide).get_trace(batch)
+    fixed = {name: guide.nodes[name]["value"].detach() for name in guide.stochastic_nodes}
+    trace = poutine.trace(poutine.condition(model.model, data=fixed)).get_trace(batch)
+    trace.compute_log_prob()
+    (trace.nodes["aux_b"]["log_prob"] + trace.nodes["aux_h"]["log_prob"]).sum().backward()
+    for network in (model.backward_network, model.transition):
+        assert all((p.grad is None) == detach for p in network.parameters())
+
+
+def test_b_tilde_at_its_mean() -> None:
+    model, batch = bilstm(b_tilde="mean").eval(), random_batch()
+    guide = poutine.trace(model.guide).get_trace(batch)
+    assert "b_tilde" not in guide.nodes
+    recurrence = model._recurrence(batch)
+    z = guide.nodes["z"]["value"]
+    mean = model.aux["b"].head(z.movedim(1, 0)).mean
+    torch.testing.assert_close(recurrence.latent_inputs(z)[..., 3:], mean)
+    for layout in ("steps", "time"):
+        with model.using_layout(layout):
+            loss, gradients = loss_and_gradients(model, TraceMeanField_ELBO(), batch)
+            if layout == "steps":
+                expected, expected_gradients = loss, gradients
+    assert_close(loss, expected, "loss")
+    for name, gradient in gradients.items():
+        assert_close(gradient, expected_gradients[name], name)
+
+
+@pytest.mark.parametrize("into", [("transition",), ("emission",), ("transition", "emission")])
+def test_where_b_tilde_goes(into: tuple[str, ...]) -> None:
+    model, batch = bilstm(b_tilde_into=into), random_batch(lengths=LENGTHS)
+    assert model.transition.lstm.input_size == 4 + 3 + 6 * ("transition" in into)
+    assert model.emission.network[0].in_features == 6 + 6 * ("emission" in into)
+    with model.using_layout("steps"):
+        expected, _ = loss_and_gradients(model, TraceIWAE(2), batch)
+    loss, gradients = loss_and_gradients(model, TraceIWAE(2), batch)
+    assert_close(loss, expected, "loss")
+    head = [g for name, g in gradients.items() if name.startswith("aux.b.head")]
+    assert all(g is not None and g.abs().max() > 0 for g in head)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"skip_gradient": 1.5}, "skip_gradient is a probability, not 1.5"),
+        ({"skip_per": "batch"}, "per 'step' or per 'sequence', not 'batch'"),
+        ({"b_tilde": "mode"}, "b~ is drawn by 'sample' or 'mean', not 'mode'"),
+        ({"b_tilde_into": ("prior",)}, "b~ goes into 'transition' and 'emission', not 'prior'"),
+        ({"backward_reads": "both"}, "reads 'inputs' or 'targets', not 'both'"),
+        ({"posterior": "filtering"}, "FilteringPosterior does not read b"),
+        ({"alpha": -1.0}, "must not be negative, it is -1"),
+        ({"prior": "uniform"}, "unknown prior 'uniform'"),
+        ({"posterior": "exact"}, "unknown posterior 'exact'"),
+        ({"aux": {"c": 1.0}}, "unknown auxiliary cost 'c'"),
+    ],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_wrong_options(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        bilstm(**options)
+
+
+def test_reconstruction_form() -> None:
+    model = bilstm(reconstruction_form=GaussianForm(mean="tanh"))
+    assert model.echo(10 * torch.randn(50, 3)).mean.abs().max() < 1

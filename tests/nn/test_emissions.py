@@ -1,0 +1,232 @@
+"""Densities of the emissions: that they integrate to one, and what a second library says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.integrate
+import scipy.stats
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch import distributions as td
+
+from pyro_zf.nn import (
+    EMISSIONS,
+    AutoregressiveGaussianEmission,
+    AutoregressiveNormal,
+    DiscretizedLogisticMixture,
+    GaussianMixtureEmission,
+    LogisticMixtureEmission,
+    make_emission,
+)
+from pyro_zf.nn.emissions import emits_symbols
+
+H = 3
+
+
+def all_values(name: str, data_size: int) -> Tensor:
+    """Every value that data of a discrete emission can have."""
+    if name == "categorical":
+        return torch.arange(data_size)
+    return torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * data_size).reshape(-1, data_size)
+
+
+@pytest.mark.parametrize("name", ["bernoulli", "categorical", "logistic-mixture"])
+@pytest.mark.parametrize("data_size", [1, 4])
+def test_probabilities_sum_to_one(name: str, data_size: int) -> None:
+    emission = make_emission(name, H, data_size, mlp_size=5)
+    values = all_values(name, data_size)
+    log_prob = emission(3 * torch.randn(7, 1, H)).log_prob(values)
+    torch.testing.assert_close(log_prob.exp().sum(-1), torch.ones(7))
+
+
+@pytest.mark.parametrize("name", ["gaussian", "gaussian-mixture", "autoregressive-gaussian"])
+@pytest.mark.parametrize("data_size", [1, 2])
+def test_densities_integrate_to_one(name: str, data_size: int) -> None:
+    emission = make_emission(name, H, data_size, mlp_size=5)
+    y = emission(torch.randn(H))
+
+    @torch.no_grad()
+    def density(*values: float) -> float:
+        return y.log_prob(torch.tensor(values)).exp().item()
+
+    samples = y.sample((2000,))
+    low, high = samples.amin(0) - 6, samples.amax(0) + 6
+    if data_size == 1:
+        total, _ = scipy.integrate.quad(density, low.item(), high.item(), limit=200)
+        assert total == pytest.approx(1, abs=1e-4)
+        return
+    axes = [torch.linspace(a, b, 600) for a, b in zip(low, high, strict=True)]
+    grid = torch.cartesian_prod(*axes)
+    cell = np.prod([(axis[1] - axis[0]).item() for axis in axes])
+    total = y.log_prob(grid).exp().sum().item() * float(cell)
+    assert total == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", EMISSIONS)
+def test_samples_have_the_density(name: str) -> None:
+    """E[p~(y)/p(y)] = 1 for any density p~: by another emission of the same kind, on samples."""
+    data_size = 2
+    emission, other = (make_emission(name, H, data_size, mlp_size=5) for _ in range(2))
+    h = 0.5 * torch.randn(H)
+    p, q = emission(h), other(h)
+    with torch.no_grad():
+        y = p.sample((40_000,))
+        ratio = torch.exp((q.log_prob(y) - p.log_prob(y)).clamp(max=8))
+    assert y.shape == ((40_000,) if name == "categorical" else (40_000, data_size))
+    assert abs(ratio.mean() - 1) < 5 * ratio.std() / len(y) ** 0.5 + 0.02
+
+
+def test_bernoulli_and_categorical_against_scipy() -> None:
+    h = torch.randn(H)
+    bernoulli = make_emission("bernoulli", H, 4, mlp_size=5)
+    y = torch.tensor([1.0, 0.0, 0.0, 1.0])
+    p = torch.sigmoid(bernoulli.logits(h)).detach().numpy()
+    expected = scipy.stats.bernoulli.logpmf(y.numpy(), p).sum()
+    assert bernoulli(h).log_prob(y).item() == pytest.approx(expected, rel=1e-10)
+    categorical = make_emission("categorical", H, 4, mlp_size=5)
+    p = torch.softmax(categorical.logits(h), -1).detach().numpy()
+    expected = scipy.stats.multinomial.logpmf([0, 0, 1, 0], 1, p / p.sum())
+    assert categorical(h).log_prob(torch.tensor(2)).item() == pytest.approx(expected, rel=1e-10)
+
+
+def test_gaussian_against_scipy() -> None:
+    emission, h, y = make_emission("gaussian", H, 4, mlp_size=5), torch.randn(H), torch.randn(4)
+    mean, log_scale = (x.detach().numpy() for x in emission.moments(h))
+    expected = scipy.stats.norm.logpdf(y.numpy(), mean, np.exp(log_scale)).sum()
+    assert emission(h).log_prob(y).item() == pytest.approx(expected, rel=1e-10)
+
+
+def test_gaussian_mixture_against_scipy() -> None:
+    emission = GaussianMixtureEmission(H, 3, mlp_size=5, components=4)
+    h, y = torch.randn(H), torch.randn(3)
+    output = emission.network(h).detach().numpy()
+    logits, rest = output[:4], output[4:].reshape(4, 6)
+    weights = np.exp(logits - scipy.special.logsumexp(logits))
+    density = sum(
+        w * scipy.stats.multivariate_normal.pdf(y.numpy(), r[:3], np.diag(np.exp(2 * r[3:])))
+        for w, r in zip(weights, rest, strict=True)
+    )
+    assert emission(h).log_prob(y).item() == pytest.approx(np.log(density), rel=1e-10)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    levels=st.sampled_from([2, 3, 16, 256]),
+    seed=st.integers(0, 10_000),
+    spread=st.floats(0.001, 3.0),
+    low=st.floats(-2.0, 0.5),
+    width=st.floats(0.1, 4.0),
+)
+def test_discretized_logistic_mixture(
+    levels: int, seed: int, spread: float, low: float, width: float
+) -> None:
+    """Sums to one over the levels, and is the difference of scipy's distribution functions."""
+    torch.manual_seed(seed)
+    logits, mean = torch.randn(3), low + width * torch.rand(3)
+    scale = spread * torch.rand(3) + 1e-3
+    mixture = DiscretizedLogisticMixture(logits, mean, scale, levels, low, low + width)
+    grid = torch.linspace(low, low + width, levels)
+    log_prob = mixture.log_prob(grid)
+    assert log_prob.exp().sum().item() == pytest.approx(1, abs=1e-9)
+    weights, half = torch.softmax(logits, 0).numpy(), width / (levels - 1) / 2
+    edges = np.concatenate([[-np.inf], grid[:-1].numpy() + half, [np.inf]])
+    cdf = sum(
+        w * scipy.stats.logistic.cdf(edges, m, s)
+        for w, m, s in zip(weights, mean.numpy(), scale.numpy(), strict=True)
+    )
+    np.testing.assert_allclose(log_prob.exp().numpy(), np.diff(cdf), atol=1e-9)
+    samples = mixture.sample((500,))
+    nearest = (samples.unsqueeze(-1) - grid).abs().amin(-1)
+    assert nearest.max() < 1e-9
+    expected = (grid * log_prob.exp()).sum()
+    torch.testing.assert_close(mixture.mean, expected)
+    assert abs(samples.mean() - expected) < 6 * samples.std() / 500**0.5 + 1e-9
+
+
+def test_a_logistic_far_from_the_data_has_gradients() -> None:
+    """In the tails a difference of sigmoids is zero and its log is not; neither is its gradient."""
+    mean = torch.tensor([-400.0], requires_grad=True)
+    mixture = DiscretizedLogisticMixture(torch.zeros(1), mean, torch.ones(1), levels=256)
+    log_prob = mixture.log_prob(torch.tensor(0.5))
+    log_prob.backward()
+    assert log_prob.isfinite()
+    assert mean.grad is not None
+    torch.testing.assert_close(mean.grad, torch.ones(1), rtol=1e-6, atol=0)
+
+
+def test_a_grid_needs_two_levels() -> None:
+    with pytest.raises(ValueError, match=r"no grid of 1 levels from 0\.0 to 1\.0"):
+        LogisticMixtureEmission(H, 2, levels=1)(torch.zeros(H))
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("data_size", [2, 5])
+def test_autoregressive_gaussian(depth: int, data_size: int) -> None:
+    """Each value depends on the state and the values before it, on nothing after; so do samples."""
+    emission = AutoregressiveGaussianEmission(H, data_size, mlp_size=12, depth=depth)
+    h, y = torch.randn(H, requires_grad=True), torch.randn(data_size, requires_grad=True)
+    mean, scale = emission(h).moments(y)
+    for d in range(data_size):
+        for moment in (mean, scale):
+            of_state, of_values = torch.autograd.grad(moment[d], (h, y), retain_graph=True)
+            assert of_state.abs().min() > 0
+            assert (of_values[d:] == 0).all()
+            assert (of_values[:d] != 0).all()
+    expected = td.Normal(mean, scale).log_prob(y).sum()
+    torch.testing.assert_close(emission(h).log_prob(y), expected)
+    torch.manual_seed(1)
+    drawn = emission(h).rsample()
+    torch.manual_seed(1)
+    noise = torch.randn(data_size)
+    for d in range(data_size):
+        mean, scale = emission(h).moments(drawn)
+        torch.testing.assert_close(drawn[d], mean[d] + scale[d] * noise[d])
+
+
+def test_autoregressive_gaussian_with_correlation_beats_a_factorised_one() -> None:
+    """What it is for: values of a frame that depend on each other."""
+    torch.manual_seed(0)
+    data = torch.randn(400, 1) + 0.05 * torch.randn(400, 4)
+    nats = {}
+    for name in ("gaussian", "autoregressive-gaussian"):
+        emission = make_emission(name, H, 4, mlp_size=16)
+        optimiser = torch.optim.Adam(emission.parameters(), lr=0.02)
+        for _ in range(150):
+            optimiser.zero_grad()
+            loss = -emission(torch.ones(400, H)).log_prob(data).mean()
+            loss.backward()
+            optimiser.step()
+        nats[name] = loss.item()
+    assert nats["autoregressive-gaussian"] < nats["gaussian"] - 3
+
+
+@pytest.mark.parametrize("name", EMISSIONS)
+def test_shapes(name: str) -> None:
+    emission = make_emission(name, H, 4, mlp_size=5)
+    y = emission(torch.randn(6, 2, H))
+    assert y.batch_shape == (6, 2)
+    event: Any = () if name == "categorical" else (4,)
+    assert y.event_shape == event
+    assert y.expand((3, 6, 2)).sample((5,)).shape == (5, 3, 6, 2, *event)
+    assert y.log_prob(y.sample()).shape == (6, 2)
+    assert emits_symbols(emission) == (name == "categorical")
+    if name != "categorical":
+        assert y.mean.shape == (6, 2, 4)
+
+
+def test_an_unknown_emission() -> None:
+    with pytest.raises(ValueError, match="unknown emission 'poisson'; there are"):
+        make_emission("poisson", H, 4)
+
+
+def test_autoregressive_normal_takes_any_moments() -> None:
+    normal = AutoregressiveNormal(
+        lambda y: (torch.zeros_like(y), torch.ones_like(y)), torch.Size((2,)), 3, torch.zeros(1)
+    )
+    y = torch.randn(2, 3)
+    torch.testing.assert_close(normal.log_prob(y), td.Normal(0.0, 1.0).log_prob(y).sum(-1))
