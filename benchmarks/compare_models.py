@@ -64,7 +64,7 @@ def run_one(label: str, config: Config) -> dict[str, Any]:
     run = config.output / label.lower().replace(" ", "-").translate(str.maketrans("", "", "(),"))
     common: dict[str, Any] = {"max_steps": config.updates, "data_dir": config.data_dir}
     settings = TrainConfig(
-        **SYSTEMS[label], preset="small", seed=config.seed, log_interval=50, checkpoint_minutes=60,
+        **SYSTEMS[label], preset="small", seed=config.seed, log_interval=min(50, config.updates), checkpoint_minutes=60,
         train_sequences=config.train_sequences, valid_sequences=config.test_sequences,
         test_sequences=config.test_sequences, output_dir=run, **common,
     )  # fmt: skip

@@ -407,8 +407,11 @@ def kl_per_step(q: Any, p: Any, z: Tensor) -> Float[Tensor, "time *particles bat
             return kl_divergence(q, p).unsqueeze(0)
         except NotImplementedError:
             return (q.log_prob(z) - p.log_prob(z)).unsqueeze(0)
+    of_q, of_p = q.conditionals(z), p.conditionals(z)
     try:
-        kl = kl_divergence(q.conditionals(z), p.conditionals(z))
+        if len(of_q.batch_shape) != len(of_p.batch_shape):  # particles that one of them has not
+            raise NotImplementedError
+        kl = kl_divergence(of_q, of_p)
     except NotImplementedError:
         return q.log_prob_per_step(z) - p.log_prob_per_step(z)
     return masked(kl, q.step_mask)

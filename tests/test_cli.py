@@ -43,6 +43,16 @@ def test_train_then_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     )
     assert evaluate_main(arguments) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == result
+    assert evaluate_main([*arguments, "--fivo"]) == 0
+    filtered = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert filtered["fivo_nats_per_sequence"] < 0 < filtered["fivo_nats_per_sequence_stderr"]
+    for latents in ("prior", "prior-mean"):
+        assert evaluate_main([*arguments, "--latents", latents]) == 0
+        other = json.loads(capsys.readouterr().out.splitlines()[-1])
+        assert other["latents"] == latents
+        assert other["elbo_nats_per_sequence"] == pytest.approx(
+            other["log_likelihood_nats_per_sequence"]
+        )
     assert evaluate_main([run, "--max-sequences", "1"]) == 0
     line = capsys.readouterr().out.splitlines()[-1]
     assert json.loads(line, parse_constant=pytest.fail)["elbo_nats_per_sequence_stderr"] is None
@@ -58,6 +68,31 @@ def test_train_then_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         (["train", "--batch-size", "0"], "--batch-size must be above zero"),
         (["evaluate", "/nowhere"], "/nowhere is no run folder"),
         (["evaluate", "/nowhere", "--num-samples", "0"], "--num-samples must be at least 1"),
+        (["train", "--model", "vrn"], "--model vrn: there are zforcing, variational-bilstm, srnn"),
+        (["train", "--model", "vrn"], "did you mean vrnn?"),
+        (["train", "--prior", "gausian"], "did you mean gaussian?"),
+        (["train", "--posterior", "smooth"], "did you mean smoothing?"),
+        (
+            ["train", "--emission", "poisson"],
+            "--emission poisson: there are bernoulli, categorical",
+        ),
+        (["train", "--objective", "elbow"], "did you mean elbo?"),
+        (["train", "--emission", "gaussian"], "take bernoulli or logistic-mixture"),
+        (["train", "--model", "vrnn", "--alpha", "1"], "--alpha is no option of vrnn"),
+        (["train", "--model", "srnn", "--skip-gradient", "1"], "but of variational-bilstm"),
+        (["train", "--model", "rnn", "--prior", "flow"], "--prior is no option of rnn"),
+        (["train", "--model", "rnn", "--objective", "fivo"], "rnn has none: take elbo"),
+        (["train", "--aux", "b"], "--aux b: write NAME=WEIGHT"),
+        (["train", "--aux", "c=1"], "--aux c: there are b, u, h, activity"),
+        (["train", "--aux", "b=-1"], "--aux b=-1: the weight must not be negative"),
+        (["train", "--aux", "b=1", "--beta", "1"], "give one or the other"),
+        (["train", "--free-bits", "1", "--objective", "iwae"], "belongs to --objective elbo"),
+        (["train", "--word-dropout", "2"], "--word-dropout is a probability, it is 2.0"),
+        (["train", "--prior", "flow", "--posterior", "res_q"], "that of a flow is not known"),
+        (
+            ["train", "--model", "variational-bilstm", "--posterior", "filtering"],
+            "FilteringPosterior does not read b",
+        ),
         (["learn"], "usage: pyro-zf"),
         ([], "usage: pyro-zf"),
     ],
@@ -80,3 +115,16 @@ def test_scripts_start(script: str) -> None:
     command = [sys.executable, str(SCRIPTS / script), "--help"]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "usage: " + script in output
+
+
+def test_a_system_without_latents(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = str(tmp_path / "run")
+    assert train_main(["--output-dir", run, "--model", "rnn", *FLAGS, "--max-steps", "3"]) == 0
+    assert "the exact negative log-likelihood" in capsys.readouterr().out
+    assert evaluate_main([run, "--num-samples", "2", "--max-sequences", "10"]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result["elbo_nats_per_sequence"] == pytest.approx(result["iwae_nats_per_sequence"])
+    assert result["kl_nats_per_sequence"] == 0
+    for option in (["--fivo"], ["--latents", "prior"]):
+        assert evaluate_main([run, *option]) == 2
+        assert "rnn has no latents" in capsys.readouterr().err

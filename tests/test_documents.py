@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -10,6 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+
+from pyro_zf import SequenceBatch, ZForcing
+from pyro_zf.infer import TraceMeanField_ELBO, batch_bounds
+from pyro_zf.models import MODELS
+from pyro_zf.nn import PRIORS
 
 ROOT = Path(__file__).parent.parent
 
@@ -27,6 +34,31 @@ def test_python_in_the_readme() -> None:
     names["pyro"].infer.Trace_ELBO().loss(names["zf"].model, names["zf"].guide, names["batch"])
 
 
+@pytest.mark.usefixtures("single_precision")
+def test_the_example_of_own_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prior and a guide of one's own, by the stock trainer, as the page has it."""
+    pytest.importorskip("mlxtend")
+    text = (ROOT / "docs" / "own_parts.md").read_text(encoding="utf-8")
+    program = "\n".join(re.findall(r"```python\n(.*?)```", text, re.S))
+    program = program.replace("max_steps=100", "max_steps=12").replace("=500", "=60")
+    monkeypatch.chdir(tmp_path)
+    # Set here, so that they are gone afterwards; the page sets them again.
+    monkeypatch.setitem(PRIORS, "student", torch.nn.Identity)
+    monkeypatch.setitem(MODELS, "independent", ZForcing)
+    names: dict[str, Any] = {}
+    exec(program, names)
+    assert (tmp_path / "runs" / "independent" / "figures" / "samples.png").is_file()
+    model = names["IndependentZForcing"](28, latent_size=2, hidden_size=4, mlp_size=4)
+    assert names["summary"]["test_kl_nats_per_sequence"] > 0
+    # Its KL is known step by step, and its weight is annealed like any other.
+    batch = SequenceBatch.from_targets(torch.ones(3, 5, 28))
+    names["pyro"].clear_param_store()
+    assert batch_bounds(model.model, model.guide, batch).kl_per_step.shape == (3, 5)
+    model.kl_weight = 0.0
+    model.loss_module(TraceMeanField_ELBO())(batch).backward()
+    assert all(p.grad.abs().max() == 0 for p in model.prior.parameters())
+
+
 def test_the_readme_has_both_quickstarts() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     for name in ("run", "test"):
@@ -37,6 +69,23 @@ def test_links_lead_somewhere() -> None:
     for document in [ROOT / "README.md", *ROOT.glob("docs/*.md")]:
         for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text(encoding="utf-8")):
             assert (document.parent / target).exists(), f"{document.name} links to {target}"
+
+
+@pytest.mark.usefixtures("single_precision")
+def test_the_comparison_of_models(tmp_path: Path) -> None:
+    pytest.importorskip("mlxtend")
+    command = [
+        sys.executable, str(ROOT / "benchmarks" / "compare_models.py"), "--updates", "2",
+        "--train-sequences", "100", "--test-sequences", "40", "--num-samples", "2",
+        "--systems", "RNN", "VRNN", "--output", str(tmp_path / "comparison"),
+    ]  # fmt: skip
+    environment = {k: v for k, v in os.environ.items() if k != "PYRO_ZF_DATA"}
+    subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    rows = json.loads((tmp_path / "comparison.json").read_text())
+    assert [row["system"] for row in rows] == ["RNN", "VRNN"]
+    assert rows[0]["kl"] == 0 < rows[1]["kl"]
+    assert (tmp_path / "comparison.md").read_text().count("\n") == 4
+    assert (tmp_path / "comparison.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_benchmark_of_an_update(tmp_path: Path) -> None:

@@ -19,7 +19,10 @@ import torch
 
 from pyro_zf.data import DataError, load_mnist
 from pyro_zf.data.mnist import SIZES
+from pyro_zf.infer import batch_bounds
+from pyro_zf.models import MODELS
 from pyro_zf.training import (
+    VARIATIONAL_BILSTM_SETTINGS,
     TrainConfig,
     TrainingError,
     UsageError,
@@ -39,6 +42,9 @@ TINY: dict[str, Any] = {
     "hidden_size": 8, "latent_size": 2, "mlp_size": 8, "batch_size": 50, "log_interval": 3,
     "valid_sequences": 60, "test_sequences": 60, "num_figures": 4, "device": "cpu",
 }  # fmt: skip
+
+
+TINY_MODEL = {"hidden_size": 8, "mlp_size": 8}
 
 
 @pytest.fixture(autouse=True)
@@ -262,6 +268,69 @@ def test_options_train(options: dict[str, Any], tmp_path: Path) -> None:
     assert config.frame == options.get("frame", "row")
     assert step == options.get("max_steps", 12)
     assert model.alpha == options.get("alpha", AUX_STRENGTH[config.frame] / 8)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"model": name} for name in MODELS),
+        {"model": "variational-bilstm", "beta": 0.1, "gamma": 0.1, "skip_gradient": 1.0},
+        {"model": "vrnn", "prior": "mixture", "posterior": "flow", "emission": "logistic-mixture"},
+        {"model": "srnn", "aux": ("b=0.1", "u=0.2"), "aux_stop": 0.0, "aux_increment": 0.2},
+        {"objective": "fivo", "num_particles": 3, "prior": "flow"},
+        {"free_bits": 0.1, "word_dropout": 0.5, "kl_start": 0.2},
+        {"aux": ("none=0",)},
+    ],
+    ids=str,
+)
+def test_every_system_trains_and_loads(options: dict[str, Any], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    summary = train(tiny(run, **options))
+    config, splits, model, _ = load_run(run)
+    assert isinstance(model, MODELS[config.model](28, **TINY_MODEL).__class__)
+    batch = splits.test.batch(np.arange(5))
+    bounds = batch_bounds(model.model, model.guide, batch)
+    assert bounds.elbo.isfinite().all()
+    assert summary["has_latents"] == (config.model != "rnn")
+    if "aux" in options:
+        assert getattr(model, "aux_weights", None) == (
+            {"b": 0.1, "u": 0.2} if config.model == "srnn" else {"b": 0.0, "u": 0.0}
+        )
+    if "skip_gradient" in options:
+        assert model.skip_gradient == 1.0
+        assert model.aux_weights == {"b": 0.001, "h": 0.1, "activity": 0.1}
+
+
+#: Options under which each update draws more than the noise of z, or depends on how many there were.
+SCHEDULED: dict[str, Any] = {
+    "model": "variational-bilstm", "beta": 0.1, "word_dropout": 0.3, "free_bits": 0.2,
+    "kl_start": 0.2, "kl_increment": 0.1, "aux_stop": 0.0, "aux_increment": 0.1,
+}  # fmt: skip
+
+
+def test_schedules_and_coins_go_on_where_they_stopped(tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train(tiny(whole, **SCHEDULED, max_steps=10))
+    train(tiny(parts, **SCHEDULED, max_steps=4))
+    train(TrainConfig(resume=parts, max_steps=10))
+    assert_same(weights(parts), weights(whole))
+    train(tiny(tmp_path / "other", **{**SCHEDULED, "aux_stop": 1.0}, max_steps=10))
+    other = weights(tmp_path / "other")
+    assert not all(torch.equal(other[k], v) for k, v in weights(whole).items())
+
+
+def test_settings_of_the_paper() -> None:
+    """Shabanian et al. 2017, section 3."""
+    for name, sizes in {
+        "timit": (2048, 1024, 128), "blizzard": (1024, 1024, 512), "mnist": (1024, 1024, 256),
+        "imdb": (500, 500, 64), "ptb": (1024, 1024, 128),
+    }.items():  # fmt: skip
+        given = VARIATIONAL_BILSTM_SETTINGS[name]
+        assert (given["hidden_size"], given["mlp_size"], given["latent_size"]) == sizes
+    config = resolve(TrainConfig(model="variational-bilstm", preset="paper", device="cpu"))
+    for name, value in VARIATIONAL_BILSTM_SETTINGS["mnist"].items():
+        assert getattr(config, name) == value
+    assert resolve(dataclasses.replace(config, aux=None, alpha=0.5)).alpha == 0.5
 
 
 def test_every_architecture_option_reaches_the_model() -> None:
