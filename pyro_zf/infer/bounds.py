@@ -18,7 +18,8 @@ from torch import Tensor
 from pyro_zf.batch import SequenceBatch, with_particles
 from pyro_zf.infer.fivo import owner_of, particle_filter
 from pyro_zf.models.base import AUX_PREFIX, local_parameters
-from pyro_zf.paths import has_no_kl, kl_per_step
+from pyro_zf.paths import kl_per_step
+from pyro_zf.shared_sites import has_no_kl
 
 __all__ = ["BatchBounds", "Bounds", "Estimate", "batch_bounds", "evaluate"]
 

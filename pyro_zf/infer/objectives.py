@@ -15,7 +15,8 @@ from torch import Tensor
 
 from pyro_zf.batch import masked
 from pyro_zf.models.base import AUX_PREFIX
-from pyro_zf.paths import has_no_kl, kl_per_step
+from pyro_zf.paths import kl_per_step
+from pyro_zf.shared_sites import has_no_kl
 
 __all__ = ["TraceIWAE", "TraceMeanField_ELBO", "Trace_ELBO"]
 

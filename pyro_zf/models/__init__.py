@@ -4,7 +4,8 @@ from collections.abc import Callable
 from functools import partial
 
 from pyro_zf.models.base import AUX_PREFIX, LAYOUTS, LatentWeight, LossModule, SequenceModel
-from pyro_zf.models.latent import LATENTS, LatentSequenceModel
+from pyro_zf.models.latent import LatentSequenceModel
+from pyro_zf.models.programs import LATENTS
 from pyro_zf.models.rnn import RNN
 from pyro_zf.models.srnn import SRNN
 from pyro_zf.models.storn import STORN

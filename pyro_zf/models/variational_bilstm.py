@@ -64,7 +64,8 @@ import torch
 from torch import Tensor
 
 from pyro_zf.batch import SequenceBatch
-from pyro_zf.models.latent import LatentSequenceModel, MeanOf
+from pyro_zf.models.latent import LatentSequenceModel
+from pyro_zf.models.programs import MeanOf
 from pyro_zf.nn.auxiliary import (
     ActivityRegularization,
     PreviousStateReconstruction,

@@ -157,7 +157,7 @@ class ResidualPosterior(SmoothingPosterior):
 
     Args:
         prior: the prior of the same model.
-        hidden_size, context_size, latent_size, **options: as for :class:`SmoothingPosterior`.
+        hidden_size, context_size, latent_size, options: as for :class:`SmoothingPosterior`.
 
     Raises:
         ValueError: if the prior has no mean in closed form.

@@ -1,14 +1,13 @@
 """Training runs: settings, loop, checkpoints and what a run leaves behind."""
 
 from pyro_zf.training.config import (
-    PRESETS,
-    VARIATIONAL_BILSTM_SETTINGS,
     TrainConfig,
     UsageError,
     resolve,
     resolve_device,
 )
 from pyro_zf.training.loop import Interrupted, TrainingError, train
+from pyro_zf.training.presets import PRESETS, VARIATIONAL_BILSTM_SETTINGS
 from pyro_zf.training.record import json_text, read_metrics
 from pyro_zf.training.setup import build_data, build_model, load_run
 

@@ -145,7 +145,9 @@ def test_discretized_logistic_mixture(
     assert nearest.max() < 1e-9
     expected = (grid * log_prob.exp()).sum()
     torch.testing.assert_close(mixture.mean, expected)
-    assert abs(samples.mean() - expected) < 6 * samples.std() / 500**0.5 + 1e-9
+    # From the exact variance: of a level that is hardly ever drawn, samples show none.
+    variance = ((grid - expected).square() * log_prob.exp()).sum()
+    assert abs(samples.mean() - expected) < 6 * (variance / 500).sqrt() + 0.02 * width
 
 
 def test_a_logistic_far_from_the_data_has_gradients() -> None:

@@ -33,7 +33,7 @@ from pyro_zf.training import (
     train,
 )
 from pyro_zf.training.checkpoint import load_checkpoint, save_checkpoint
-from pyro_zf.training.config import AUX_STRENGTH
+from pyro_zf.training.presets import AUX_STRENGTH
 
 pytestmark = pytest.mark.usefixtures("single_precision")
 
