@@ -68,7 +68,7 @@ class EchoPath(TorchDistribution):
         drawn, b_tilde = self.recurrence.drawn or (None, None)
         if drawn is not self.z or b_tilde is None or sample_shape:
             return self.steps.expand(
-                (len(self.steps.mean), *sample_shape, *self.batch_shape)
+                (self.event_shape[0], *sample_shape, *self.batch_shape)
             )().movedim(0, -2)
         if torch.is_grad_enabled() and not b_tilde.requires_grad:
             # Drawn without a graph, along with a z that is not reparametrised: the same noise again.
@@ -89,9 +89,10 @@ class SkipMask(TorchDistribution):
 
     Args:
         probability: of True.
-        batch_shape: of the coins.
-        num_steps: event size; False, True, ... one a step.
-        per_step: a coin for each step, or one that all steps share.
+        batch_shape: of the distribution.
+        num_steps: T; the event is one bit a step.
+        per_step: whether each step has a coin of its own, or all steps of a sequence share one.
+        like: a tensor on the device of the coins and in the precision of the density.
     """
 
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}

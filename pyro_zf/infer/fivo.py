@@ -36,7 +36,7 @@ class TraceFIVO(TraceIWAE):
     with normalised weights w, and K particles that are resampled where the weights of a sequence
     have become uneven. It rises to :math:`\log p(y)` with K faster than the importance-weighted
     bound where sequences are long: that one needs K exponential in T. The gradient leaves out the
-    choice of ancestors, as in the paper (section 3.2). Auxiliary costs are averaged over the
+    choice of ancestors, as in the paper. Auxiliary costs are averaged over the
     particles of each step, beside the bound.
 
     It moves model and guide forward together, one step at a time, so it takes the programs of a

@@ -54,9 +54,8 @@ class TraceMeanField_ELBO(pyro.infer.TraceMeanField_ELBO):
         max_plate_nesting: plates of the model; one, over sequences, for the models here.
         free_bits: nats :math:`\lambda` that each step of each sequence may spend for free: its KL
             counts as :math:`\max(\lambda, \mathrm{KL}_t)` (Kingma et al. 2016,
-            https://arxiv.org/abs/1606.04934, eq. 15, with a step of a sequence as the group and
-            without its average over the batch, so that parts of a batch add up to the whole). The
-            loss is then no bound; bounds for reporting do not know of it.
+            https://arxiv.org/abs/1606.04934, with a step of a sequence as the group and without
+            their average over the batch, so that parts of a batch add up to the whole). The loss is then no bound; bounds for reporting do not know of it.
         **options: of :class:`pyro.infer.TraceMeanField_ELBO`.
 
     Raises:

@@ -2,12 +2,14 @@ r"""SRNN (Fraccaro, Sønderby, Paquet and Winther 2016, https://arxiv.org/abs/16
 
 .. math::
 
-    d_t &= \mathrm{LSTM}(u_t, d_{t-1})                                           && \text{section 3.1} \\
-    z_t &\sim p(z_t \mid z_{t-1}, d_t) = \mathcal N(f^{(p)}(z_{t-1}, d_t))        && \text{eq. 3} \\
-    y_t &\sim p(y_t \mid z_t, d_t) = \mathrm{emission}(f^{(o)}(z_t, d_t))         && \text{eq. 4} \\
-    a_t &= \mathrm{LSTM}([d_t, y_t], a_{t+1})                                    && \text{eq. 9} \\
+    d_t &= \mathrm{LSTM}(u_t, d_{t-1}) \\
+    z_t &\sim p(z_t \mid z_{t-1}, d_t) = \mathcal N(f^{(p)}(z_{t-1}, d_t)) \\
+    y_t &\sim p(y_t \mid z_t, d_t) = \mathrm{emission}(f^{(o)}(z_t, d_t)) \\
+    a_t &= \mathrm{LSTM}([d_t, y_t], a_{t+1}) \\
     z_t &\sim q(z_t \mid z_{t-1}, a_t) = \mathcal N(\mu^{(p)}_t + \Delta_t, \operatorname{diag}
-    \sigma_t^2), \quad [\Delta_t, \log \sigma_t] = f^{(q)}(z_{t-1}, a_t)         && \text{eq. 10, res}_q
+    \sigma_t^2), \quad [\Delta_t, \log \sigma_t] = f^{(q)}(z_{t-1}, a_t)
+
+where :math:`\mu^{(p)}_t` is the mean of the prior, the residual parametrisation :math:`\mathrm{res}_q`.
 
 ========  ====================================================  ==========
 symbol    meaning                                               paper

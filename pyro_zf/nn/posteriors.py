@@ -149,7 +149,7 @@ class FilteringPosterior(SmoothingPosterior):
 
 
 class ResidualPosterior(SmoothingPosterior):
-    r"""The mean of the prior plus a correction: res_q (Fraccaro et al. 2016, section 3.2).
+    r"""The mean of the prior plus a correction: res_q (Fraccaro et al. 2016).
 
     :math:`q(z_t \mid h_{t-1}, b_t) = \mathcal N(\mu^{(p)}_t + \Delta_t, \operatorname{diag}
     \sigma_t^2)` with :math:`[\Delta_t, \log \sigma_t] = f^{(q)}(h_{t-1}, b_t)`. The prior's
@@ -226,7 +226,7 @@ class FlowPosterior(FlowHead):
 
 
 class RecognitionPosterior(GaussianHead):
-    r""":math:`q(z_t \mid y_{1:t}) = \mathcal N(f^{(q)}(g_t))` (Bayer and Osendorfer 2014, section 3.2).
+    r""":math:`q(z_t \mid y_{1:t}) = \mathcal N(f^{(q)}(g_t))` (Bayer and Osendorfer 2014).
 
     It does not look at the state of the model, so that all steps are drawn at once.
 
