@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import statistics
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from matplotlib.figure import Figure
 from pyro_zf.data import Batches
 from pyro_zf.infer import evaluate
 from pyro_zf.training import TrainConfig, load_run, read_metrics, train
+from pyro_zf.training.config import read_config
 
 #: Rows of the table: label -> settings beside the common ones.
 SYSTEMS: dict[str, dict[str, Any]] = {
@@ -71,6 +73,11 @@ def run_one(label: str, config: Config) -> dict[str, Any]:
     if not (run / "summary.json").is_file():
         resumable = (run / "checkpoints" / "last.pt").is_file()
         train(TrainConfig(resume=run, **common) if resumable else settings)
+    saved = read_config(run)
+    for name in ("max_steps", "seed", "train_sequences", "test_sequences", "model", "alpha"):
+        wanted = getattr(settings, name)
+        if wanted is not None and getattr(saved, name) != wanted:
+            sys.exit(f"{run} is a run with {name} {getattr(saved, name)}, not {wanted}: remove it")
     summary = json.loads((run / "summary.json").read_text())
     _, splits, model, _ = load_run(run, data_dir=config.data_dir)
     torch.manual_seed(config.seed)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -149,7 +149,11 @@ def _evaluate(config: EvaluateConfig) -> None:
         source: AbstractContextManager[None] = nullcontext()
     else:
         source = model.drawing_latents_from(config.latents)
-    with source:
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(source)
+        except ValueError as error:
+            raise UsageError(f"--latents {config.latents}: {error}") from error
         bounds = evaluate(
             model.model,
             model.guide,

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float
 from pyro.distributions import TorchDistribution
 from pyro.distributions.torch_distribution import TorchDistributionMixin
+from pyro.poutine import Trace
 from torch import Tensor
 from torch.distributions import constraints, kl_divergence
 from torch.distributions.kl import register_kl
@@ -20,15 +21,24 @@ from torch.distributions.kl import register_kl
 from pyro_zf.batch import masked
 from pyro_zf.recurrence import Recurrence
 
-__all__ = ["NO_KL", "EchoPath", "SkipMask", "has_no_kl"]
+__all__ = ["NO_KL", "EchoPath", "SkipMask", "cancels", "has_no_kl"]
 
 #: In the ``infer`` dictionary of such a site.
 NO_KL: Any = {"no_kl": True}
 
 
-def has_no_kl(guide_site: Any) -> bool:
-    """Whether a site of the guide is drawn from the model's own distribution."""
-    return bool(guide_site["infer"].get("no_kl"))
+def has_no_kl(site: Any) -> bool:
+    """Whether a site says that model and guide draw it from one distribution."""
+    return bool(site["infer"].get("no_kl"))
+
+
+def cancels(name: str, model_site: Any, guide_trace: Trace) -> bool:
+    """Whether a latent site has no part in a bound.
+
+    The guide draws it from the model's own distribution, or leaves it to the model. A guide of one's
+    own that proposes it from another one has a KL to pay.
+    """
+    return has_no_kl(guide_trace.nodes.get(name, model_site))
 
 
 class EchoPath(TorchDistribution):
@@ -75,7 +85,8 @@ class EchoPath(TorchDistribution):
             normal: Any = self.steps
             loc, scale = normal.base_dist.loc, normal.base_dist.scale
             noise = ((b_tilde.movedim(-2, 0) - loc) / scale).detach()
-            return (loc + scale * noise).movedim(0, -2)
+            b_tilde = (loc + scale * noise).movedim(0, -2)
+            self.recurrence.drawn = (self.z, b_tilde)
         return b_tilde
 
     def log_prob(self, value: Tensor) -> Tensor:

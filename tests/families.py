@@ -14,6 +14,7 @@ DATA, LATENT = 3, 3
 SIZES: dict[str, Any] = {"hidden_size": 5, "mlp_size": 4}
 AUX: dict[str, dict[str, Any]] = {
     "zforcing": {"alpha": 0.3, "beta": 0.7},
+    "srnn": {"aux": {"b": 0.3, "u": 0.7}},
     "variational-bilstm": {"alpha": 0.3, "beta": 0.4, "gamma": 0.2, "aux": {"u": 0.7}},
 }
 
@@ -52,8 +53,6 @@ class Combination(NamedTuple):
 def makes_sense(family: str, prior: str, posterior: str) -> bool:
     if (prior, posterior) == ("flow", "res_q"):  # the mean of a flow is not known
         return False
-    if family == "variational-bilstm" and posterior in ("filtering", "recognition"):
-        return False  # b would be trained by nothing
     # The posterior that ignores the state is STORN's; others exist to look at it.
     return posterior != "recognition" or family == "storn"
 

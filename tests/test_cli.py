@@ -46,6 +46,10 @@ def test_train_then_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert evaluate_main([*arguments, "--fivo"]) == 0
     filtered = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert filtered["fivo_nats_per_sequence"] < 0 < filtered["fivo_nats_per_sequence_stderr"]
+    flow = str(tmp_path / "flow")
+    assert train_main(["--output-dir", flow, *FLAGS, "--max-steps", "2", "--prior", "flow"]) == 0
+    assert evaluate_main([flow, "--latents", "prior-mean", "--num-samples", "2"]) == 2
+    assert "--latents prior-mean: the mean of FlowPrior is not known" in capsys.readouterr().err
     for latents in ("prior", "prior-mean"):
         assert evaluate_main([*arguments, "--latents", latents]) == 0
         other = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -84,7 +88,16 @@ def test_train_then_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         (["train", "--model", "rnn", "--objective", "fivo"], "rnn has none: take elbo"),
         (["train", "--aux", "b"], "--aux b: write NAME=WEIGHT"),
         (["train", "--aux", "c=1"], "--aux c: there are b, u, h, activity"),
-        (["train", "--aux", "b=-1"], "--aux b=-1: the weight must not be negative"),
+        (["train", "--aux", "b=-1"], "--aux b=-1: the weight must be a number and not negative"),
+        (["train", "--aux", "b=inf"], "--aux b=inf: the weight must be a number"),
+        (["train", "--aux", "b=1", "b=2"], "--aux gives b twice"),
+        (["train", "--aux"], "--aux needs NAME=WEIGHT"),
+        (["train", "--model", "vrnn", "--aux", "b=1"], "add the cost u, which predicts from it"),
+        (["train", "--model", "vrnn", "--aux-start", "0.1"], "vrnn has no auxiliary costs"),
+        (["train", "--objective", "fivo"], "with one particle is elbo-mc: give --num-particles"),
+        (["train", "--free-bits", "nan"], "--free-bits must be a number and not negative"),
+        (["train", "--kl-increment", "nan"], "--kl-increment must be a number"),
+        (["train", "--learning-rate", "inf"], "--learning-rate must be above zero"),
         (["train", "--aux", "b=1", "--beta", "1"], "give one or the other"),
         (["train", "--free-bits", "1", "--objective", "iwae"], "belongs to --objective elbo"),
         (["train", "--word-dropout", "2"], "--word-dropout is a probability, it is 2.0"),
@@ -117,10 +130,14 @@ def test_scripts_start(script: str) -> None:
     assert "usage: " + script in output
 
 
-def test_a_system_without_latents(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_system_without_latents(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     run = str(tmp_path / "run")
+    caplog.set_level("INFO")
     assert train_main(["--output-dir", run, "--model", "rnn", *FLAGS, "--max-steps", "3"]) == 0
     assert "the exact negative log-likelihood" in capsys.readouterr().out
+    assert "rnn has no latents: --latent-size is not used" in caplog.text
     assert evaluate_main([run, "--num-samples", "2", "--max-sequences", "10"]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert result["elbo_nats_per_sequence"] == pytest.approx(result["iwae_nats_per_sequence"])

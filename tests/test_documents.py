@@ -85,6 +85,10 @@ def test_the_comparison_of_models(tmp_path: Path) -> None:
     assert [row["system"] for row in rows] == ["RNN", "VRNN"]
     assert rows[0]["kl"] == 0 < rows[1]["kl"]
     assert (tmp_path / "comparison.md").read_text().count("\n") == 4
+    command[command.index("2")] = "3"
+    other = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert other.returncode == 1
+    assert "is a run with max_steps 2, not 3: remove it" in other.stderr
     assert (tmp_path / "comparison.png").read_bytes().startswith(b"\x89PNG")
 
 

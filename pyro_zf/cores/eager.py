@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.distributions import Independent, Normal
 
 from pyro_zf.batch import with_particles
 from pyro_zf.nn.lstm import Transition
@@ -56,9 +57,11 @@ def sample_path(
         skip: where the gradient with respect to state and context is skipped.
     """
     if getattr(posterior, "ignores_state", False):
-        return _sample_at_once(
+        at_once = _sample_at_once(
             transition, embed_latent, posterior, inputs, context, batch_shape, echo, skip
         )
+        if at_once is not None:
+            return at_once
     step = transition.stepper()
     state = transition.initial(batch_shape)
     read: Tensor | None = None
@@ -117,26 +120,27 @@ def _sample_at_once(
     batch_shape: torch.Size,
     echo: Any,
     skip: Tensor | None,
-) -> Path:
-    """All steps together, where the posterior does not look at the state."""
-    context = with_particles(context, len(batch_shape) - 1)
-    if skip is not None:
-        context = shielded(context.expand(-1, *batch_shape, -1), skip)
-    mean, log_scale = posterior.moments(context)
-    mean, log_scale = (x.expand(-1, *batch_shape, -1) for x in (mean, log_scale))
+) -> Path | None:
+    """All steps together, where the posterior does not look at the state and is Gaussian."""
+    context = with_particles(context, len(batch_shape) - 1).expand(-1, *batch_shape, -1)
+    h = transition.initial(context.shape[:-1])[0]
+    q = posterior(h, shielded(context, skip))
+    if not (isinstance(q, Independent) and isinstance(q.base_dist, Normal)):
+        return None
+    mean, scale = q.base_dist.loc, q.base_dist.scale
     noise: list[list[Tensor]] = [[], []]
     for _ in range(len(inputs)):
         noise[0].append(torch.empty_like(mean[0]).normal_())
         if echo is not None:
             noise[1].append(mean.new_empty(*batch_shape, echo.size).normal_())
-    z = mean + torch.exp(log_scale) * torch.stack(noise[0])
+    z = mean + scale * torch.stack(noise[0])
     b_tilde = None
     if echo is not None:
         echo_mean, echo_log_scale = echo.moments(z)
         b_tilde = echo_mean + torch.exp(echo_log_scale) * torch.stack(noise[1])
     read = embed_latent(z) if b_tilde is None else embed_latent(z, b_tilde)
     h = transition.run(inputs, lagged(read, transition.lag))
-    return Path(h, z, mean, log_scale, b_tilde)
+    return Path(h, z, mean, torch.log(scale), b_tilde)
 
 
 def shielded(x: Tensor, skip: Tensor | None) -> Tensor:

@@ -19,7 +19,7 @@ from pyro_zf.batch import SequenceBatch, with_particles
 from pyro_zf.infer.fivo import owner_of, particle_filter
 from pyro_zf.models.base import AUX_PREFIX, local_parameters
 from pyro_zf.paths import kl_per_step
-from pyro_zf.shared_sites import has_no_kl
+from pyro_zf.shared_sites import cancels
 
 __all__ = ["BatchBounds", "Bounds", "Estimate", "batch_bounds", "evaluate"]
 
@@ -201,7 +201,7 @@ def _particles(
             aux = aux + log_prob
         elif site["is_observed"]:
             log_likelihood = log_likelihood + log_prob
-        elif not has_no_kl(guide_trace.nodes[name]):
+        elif not cancels(name, site, guide_trace):
             guide_site = guide_trace.nodes[name]
             q: Any = guide_site["fn"]
             ratio = scale_and_mask(q.log_prob(value), mask=guide_site["mask"]) - log_prob

@@ -15,8 +15,9 @@ __all__ = ["WordDropout"]
 class WordDropout:
     r"""Replace inputs at random steps, so that the decoder cannot rely on them.
 
-    Bowman et al. 2016 (https://arxiv.org/abs/1511.06349), section 3.1. The targets, and so the
-    posterior, stay as they are, and so does the start symbol; what scores inputs (the cost
+    Bowman et al. 2016 (https://arxiv.org/abs/1511.06349), section 3.1. The targets, and so what
+    the posterior reads of them, stay as they are, and so does the start symbol (the backward network
+    of SRNN reads the deterministic network too, and notices); what scores inputs (the cost
     :math:`\log p(u_t \mid b_t)`) scores the true ones. For training only: bounds of a corrupted
     batch are no bounds of the data.
 

@@ -88,12 +88,26 @@ def owner_of(model: Callable, guide: Callable) -> LatentSequenceModel:
         TypeError: if there is none.
     """
     owner = getattr(model, "__self__", None)
-    if not isinstance(owner, LatentSequenceModel) or guide != owner.guide:
+    if (
+        not isinstance(owner, LatentSequenceModel)
+        or guide != owner.guide
+        or any(getattr(type(owner), name) is not program for name, program in _PROGRAMS.items())
+    ):
         raise TypeError(
             "FIVO moves model and guide forward together: give it the .model and .guide of one "
-            "LatentSequenceModel (a posterior of your own is an option of its constructor)"
+            "LatentSequenceModel with programs of the package (a posterior of your own is an option "
+            "of its constructor)"
         )
     return owner
+
+
+#: The filter below is another writing of these; it knows nothing of what overrides them.
+_PROGRAMS: dict[str, Any] = {
+    name: getattr(LatentSequenceModel, name)
+    for name in (
+        "model", "guide", "_model_steps", "_model_time", "_guide_steps", "_guide_time"
+    )
+}  # fmt: skip
 
 
 def particle_filter(
@@ -132,8 +146,9 @@ def particle_filter(
 
     shape = (num_particles, batch.num_sequences)
     step, state, read = transition.stepper(), transition.initial(shape), None
-    log_weight = contexts.new_full(shape, -math.log(num_particles))  # normalised over particles
-    bound = contexts.new_zeros(batch.num_sequences)
+    like = next(model.parameters())  # of full precision, under autocast too
+    log_weight = like.new_full(shape, -math.log(num_particles))  # normalised over particles
+    bound = like.new_zeros(batch.num_sequences)
     aux: Any = torch.zeros_like(bound)
     steps = zip(model._stepwise(recurrence.inputs), contexts.unbind(0), strict=True)
     for t, ((u_t, projected), context) in enumerate(steps):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pyro.infer
@@ -16,7 +17,7 @@ from torch import Tensor
 from pyro_zf.batch import masked
 from pyro_zf.models.base import AUX_PREFIX
 from pyro_zf.paths import kl_per_step
-from pyro_zf.shared_sites import has_no_kl
+from pyro_zf.shared_sites import cancels, has_no_kl
 
 __all__ = ["TraceIWAE", "TraceMeanField_ELBO", "Trace_ELBO"]
 
@@ -34,7 +35,8 @@ class Trace_ELBO(pyro.infer.Trace_ELBO):
         loss: Any = 0.0
         for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
             if _reparametrised(guide_trace):
-                particle = guide_trace.log_prob_sum() - model_trace.log_prob_sum()
+                unmatched = partial(_counts, guide_trace)
+                particle = guide_trace.log_prob_sum() - model_trace.log_prob_sum(unmatched)
             else:
                 value, surrogate = self._differentiable_loss_particle(model_trace, guide_trace)
                 particle = value + (surrogate - surrogate.detach())
@@ -92,13 +94,28 @@ class TraceMeanField_ELBO(pyro.infer.TraceMeanField_ELBO):
                     continue
                 if site["is_observed"]:
                     elbo = elbo + site["log_prob_sum"]
-                elif not has_no_kl(guide_trace.nodes[name]):
+                elif not cancels(name, site, guide_trace):
                     elbo = elbo - self._site_kl(guide_trace.nodes[name], site)
             for name, site in guide_trace.nodes.items():
                 if site["type"] == "sample" and name not in model_trace.nodes:
                     elbo = elbo - site["score_parts"].entropy_term.sum()
             loss = loss - elbo / self.num_particles
         return loss
+
+    def loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
+        """The loss as a number."""
+        if not self.free_bits:
+            return super().loss(model, guide, *args, **kwargs)
+        with torch.no_grad():
+            return self.differentiable_loss(model, guide, *args, **kwargs).item()
+
+    def loss_and_grads(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
+        """The loss as a number; its gradient is added to the parameters."""
+        if not self.free_bits:
+            return super().loss_and_grads(model, guide, *args, **kwargs)
+        loss = self.differentiable_loss(model, guide, *args, **kwargs)
+        loss.backward()
+        return loss.item()
 
     def _site_kl(self, guide_site: dict[str, Any], model_site: dict[str, Any]) -> Tensor:
         scale, mask = guide_site["scale"], guide_site["mask"]
@@ -194,12 +211,17 @@ def _sums_per_sequence(model_trace: Trace, guide_trace: Trace) -> tuple[Tensor, 
         if site["type"] == "sample":
             if name.startswith(AUX_PREFIX):
                 aux = aux + site["log_prob"]
-            else:
+            elif _counts(guide_trace, name, site):
                 log_weight = log_weight + site["log_prob"]
     for site in guide_trace.nodes.values():
         if site["type"] == "sample":
             log_weight = log_weight - site["log_prob"]
     return log_weight, aux
+
+
+def _counts(guide_trace: Trace, name: str, site: Any) -> bool:
+    """Not where a guide of one's own leaves a site to the model that has no KL in any case."""
+    return name in guide_trace.nodes or not has_no_kl(site)
 
 
 def _reparametrised(guide_trace: Trace) -> bool:

@@ -13,13 +13,20 @@ from torch import Tensor, nn
 
 from pyro_zf.batch import SequenceBatch
 from pyro_zf.models.base import Layout
-from pyro_zf.models.programs import LATENTS, LatentPrograms, Latents
+from pyro_zf.models.programs import LATENTS, LatentPrograms, Latents, MeanOf
 from pyro_zf.nn.auxiliary import AuxiliaryCost, build_aux_cost
 from pyro_zf.nn.emissions import emits_symbols, make_emission, named_emission
 from pyro_zf.nn.gaussian import GaussianForm
-from pyro_zf.nn.lstm import BackwardLSTM, ForwardLSTM, InputLSTM, LSTMTransition, Transition
+from pyro_zf.nn.lstm import (
+    BackwardLSTM,
+    ChainTransition,
+    ForwardLSTM,
+    InputLSTM,
+    LSTMTransition,
+    Transition,
+)
 from pyro_zf.nn.mlp import ACTIVATIONS, join
-from pyro_zf.nn.posteriors import build_posterior, named_posterior, reads
+from pyro_zf.nn.posteriors import ResidualPosterior, build_posterior, named_posterior, reads
 from pyro_zf.nn.priors import build_prior
 from pyro_zf.recurrence import Recurrence, Shared
 
@@ -169,6 +176,10 @@ class LatentSequenceModel(LatentPrograms):
         if self.deterministic is not None:
             input_size = hidden_size
         self.read_size = read_size
+        if transition is not None and echo_size and not (echo_read and echo_emitted):
+            raise ValueError(
+                "a transition of your own decides itself where b~ goes: leave that option"
+            )
         if isinstance(transition, Transition):
             self.transition = transition
         elif transition is not None:
@@ -206,19 +217,52 @@ class LatentSequenceModel(LatentPrograms):
             if isinstance(emission, str)
             else emission
         )
+        if emits_symbols(self.emission) != symbols:
+            raise ValueError(
+                f"{type(self.emission).__name__} emits symbols, which the name {emission!r} did not say: "
+                "give its entry in EMISSIONS the attribute kinds = ('categorical',)"
+            )
         self.aux = nn.ModuleDict()
         self.aux_weights: dict[str, float] = {}
-        for cost, weight in (aux or {}).items():
-            if isinstance(weight, tuple):
-                self.add_aux(cost, *weight)
-            else:
-                self.add_aux(cost, self.build_aux(cost), weight)
+        self._add_all(aux)
         self._shared = Shared()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name == "prior" and isinstance(self._modules.get("posterior"), ResidualPosterior):
+            self.posterior.follow(value)  # type: ignore[operator]
 
     # Auxiliary costs
 
+    def _add_all(self, aux: Mapping[str, float | tuple[AuxiliaryCost, float]] | None) -> None:
+        """The costs of the option ``aux``, after those that a system has of its own."""
+        for name, weight in (aux or {}).items():
+            if name in self.aux:
+                raise ValueError(
+                    f"the cost {name!r} has an option of its own here; leave it out of aux"
+                )
+            if isinstance(weight, tuple):
+                self.add_aux(name, *weight)
+            else:
+                self.add_aux(name, self.build_aux(name), weight)
+        costs = [cost for cost in self._active_aux().values() if cost.reads_backward]
+        trained = reads(self.posterior) == "backward" if self.posterior is not None else True
+        if costs and not (trained or any(cost.trains_backward for cost in costs)):
+            raise ValueError(
+                f"nothing would train the backward network: {type(self.posterior).__name__} does not "
+                "read b; take a posterior that does, or add the cost u, which predicts from it"
+            )
+
     def build_aux(self, name: str) -> AuxiliaryCost:
-        """The auxiliary cost of a name, for the sizes of this model."""
+        """The auxiliary cost of a name, for the sizes of this model.
+
+        Raises:
+            ValueError: if there is none of that name, or not for this system.
+        """
+        if name in ("h", "activity") and isinstance(self.transition, ChainTransition):
+            raise ValueError(
+                f"the cost {name!r} is for a forward state that reads z, and here there is none"
+            )
         return build_aux_cost(
             name,
             latent_size=self.latent_size,
@@ -259,7 +303,8 @@ class LatentSequenceModel(LatentPrograms):
             return copy.deepcopy(self.emission)
         raise ValueError(
             f"an emission module of your own reads {self.transition.output_size} values, but the "
-            f"backward network has {size} units: give a reverse_emission for these"
+            f"backward network has {size} units: give one for these, as reverse_emission of ZForcing or "
+            "as the cost (ReversePrediction(emission), weight)"
         )
 
     # Data flow
@@ -309,10 +354,14 @@ class LatentSequenceModel(LatentPrograms):
                 al. 2017, figure 3). ``"posterior"`` changes nothing.
 
         Raises:
-            ValueError: if there is no such name.
+            ValueError: if there is no such name, or the mean of the prior is not known.
         """
         if latents not in LATENTS:
             raise ValueError(f"latents are drawn from one of {LATENTS}, not {latents!r}")
+        if latents == "prior-mean":
+            with torch.no_grad():  # one without a mean says so here
+                like = next(self.parameters())
+                MeanOf(self.prior)(like.new_zeros(1, self.transition.seen_size))
         before, self.latents = self.latents, latents
         try:
             yield

@@ -188,8 +188,15 @@ class LatentPrograms(SequenceModel):
             self._sample_echo(recurrence, z)
 
     def _sample_echo(self, recurrence: Recurrence, z: Tensor) -> None:
-        if self.echo is not None:
-            recurrence.b_tilde = pyro.sample("b_tilde", EchoPath(recurrence, z), infer=NO_KL)
+        if self.echo is None:
+            return
+        b_tilde = pyro.sample("b_tilde", EchoPath(recurrence, z), infer=NO_KL)
+        if recurrence.drawn is not None and recurrence.drawn[1] is not b_tilde:
+            raise ValueError(
+                "in layout 'time', z and b_tilde are drawn together: set both or neither, or take "
+                "layout 'steps'"
+            )
+        recurrence.b_tilde = b_tilde
 
     # What both layouts use
 

@@ -52,7 +52,8 @@ f. :math:`\tilde b_t` enters the transition and the emission, as the equations s
    leaves either out.
 g. The activity regularisation :math:`\gamma \lVert h_t \rVert^2` (eq. 7) is summed over steps, like
    the cost that it replaces in the ablation.
-h. At test time z is drawn from the prior or put at its mean (figure 3):
+h. The hidden layers have leaky ReLUs, as the paper says, not clipped as Z-Forcing's.
+i. At test time z is drawn from the prior or put at its mean (figure 3):
    :meth:`~pyro_zf.models.LatentSequenceModel.drawing_latents_from`.
 """
 
@@ -72,7 +73,6 @@ from pyro_zf.nn.auxiliary import (
     StateReconstruction,
 )
 from pyro_zf.nn.gaussian import GaussianForm
-from pyro_zf.nn.posteriors import reads
 
 __all__ = ["VariationalBiLSTM"]
 
@@ -96,6 +96,7 @@ class VariationalBiLSTM(LatentSequenceModel):
             such latent.
         backward_reads: ``"inputs"`` or ``"targets"``; see c above.
         detach_targets: see d above.
+        activation: of the hidden layers; leaky ReLU in the paper, which does not give its slope.
         reconstruction_form: how the outputs of :math:`f_\psi, f_\xi` become Gaussians.
         **options: of :class:`~pyro_zf.models.LatentSequenceModel`.
 
@@ -129,6 +130,8 @@ class VariationalBiLSTM(LatentSequenceModel):
         reconstruction_form: GaussianForm | None = None,
         hidden_size: int = 1024,
         backward_size: int | None = None,
+        activation: str = "leaky-relu",
+        deterministic: bool = False,
         aux: Any = None,
         name: str = "variational-bilstm",
         **options: Any,
@@ -141,8 +144,12 @@ class VariationalBiLSTM(LatentSequenceModel):
             )
         if unknown := set(b_tilde_into) - {"transition", "emission"}:
             raise ValueError(f"b~ goes into 'transition' and 'emission', not {unknown.pop()!r}")
+        if deterministic and backward_reads == "inputs":
+            raise ValueError("a deterministic network goes with backward_reads='targets' alone")
         super().__init__(
             data_size,
+            activation=activation,
+            deterministic=deterministic,
             hidden_size=hidden_size,
             backward_size=backward_size,
             skip_gradient=skip_gradient,
@@ -152,11 +159,6 @@ class VariationalBiLSTM(LatentSequenceModel):
             name=name,
             **options,
         )
-        if reads(self.posterior) != "backward":
-            raise ValueError(
-                f"{type(self.posterior).__name__} does not read b, which nothing else trains here; "
-                "take one that does, as 'smoothing'"
-            )
         self.backward_reads = backward_reads
         self.b_tilde_by = b_tilde if b_tilde_into else None
         state_size = self.transition.state_sizes[0]
@@ -170,8 +172,7 @@ class VariationalBiLSTM(LatentSequenceModel):
             self.add_aux("h", h, beta)
         if gamma:
             self.add_aux("activity", ActivityRegularization(), gamma)
-        for cost, weight in (aux or {}).items():
-            self.add_aux(cost, self.build_aux(cost), weight)
+        self._add_all(aux)
 
     @property
     def echo(self) -> Any:  # type: ignore[override]
@@ -191,7 +192,7 @@ class VariationalBiLSTM(LatentSequenceModel):
             return super().backward_states(batch, inputs)
         # From y_T down to u_1: one step more than there are targets, whose state is left out.
         assert self.backward_network is not None and batch.targets is not None
-        all_steps = torch.cat([batch.inputs[:, :1], batch.targets], dim=1)
+        all_steps = torch.cat([batch.clean_inputs[:, :1], batch.targets], dim=1)
         lengths = None if batch.lengths is None else batch.lengths + 1
         longer = SequenceBatch(all_steps, None, lengths)
         states: Tensor = self.backward_network(self.embedding(longer.inputs), longer)

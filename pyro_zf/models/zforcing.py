@@ -141,10 +141,7 @@ class ZForcing(LatentSequenceModel):
         self.add_aux("b", reconstruction, alpha)
         prediction = reverse_emission or self._reverse_emission(self.backward_size)
         self.add_aux("u", ReversePrediction(prediction), beta)
-        for cost, weight in aux.items():
-            self.add_aux(
-                cost, *weight if isinstance(weight, tuple) else (self.build_aux(cost), weight)
-            )
+        self._add_all(aux)
 
     @classmethod
     def from_released_state_dict(

@@ -49,6 +49,11 @@ class AuxiliaryCost(nn.Module):
     #: Whether it reads b, so that the model needs a backward network.
     reads_backward: ClassVar[bool] = True
 
+    @property
+    def trains_backward(self) -> bool:
+        """Whether its gradient reaches the backward network by b itself, not by z."""
+        return self.reads_backward
+
     def forward(self, states: StepStates) -> Float[Tensor, "*batch"]:
         raise NotImplementedError
 
@@ -94,6 +99,10 @@ class StateReconstruction(AuxiliaryCost):
             features = join(states.h_prev, features)
         target = self.target(states)
         return self.head(features).log_prob(target.detach() if self.detach_target else target)
+
+    @property
+    def trains_backward(self) -> bool:
+        return self.reads_backward and not self.detach_target
 
     def target(self, states: StepStates) -> Tensor:
         """What is reconstructed."""

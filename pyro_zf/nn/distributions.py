@@ -78,7 +78,7 @@ class DiscretizedLogisticMixture(TorchDistribution):
         lower = (value - half - self.loc) / self.scale
         # log(S(u) - S(l)) = log S(u) + log S(-l) + log(1 - exp(l - u)), which stays exact in the tails.
         inside = F.logsigmoid(upper) + F.logsigmoid(-lower)
-        inside = inside + torch.log(-torch.expm1(lower - upper))
+        inside = inside + torch.log(-torch.expm1(-self.spacing / self.scale))  # u - l, uncancelled
         first = value <= self.low + half
         last = value >= self.high - half
         level = torch.where(first, F.logsigmoid(upper), inside)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from pyro_zf.nn.distributions import AutoregressiveNormal, DiscretizedLogisticMixture
 from pyro_zf.nn.gaussian import GaussianForm, GaussianHead, GaussianMixtureHead
-from pyro_zf.nn.mlp import ACTIVATIONS, MLP
+from pyro_zf.nn.mlp import ACTIVATIONS, MLP, declared
 
 __all__ = [
     "EMISSIONS",
@@ -287,4 +287,4 @@ def make_emission(name: str, in_size: int, data_size: int, **options: Any) -> nn
 
 def emits_symbols(emission: object) -> bool:
     """Whether the data of an emission are symbols, which need an embedding."""
-    return getattr(emission, "kinds", None) == ("categorical",)
+    return declared(emission, "kinds", None) == ("categorical",)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-__all__ = ["ACTIVATIONS", "MLP", "ClippedLeakyReLU", "join"]
+__all__ = ["ACTIVATIONS", "MLP", "ClippedLeakyReLU", "declared", "join"]
 
 
 class ClippedLeakyReLU(nn.Module):
@@ -75,6 +77,13 @@ class MLP(nn.Sequential):
             layers += [nn.Linear(in_size, hidden_size), ACTIVATIONS[activation]()]
             in_size = hidden_size
         super().__init__(*layers, nn.Linear(in_size, out_size))
+
+
+def declared(part: Any, name: str, default: Any) -> Any:
+    """A class attribute of a part, or of the class that a :class:`functools.partial` of it makes."""
+    while isinstance(part, functools.partial):
+        part = part.func
+    return getattr(part, name, default)
 
 
 def join(*features: Float[Tensor, "..."]) -> Float[Tensor, "..."]:

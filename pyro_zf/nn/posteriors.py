@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from pyro_zf.nn.flows import FlowHead
 from pyro_zf.nn.gaussian import GaussianForm, GaussianHead
-from pyro_zf.nn.mlp import MLP, join
+from pyro_zf.nn.mlp import MLP, declared, join
 
 __all__ = [
     "POSTERIORS",
@@ -48,7 +48,7 @@ def reads(posterior: object) -> Reads:
     Raises:
         ValueError: if its attribute ``reads`` is none of the three.
     """
-    value = getattr(posterior, "reads", "backward")
+    value = declared(posterior, "reads", "backward")
     if value not in READS:
         raise ValueError(f"{type(posterior).__name__} reads {value!r}; there are {READS}")
     return value
@@ -68,17 +68,20 @@ class GaussianPosterior(Protocol):
 def gives_moments(posterior: object) -> TypeGuard[GaussianPosterior]:
     """Whether the recurrence may step by the moments of a posterior instead of by its forward.
 
-    Not where a subclass has a forward of its own but the stepper of its parent: the two would be
-    different distributions.
+    Not where a subclass has a forward, or moments, of its own but the stepper of its parent: the two
+    would be different distributions.
     """
     if not isinstance(posterior, GaussianPosterior):
         return False
-    definer = {
-        name: next(c for c in type(posterior).__mro__ if name in vars(c))
-        for name in ("stepper", "project", "forward")
-    }
-    forward = definer["forward"]
-    return issubclass(definer["stepper"], forward) and issubclass(definer["project"], forward)
+
+    def definer(name: str) -> type:
+        return next((c for c in type(posterior).__mro__ if name in vars(c)), object)
+
+    return all(
+        issubclass(definer(step), definer(whole))
+        for step in ("stepper", "project")
+        for whole in ("forward", "moments")
+    )
 
 
 class SmoothingPosterior(GaussianHead):
@@ -176,6 +179,10 @@ class ResidualPosterior(SmoothingPosterior):
         if isinstance(prior, FlowHead):
             raise ValueError("res_q adds to the mean of the prior, and that of a flow is not known")
         super().__init__(hidden_size, context_size, latent_size, **options)
+        self.follow(prior)
+
+    def follow(self, prior: nn.Module) -> None:
+        """Correct the mean of this prior from now on."""
         self._prior = (prior,)  # in a tuple: its parameters belong to the model, not to this module
 
     def forward(  # type: ignore[override]
@@ -285,7 +292,7 @@ def build_posterior(
     """
     posterior = named_posterior(name)
     sizes = (hidden_size, context_size, latent_size)
-    if getattr(posterior, "needs_prior", False):
+    if declared(posterior, "needs_prior", False):
         return posterior(prior, *sizes, **options)
     return posterior(*sizes, **options)
 

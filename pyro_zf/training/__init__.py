@@ -1,11 +1,7 @@
 """Training runs: settings, loop, checkpoints and what a run leaves behind."""
 
-from pyro_zf.training.config import (
-    TrainConfig,
-    UsageError,
-    resolve,
-    resolve_device,
-)
+from pyro_zf.training.checks import UsageError
+from pyro_zf.training.config import TrainConfig, resolve, resolve_device
 from pyro_zf.training.loop import Interrupted, TrainingError, train
 from pyro_zf.training.presets import PRESETS, VARIATIONAL_BILSTM_SETTINGS
 from pyro_zf.training.record import json_text, read_metrics

@@ -6,7 +6,6 @@ import dataclasses
 import difflib
 import json
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
@@ -16,24 +15,15 @@ import torch
 
 from pyro_zf.data.datasets import DataError
 from pyro_zf.data.mnist import Binarization, Frame
-from pyro_zf.infer import OBJECTIVES
-from pyro_zf.models import MODELS
-from pyro_zf.nn import ACTIVATIONS, AUX_COSTS, EMISSIONS, POSTERIORS, PRIORS
+from pyro_zf.training.checks import UsageError, check_names, check_numbers
 from pyro_zf.training.presets import AUX_STRENGTH, PRESETS
 
 __all__ = [
-    "BUILT_IN",
     "TrainConfig",
-    "UsageError",
-    "aux_weights",
     "read_config",
     "resolve",
     "resolve_device",
 ]
-
-
-class UsageError(Exception):
-    """Settings that contradict each other; the message is one line."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +64,7 @@ class TrainConfig:
     aux: tuple[str, ...] | None = None
     """Auxiliary costs as NAME=WEIGHT, in place of alpha, beta and gamma, for any system with latents: b
     and h (z reconstructs the backward, the forward state), u (the backward state predicts the input),
-    activity. --aux none=0 is none at all."""
+    activity (of the forward state). --aux none is none at all."""
     aux_start: float = 1.0
     """Factor on the weights of all auxiliary costs at the first update."""
     aux_stop: float = 1.0
@@ -112,8 +102,8 @@ class TrainConfig:
     """Units of the hidden layers of prior, posterior, emission and auxiliary network."""
     mlp_depth: int = 1
     """Hidden layers of prior, posterior and auxiliary network."""
-    activation: str = "clipped-leaky-relu"
-    """Of the hidden layers."""
+    activation: str | None = None
+    """Of the hidden layers: clipped-leaky-relu, leaky-relu, relu, tanh, softplus or gelu."""
     embedding_size: int | None = None
     """Size of a linear layer on the data, shared both ways; without it none."""
     forget_bias: float | None = None
@@ -187,22 +177,6 @@ class TrainConfig:
         return cls(**plain)
 
 
-#: The systems that come with the package; what others take is not known here.
-BUILT_IN = frozenset(MODELS)
-#: Options that only some of them have.
-_ONLY_OF: dict[str, tuple[str, ...]] = {
-    "alpha": ("zforcing", "variational-bilstm"),
-    "beta": ("zforcing", "variational-bilstm"),
-    "gamma": ("variational-bilstm",),
-    "skip_gradient": ("variational-bilstm",),
-    "detach": ("zforcing",),
-    "variant": ("zforcing",),
-    **{
-        name: tuple(m for m in MODELS if m != "rnn")
-        for name in ("prior", "posterior", "aux", "free_bits", "mlp_depth")
-    },
-}
-
 _LIMITS = ("max_steps", "max_epochs", "max_minutes")
 
 
@@ -218,13 +192,15 @@ def resolve(config: TrainConfig) -> TrainConfig:
     preset = config.preset
     if preset == "auto":
         preset = "paper" if device.startswith("cuda") else "small"
-    _check_names(config)
+    check_names(config)
     presets = PRESETS.get((config.dataset, config.model), PRESETS[config.dataset, ""])
     values = dict(presets[preset])
     if any(getattr(config, name) is not None for name in _LIMITS):
         values = {k: v for k, v in values.items() if k not in _LIMITS}
     if config.aux is not None:
         values = {k: v for k, v in values.items() if k not in ("alpha", "beta", "gamma")}
+    if config.model == "rnn":
+        values.pop("latent_size")
     values = {k: v for k, v in values.items() if getattr(config, k) is None}
     if config.data_dir is not None:  # a run outlives the folder that it was started in
         values["data_dir"] = config.data_dir.expanduser().absolute()
@@ -237,68 +213,8 @@ def resolve(config: TrainConfig) -> TrainConfig:
             alpha=strength if config.alpha is None else config.alpha,
             beta=strength if config.beta is None else config.beta,
         )
-    _check_numbers(config)
+    check_numbers(config)
     return config
-
-
-def aux_weights(config: TrainConfig) -> dict[str, float] | None:
-    """The auxiliary costs of ``--aux`` with their weights; None if it was not given.
-
-    Raises:
-        UsageError: for a cost that there is not, or what is no NAME=WEIGHT.
-    """
-    if config.aux is None:
-        return None
-    weights = {}
-    for text in config.aux:
-        name, _, number = text.partition("=")
-        try:
-            weights[name] = float(number)
-        except ValueError:
-            raise UsageError(f"--aux {text}: write NAME=WEIGHT, for example b=0.001") from None
-        if not weights[name] >= 0:
-            raise UsageError(f"--aux {text}: the weight must not be negative")
-        if name != "none":
-            _check_name("aux", name, AUX_COSTS)
-    weights.pop("none", None)
-    return weights
-
-
-def _check_names(config: TrainConfig) -> None:
-    _check_name("model", config.model, MODELS)
-    _check_name("objective", config.objective, OBJECTIVES)
-    _check_name("activation", config.activation, ACTIVATIONS)
-    for option, known in (
-        ("prior", PRIORS), ("posterior", POSTERIORS), ("emission", EMISSIONS)
-    ):  # fmt: skip
-        if (name := getattr(config, option)) is not None:
-            _check_name(option, name, known)
-    for option, models in _ONLY_OF.items():
-        given = getattr(config, option) != getattr(TrainConfig, option)
-        if given and config.model in BUILT_IN and config.model not in models:
-            flag = option.replace("_", "-")
-            raise UsageError(
-                f"--{flag} is no option of {config.model}, but of {', '.join(models)}"
-                + ("; other systems take --aux NAME=WEIGHT" if option in ("alpha", "beta") else "")
-            )
-    if config.aux is not None and any(
-        getattr(config, letter) is not None for letter in ("alpha", "beta", "gamma")
-    ):
-        raise UsageError(
-            "--aux takes the place of --alpha, --beta and --gamma: give one or the other"
-        )
-    if config.free_bits and config.objective != "elbo":
-        raise UsageError(f"--free-bits belongs to --objective elbo, not to {config.objective}")
-    if config.model == "rnn" and config.objective == "fivo":
-        raise UsageError("--objective fivo filters latents, and rnn has none: take elbo")
-    aux_weights(config)
-
-
-def _check_name(option: str, name: str, known: Mapping[str, object]) -> None:
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise UsageError(f"--{option} {name}: there are {', '.join(known)}{hint}")
 
 
 def _has_type(value: Any, hint: Any) -> bool:
@@ -331,36 +247,6 @@ def resolve_device(name: str) -> str:
             "try --device cpu"
         )
     return name
-
-
-def _check_numbers(config: TrainConfig) -> None:
-    for name in (
-        "num_particles", "hidden_size", "latent_size", "mlp_size", "batch_size", "learning_rate",
-        "accumulate", "log_interval", "clip_norm", "max_steps", "max_epochs", "max_minutes",
-        "checkpoint_minutes", "train_sequences", "valid_sequences", "test_sequences", "embedding_size", "num_figures",
-    ):  # fmt: skip
-        value = getattr(config, name)
-        if value is not None and not value > 0:
-            raise UsageError(f"--{name.replace('_', '-')} must be above zero, it is {value}")
-    for name in (
-        "alpha", "beta", "gamma", "kl_start", "kl_increment", "aux_start", "aux_stop",
-        "aux_increment", "free_bits", "mlp_depth", "seed",
-    ):  # fmt: skip
-        value = getattr(config, name)
-        if value is not None and value < 0:
-            raise UsageError(f"--{name.replace('_', '-')} must not be negative, it is {value}")
-    for name in ("word_dropout", "skip_gradient"):
-        value = getattr(config, name)
-        if value is not None and not 0 <= value <= 1:
-            raise UsageError(f"--{name.replace('_', '-')} is a probability, it is {value}")
-    if config.seed >= 2**63:
-        raise UsageError(f"--seed must be below 2**63, it is {config.seed}")
-    assert config.batch_size is not None
-    if config.accumulate > config.batch_size:
-        raise UsageError(
-            f"--accumulate {config.accumulate} asks for more parts than the batch of "
-            f"{config.batch_size} has sequences"
-        )
 
 
 def read_config(run: Path) -> TrainConfig:

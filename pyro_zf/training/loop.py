@@ -39,7 +39,8 @@ from pyro_zf.training.checkpoint import (
     restore_random_state,
     save_checkpoint,
 )
-from pyro_zf.training.config import TrainConfig, UsageError, read_config, resolve
+from pyro_zf.training.checks import UsageError, without_effect
+from pyro_zf.training.config import TrainConfig, read_config, resolve
 from pyro_zf.training.record import Record, json_text, read_metrics, write_text
 from pyro_zf.training.setup import build_data, build_model, check_same_data
 
@@ -137,6 +138,9 @@ def train(config: TrainConfig) -> dict[str, Any]:
         "model: %s, %s parameters, %s, %s", config.model, f"{parameters:,}", device, config.preset
     )
     log.info("run folder: %s", run)
+    if ignored := without_effect(config):
+        are = "is" if len(ignored) == 1 else "are"
+        log.warning("%s has no latents: %s %s not used", config.model, ", ".join(ignored), are)
 
     def mean_loss() -> float:
         """Of the updates since the last entry of the log; here the host waits for the device."""
@@ -169,8 +173,13 @@ def train(config: TrainConfig) -> dict[str, Any]:
     write_text(run / "config.json", config.to_json())
     record = Record(run, last_step=progress.step if resuming else None)
 
+    def set_weights(step: int) -> None:
+        """Those of an update, whatever came before."""
+        model.kl_weight, model.aux_weight = kl_weight(step), aux_weight(step)
+
     def validate() -> None:
         mean_loss()
+        set_weights(progress.step)
         bounds = _bounds_with_own_noise(model, valid_batches, config.seed, device)
         nats = -bounds.per_sequence("elbo").mean
         record.write("valid", progress.step, epoch=progress.epoch, **_numbers(bounds))
@@ -202,8 +211,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
                 batches = train_batches.epoch(progress.epoch, 0, device)
                 continue
 
-            model.kl_weight = kl_weight(progress.step)
-            model.aux_weight = aux_weight(progress.step)
+            set_weights(progress.step)
             with pyro.validation_enabled(progress.step == 0):
                 losses.append(svi.step(word_dropout(batch).chunk(config.accumulate)))
             progress.step += 1
@@ -249,7 +257,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
 
     # Test the best model, draw pictures
     load_weights(model, load_checkpoint(best, device), best)
-    model.kl_weight = 1.0
+    set_weights(progress.best_step)
     bounds = _bounds_with_own_noise(model, test_batches, config.seed, device)
     record.write("test", progress.best_step, **_numbers(bounds))
     record.close()

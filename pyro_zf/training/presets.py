@@ -15,6 +15,7 @@ _PIXELS: dict[str, Any] = {
     "hidden_size": 1024,
     "latent_size": 256,
     "mlp_size": 1024,
+    "activation": "clipped-leaky-relu",
     "batch_size": 32,
     "learning_rate": 1e-3,
     "forget_bias": 0.0,
@@ -25,6 +26,7 @@ _ROWS: dict[str, Any] = {
     "hidden_size": 256,
     "latent_size": 32,
     "mlp_size": 256,
+    "activation": "clipped-leaky-relu",
     "batch_size": 64,
     "learning_rate": 1e-3,
     "forget_bias": 0.0,
@@ -36,23 +38,24 @@ _ROWS: dict[str, Any] = {
 VARIATIONAL_BILSTM_SETTINGS: dict[str, dict[str, Any]] = {
     "timit": {
         "hidden_size": 2048, "mlp_size": 1024, "latent_size": 128, "alpha": 1.0, "beta": 0.0,
-        "learning_rate": 1e-4, "batch_size": 128,
+        "learning_rate": 1e-4, "batch_size": 128, "activation": "leaky-relu",
     },
     "blizzard": {
         "hidden_size": 1024, "mlp_size": 1024, "latent_size": 512, "alpha": 1.0, "beta": 1.0,
-        "learning_rate": 1e-3, "batch_size": 32,
+        "learning_rate": 1e-3, "batch_size": 32, "activation": "leaky-relu",
     },
     "mnist": {
         "hidden_size": 1024, "mlp_size": 1024, "latent_size": 256, "alpha": 1e-3, "beta": 0.0,
-        "learning_rate": 1e-4, "batch_size": 32,
+        "learning_rate": 1e-4, "batch_size": 32, "activation": "leaky-relu",
     },
     "imdb": {
         "hidden_size": 500, "mlp_size": 500, "latent_size": 64, "alpha": 1.0, "beta": 1.0,
-        "learning_rate": 1e-3, "batch_size": 32,
+        "learning_rate": 1e-3, "batch_size": 32, "activation": "leaky-relu",
     },
     "ptb": {
         "hidden_size": 1024, "mlp_size": 1024, "latent_size": 128, "alpha": 1.0, "beta": 1.0,
         "learning_rate": 1e-3, "batch_size": 50, "prior": "standard-normal",
+        "activation": "leaky-relu",
     },
 }  # fmt: skip
 
@@ -67,6 +70,6 @@ PRESETS: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
     ("mnist", ""): {"paper": _PIXELS, "small": _ROWS},
     ("mnist", "variational-bilstm"): {
         "paper": {**_PIXELS, **VARIATIONAL_BILSTM_SETTINGS["mnist"]},
-        "small": {**_ROWS, "alpha": 1e-3, "beta": 0.0},
+        "small": {**_ROWS, "activation": "leaky-relu", "alpha": 1e-3, "beta": 0.0},
     },
 }

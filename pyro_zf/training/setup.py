@@ -11,8 +11,10 @@ import torch
 from pyro_zf.data import DataError, Splits, load_mnist
 from pyro_zf.models import MODELS, SequenceModel
 from pyro_zf.nn import EMISSIONS
+from pyro_zf.nn.mlp import declared
 from pyro_zf.training.checkpoint import load_checkpoint, load_weights
-from pyro_zf.training.config import BUILT_IN, TrainConfig, UsageError, aux_weights, read_config
+from pyro_zf.training.checks import BUILT_IN, UsageError, aux_weights
+from pyro_zf.training.config import TrainConfig, read_config
 
 __all__ = ["LETTERS", "build_data", "build_model", "check_same_data", "load_run"]
 
@@ -38,9 +40,9 @@ def build_model(config: TrainConfig, splits: Splits) -> SequenceModel:
         UsageError: if its parts do not go together, or not with the data.
     """
     emission = config.emission or _EMISSIONS[splits.kind]
-    kinds = getattr(EMISSIONS[emission], "kinds", None)
+    kinds = declared(EMISSIONS[emission], "kinds", None)
     if kinds is not None and splits.kind not in kinds:
-        fitting = [n for n, e in EMISSIONS.items() if splits.kind in getattr(e, "kinds", ())]
+        fitting = [n for n, e in EMISSIONS.items() if splits.kind in declared(e, "kinds", ())]
         raise UsageError(
             f"--emission {emission} is for {' and '.join(kinds)} data, and {splits.source.name} is "
             f"{splits.kind}; take {' or '.join(fitting)}"
@@ -63,7 +65,9 @@ def build_model(config: TrainConfig, splits: Splits) -> SequenceModel:
             for letter, cost in LETTERS[config.model].items():
                 options[letter] = getattr(config, letter) if aux is None else aux.pop(cost, 0.0)
         elif config.model not in BUILT_IN:
-            options |= {letter: getattr(config, letter) for letter in ("alpha", "beta", "gamma")}
+            for name in ("alpha", "beta", "gamma", "detach", "variant"):
+                if getattr(config, name) != getattr(TrainConfig, name):
+                    options[name] = getattr(config, name)
         options |= {
             "aux": aux, "prior": config.prior, "posterior": config.posterior,
             "skip_gradient": config.skip_gradient,
@@ -73,6 +77,10 @@ def build_model(config: TrainConfig, splits: Splits) -> SequenceModel:
         return MODELS[config.model](splits.data_size, **given)
     except ValueError as error:
         raise UsageError(f"--model {config.model}: {error}") from error
+    except TypeError as error:
+        if config.model in BUILT_IN:
+            raise
+        raise UsageError(f"--model {config.model} does not take these options: {error}") from error
 
 
 def check_same_data(checkpoint: dict[str, Any], splits: Splits, run: Path) -> None:

@@ -8,10 +8,10 @@ import torch
 from pyro.infer import SVI
 from pyro.optim import ClippedAdam
 
-from pyro_zf import RNN, SequenceBatch
+from pyro_zf import RNN, VRNN, SequenceBatch, ZForcing
 from pyro_zf.infer import TraceFIVO, TraceIWAE, batch_bounds, evaluate, particle_filter
 from pyro_zf.infer.fivo import _ancestors
-from tests.helpers import MODELS, assert_close, attributes, loss_and_gradients, random_batch
+from tests.helpers import MODELS, SIZES, assert_close, attributes, loss_and_gradients, random_batch
 
 
 def test_ancestors() -> None:
@@ -30,14 +30,36 @@ def test_ancestors() -> None:
     assert always.tolist() == (effective < 50 * (1 - 1e-9)).tolist()
 
 
-def test_a_resampled_particle_takes_its_state_along() -> None:
-    """Moved by hand: particles in another order, with their states, give the same bound."""
+def test_equal_particles_are_one() -> None:
     model, batch = MODELS["paper"](alpha=0.0, beta=0.0), random_batch()
-    with attributes(torch.Tensor, normal_=lambda self: self.fill_(0.3)):
-        # All particles equal: resampling cannot change anything, and K particles are one.
+    with attributes(
+        torch.distributions.normal, _standard_normal=lambda shape, **_: torch.full(shape, 0.3)
+    ):
         one = particle_filter(model, batch, 1).bound
         many = particle_filter(model, batch, 5, resample_below=1.0).bound
     torch.testing.assert_close(many, one)
+
+
+class OwnGuide(ZForcing):
+    def _guide_time(self, batch: SequenceBatch) -> None:
+        with self.sequences(batch):
+            standard = pyro.distributions.Normal(torch.zeros(5, 7, 3), 1.0)
+            pyro.sample("z", standard.to_event(2))
+
+
+def test_a_guide_of_ones_own_is_refused() -> None:
+    """The filter would take the posterior in its place, in silence."""
+    model = OwnGuide(4, **SIZES)
+    with pytest.raises(TypeError, match="with programs of the package"):
+        model.loss_module(TraceFIVO(3))(random_batch())
+
+
+def test_log_weights_are_of_full_precision_under_autocast() -> None:
+    torch.set_default_dtype(torch.float32)
+    model = VRNN(4, hidden_size=6, latent_size=3, mlp_size=5)
+    batch = SequenceBatch.from_targets(torch.ones(2, 3, 4), torch.tensor([0, 0]))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert particle_filter(model, batch, 3).bound.abs().max() < 1e-5
 
 
 def test_lengths() -> None:

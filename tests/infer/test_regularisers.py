@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+import pyro
 import pytest
 import torch
+from pyro.optim import ClippedAdam
 
 from pyro_zf import SequenceBatch
-from pyro_zf.infer import LinearSchedule, TraceMeanField_ELBO, WordDropout, batch_bounds
+from pyro_zf.infer import SVI, LinearSchedule, TraceMeanField_ELBO, WordDropout, batch_bounds
 from pyro_zf.models import MODELS, LatentSequenceModel
 from tests.families import LATENT_FAMILIES, Combination
 from tests.helpers import assert_close, attributes, loss_and_gradients
@@ -127,3 +132,24 @@ def test_aux_weight_annealing(name: str, layout: str) -> None:
     assert steps[0] != 0
     assert_close(losses[5], losses[4], "past its end")
     assert_close(losses[4], -bounds.elbo.mean(), "without any")
+
+
+def test_free_bits_are_in_every_form_of_the_loss() -> None:
+    """As a number, with gradients, in Pyro's SVI and in ours."""
+    model, batch = family("zforcing")
+    objective = TraceMeanField_ELBO(max_plate_nesting=1, free_bits=50.0)
+
+    def seeded(loss: Callable[[], Any]) -> float:
+        torch.manual_seed(1)
+        return torch.as_tensor(loss()).detach().item()
+
+    expected = seeded(lambda: objective.differentiable_loss(model.model, model.guide, batch))
+    plain = seeded(lambda: TraceMeanField_ELBO().loss(model.model, model.guide, batch))
+    assert expected > plain + 100
+    assert seeded(lambda: objective.loss(model.model, model.guide, batch)) == expected
+    assert seeded(lambda: objective.loss_and_grads(model.model, model.guide, batch)) == expected
+    assert all(p.grad is not None for p in model.emission.parameters())
+    svi = pyro.infer.SVI(model.model, model.guide, ClippedAdam({"lr": 0.0}), objective)
+    assert seeded(lambda: svi.step(batch)) == expected
+    ours = SVI(model.model, model.guide, torch.optim.Adam(model.parameters()), objective)
+    assert seeded(lambda: ours.evaluate_loss(batch)) == pytest.approx(expected / 3)

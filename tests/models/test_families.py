@@ -13,7 +13,14 @@ from torch import Tensor
 
 from pyro_zf import SequenceBatch
 from pyro_zf.infer import Trace_ELBO as TraceELBO
-from pyro_zf.infer import TraceFIVO, TraceIWAE, TraceMeanField_ELBO, batch_bounds
+from pyro_zf.infer import (
+    TraceFIVO,
+    TraceIWAE,
+    TraceMeanField_ELBO,
+    WordDropout,
+    batch_bounds,
+    particle_filter,
+)
 from pyro_zf.models import LatentSequenceModel, SequenceModel
 from pyro_zf.nn import POSTERIORS
 from tests.families import COMBINATIONS, DATA, LATENT_FAMILIES, Combination, makes_sense
@@ -193,13 +200,15 @@ def test_the_filter_without_resampling_is_the_iwae(family: str, lengths: list[in
         combination = Combination(family, "gaussian", posterior, "gaussian")
         model = combination.build(kl_weight=0.7)
         batch = combination.batch(lengths)
-        # The filter throws its coins first too, but once for all particles.
-        with attributes(model, skip_gradient=0.0):
-            loss, gradients = loss_and_gradients(model, TraceIWAE(4), batch)
-            filtered = loss_and_gradients(model, TraceFIVO(4, resample_below=0.0), batch)
-        assert_close(filtered[0], loss, "loss")
-        for name, gradient in gradients.items():
-            assert_close(filtered[1][name], gradient, name, rtol=1e-9)
+        corrupted = WordDropout(0.5)(batch)
+        # At 0 and at 1 no coins are thrown, which the filter throws once for all particles.
+        for skip in (0.0, 1.0):
+            with attributes(model, skip_gradient=skip):
+                loss, gradients = loss_and_gradients(model, TraceIWAE(4), corrupted)
+                filtered = loss_and_gradients(model, TraceFIVO(4, resample_below=0.0), corrupted)
+            assert_close(filtered[0], loss, "loss")
+            for name, gradient in gradients.items():
+                assert_close(filtered[1][name], gradient, name, rtol=1e-9)
 
 
 @pytest.mark.parametrize("family", LATENT_FAMILIES)
@@ -219,3 +228,34 @@ def test_generation_is_ancestral(family: str) -> None:
     scored = pyro.poutine.trace(program).get_trace(SequenceBatch.from_targets(y))
     density = scored.log_prob_sum(lambda name, site: not name.startswith("aux_"))
     torch.testing.assert_close(density, drawn.log_prob_sum(), rtol=1e-10, atol=0)
+
+
+@pytest.mark.parametrize("family", LATENT_FAMILIES)
+def test_a_resampled_particle_takes_all_its_state_along(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Particles that differ in their past alone: in whatever order they go on, the bound is the same."""
+    model = Combination(family, "gaussian", "smoothing", "gaussian").build().eval()
+    batch = Combination(family, "gaussian", "smoothing", "gaussian").batch()
+    assert isinstance(model, LatentSequenceModel)
+    bounds = []
+    for order in ([0, 1, 2, 3], [2, 0, 3, 1]):
+        draws = 0
+
+        def noise(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
+            nonlocal draws
+            draws += 1
+            of_the_first_step = 2 if family == "variational-bilstm" else 1
+            first = torch.arange(4.0).reshape(4, *(1,) * (len(shape) - 1))
+            return (
+                (first if draws <= of_the_first_step else torch.tensor(0.3)).expand(shape).clone()
+            )
+
+        def ancestors(log_weight: Tensor, below: float, order: list[int] = order) -> Any:
+            index = torch.tensor(order).unsqueeze(-1).expand(log_weight.shape)
+            return index, torch.ones(log_weight.shape[1], dtype=torch.bool)
+
+        monkeypatch.setattr("torch.distributions.normal._standard_normal", noise)
+        monkeypatch.setattr("pyro_zf.infer.fivo._ancestors", ancestors)
+        bounds.append(particle_filter(model, batch, 4, resample_below=1.0).bound)
+    assert_close(bounds[1], bounds[0], "bound")

@@ -9,11 +9,11 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_zf import SequenceBatch, VariationalBiLSTM, ZForcing
 from pyro_zf.infer import Trace_ELBO, TraceIWAE, TraceMeanField_ELBO, batch_bounds
-from pyro_zf.nn import GaussianForm
+from pyro_zf.nn import ChainTransition, GaussianForm, SmoothingPosterior
 from tests.helpers import assert_close, attributes, loss_and_gradients, random_batch
 
 SIZES: dict[str, Any] = {"hidden_size": 6, "latent_size": 3, "mlp_size": 5}
@@ -39,7 +39,7 @@ def test_without_what_it_adds_it_is_z_forcing(
     objective: Any, layout: Any, lengths: list[int] | None
 ) -> None:
     model = bilstm(
-        alpha=0.0, beta=0.0, b_tilde_into=(), backward_reads="targets", skip_gradient=0.0,
+        activation="clipped-leaky-relu", alpha=0.0, beta=0.0, b_tilde_into=(), backward_reads="targets", skip_gradient=0.0,
         layout=layout, kl_weight=0.6,
     )  # fmt: skip
     zf = ZForcing(4, **SIZES, alpha=0.0, beta=0.0, layout=layout, kl_weight=0.6)
@@ -221,8 +221,97 @@ def test_a_guide_of_ones_own_may_propose_b_tilde() -> None:
     torch.manual_seed(0)
     own = batch_bounds(model.model, guide, batch, 20_000, chunk=20_000)
     shared = batch_bounds(model.model, model.guide, batch, 20_000, chunk=20_000)
-    torch.testing.assert_close(own.iwae, shared.iwae, rtol=0, atol=0.1)
+    torch.testing.assert_close(own.iwae, shared.iwae, rtol=0, atol=0.25)
     assert (own.elbo < own.iwae - 0.1).all()
+
+
+@pytest.mark.filterwarnings("ignore:Found vars in model but not guide")
+@pytest.mark.parametrize("layout", ["steps", "time"])
+@pytest.mark.parametrize("training", [True, False])
+def test_a_guide_of_ones_own_may_leave_b_tilde_to_the_model(layout: Any, training: bool) -> None:
+    """With z alone, as for every other system: b~ and the coins then come from the model."""
+    model = bilstm(layout=layout, alpha=0.0, beta=0.0).train(training)
+    batch = random_batch(num_steps=2)
+
+    def guide(batch: SequenceBatch) -> None:
+        standard = pyro.distributions.Normal(torch.zeros(3), 1.0)
+        with model.sequences(batch):
+            if layout == "time":
+                pyro.sample("z", standard.expand((5, 2, 3)).to_event(2))
+            else:
+                for t in (1, 2):
+                    pyro.sample(f"z_{t}", standard.to_event(1))
+
+    torch.manual_seed(0)
+    bounds = batch_bounds(model.model, guide, batch, 20_000, chunk=20_000)
+    expected = batch_bounds(model.model, model.guide, batch, 20_000, chunk=20_000)
+    torch.testing.assert_close(bounds.iwae, expected.iwae, rtol=0, atol=0.3)
+    losses = [
+        objective.differentiable_loss(model.model, guide, batch).item() / 5
+        for objective in (Trace_ELBO(300, max_plate_nesting=1, vectorize_particles=True),
+                          TraceMeanField_ELBO(300, max_plate_nesting=1, vectorize_particles=True))
+    ]  # fmt: skip
+    for loss in losses:
+        assert loss == pytest.approx(-bounds.elbo.mean().item(), rel=0.05)
+    iwae = TraceIWAE(20_000).differentiable_loss(model.model, guide, batch).item() / 5
+    assert iwae == pytest.approx(-bounds.iwae.mean().item(), abs=0.1)
+
+
+def test_b_tilde_and_z_are_set_together_in_the_time_layout() -> None:
+    model, batch = bilstm().eval(), random_batch()
+    b_tilde = torch.zeros(5, 7, 6)
+    with pytest.raises(ValueError, match="set both or neither, or take layout 'steps'"):
+        poutine.condition(model.guide, data={"b_tilde": b_tilde})(batch)
+    z = torch.zeros(5, 7, 3)
+    data = {"z": z, "b_tilde": b_tilde}
+    density = poutine.trace(poutine.condition(model.guide, data=data)).get_trace(batch)
+    steps = {f"{name}_{t + 1}": value[:, t] for name, value in data.items() for t in range(7)}
+    with model.using_layout("steps"):
+        program = poutine.condition(model.guide, data=steps)
+        expected = poutine.trace(program).get_trace(batch)
+    torch.testing.assert_close(density.log_prob_sum(), expected.log_prob_sum())
+
+
+class Coins(nn.Module):
+    """A posterior that is not reparametrised."""
+
+    def forward(self, h: Tensor, b: Tensor) -> pyro.distributions.TorchDistribution:
+        return pyro.distributions.Bernoulli(torch.sigmoid(h[..., :3] + b[..., :3])).to_event(1)
+
+
+def test_layouts_agree_where_z_is_not_reparametrised_and_b_tilde_is() -> None:
+    model, batch = bilstm(posterior=Coins(), prior=CoinPrior(), skip_gradient=0.0), random_batch()
+    with model.using_layout("steps"):
+        loss, gradients = loss_and_gradients(model, Trace_ELBO(), batch)
+    other_loss, others = loss_and_gradients(model, Trace_ELBO(), batch)
+    assert_close(other_loss, loss, "loss")
+    for name, gradient in gradients.items():
+        assert_close(others[name], gradient, name, rtol=1e-9)
+
+
+class CoinPrior(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 3)
+
+    def forward(self, h: Tensor) -> pyro.distributions.TorchDistribution:
+        return pyro.distributions.Bernoulli(torch.sigmoid(self.linear(h))).to_event(1)
+
+
+class Hot(SmoothingPosterior):
+    """Overrides what both its forward and its stepper would use."""
+
+    def moments(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        mean, log_scale = super().moments(features)
+        return mean, log_scale + 1
+
+
+def test_a_subclass_that_overrides_moments_is_followed() -> None:
+    zf = ZForcing(4, **SIZES, posterior=Hot(6, 6, 3, mlp_size=5))
+    batch = random_batch()
+    with zf.using_layout("steps"):
+        loss, _ = loss_and_gradients(zf, TraceMeanField_ELBO(), batch)
+    assert_close(loss_and_gradients(zf, TraceMeanField_ELBO(), batch)[0], loss, "loss")
 
 
 def test_generation_never_touches_the_backward_network() -> None:
@@ -363,7 +452,16 @@ def test_where_b_tilde_goes(into: tuple[str, ...]) -> None:
         ({"b_tilde": "mode"}, "b~ is drawn by 'sample' or 'mean', not 'mode'"),
         ({"b_tilde_into": ("prior",)}, "b~ goes into 'transition' and 'emission', not 'prior'"),
         ({"backward_reads": "both"}, "reads 'inputs' or 'targets', not 'both'"),
-        ({"posterior": "filtering"}, "FilteringPosterior does not read b"),
+        (
+            {"posterior": "filtering"},
+            "train the backward network: FilteringPosterior does not read b",
+        ),
+        ({"deterministic": True}, "goes with backward_reads='targets'"),
+        ({"aux": {"b": 1.0}}, "the cost 'b' has an option of its own here"),
+        (
+            {"b_tilde_into": ("emission",), "transition": ChainTransition},
+            "a transition of your own decides itself where b~ goes",
+        ),
         ({"alpha": -1.0}, "must not be negative, it is -1"),
         ({"prior": "uniform"}, "unknown prior 'uniform'"),
         ({"posterior": "exact"}, "unknown posterior 'exact'"),

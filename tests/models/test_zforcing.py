@@ -184,7 +184,8 @@ def test_an_emission_of_ones_own() -> None:
     assert isinstance(symbols.embedding, torch.nn.Embedding)
     assert symbols.generate(torch.zeros(2, dtype=torch.long), 3).shape == (2, 3)
     with pytest.raises(
-        ValueError, match="the backward network has 7 units: give a reverse_emission"
+        ValueError,
+        match="the backward network has 7 units: give one for these, as reverse_emission",
     ):
         ZForcing(4, **SIZES, emission=BernoulliEmission(6, 4), backward_size=7)
 

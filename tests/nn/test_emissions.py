@@ -232,3 +232,13 @@ def test_autoregressive_normal_takes_any_moments() -> None:
     )
     y = torch.randn(2, 3)
     torch.testing.assert_close(normal.log_prob(y), td.Normal(0.0, 1.0).log_prob(y).sum(-1))
+
+
+def test_sixteen_bits_in_single_precision() -> None:
+    """The bin is narrow beside the scale: the two ends must not be subtracted from each other."""
+    exact = {}
+    for dtype in (torch.float32, torch.float64):
+        parameters = (torch.tensor([x], dtype=dtype) for x in (0.0, 0.1, 0.3))
+        mixture = DiscretizedLogisticMixture(*parameters, 65536, -1.0, 1.0)
+        exact[dtype] = mixture.log_prob(torch.linspace(-1, 1, 101, dtype=dtype)).double()
+    assert (exact[torch.float32] - exact[torch.float64]).abs().max() < 1e-4

@@ -279,7 +279,7 @@ def test_options_train(options: dict[str, Any], tmp_path: Path) -> None:
         {"model": "srnn", "aux": ("b=0.1", "u=0.2"), "aux_stop": 0.0, "aux_increment": 0.2},
         {"objective": "fivo", "num_particles": 3, "prior": "flow"},
         {"free_bits": 0.1, "word_dropout": 0.5, "kl_start": 0.2},
-        {"aux": ("none=0",)},
+        {"aux": ("none",)},
     ],
     ids=str,
 )
@@ -317,6 +317,33 @@ def test_schedules_and_coins_go_on_where_they_stopped(tmp_path: Path) -> None:
     train(tiny(tmp_path / "other", **{**SCHEDULED, "aux_stop": 1.0}, max_steps=10))
     other = weights(tmp_path / "other")
     assert not all(torch.equal(other[k], v) for k, v in weights(whole).items())
+
+
+def test_the_test_does_not_depend_on_how_a_run_ended(tmp_path: Path) -> None:
+    """Weights of costs are those of the update that is tested, resumed or not."""
+    options = {"aux_start": 0.1, "aux_increment": 0.1, "max_steps": 4}
+    summary = train(tiny(tmp_path / "run", **options))
+    again = train(TrainConfig(resume=tmp_path / "run", max_steps=4))
+    for name in ("test_aux_nats_per_sequence", "test_elbo_nats_per_sequence"):
+        assert again[name] == summary[name]
+
+
+def test_a_system_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is not known here goes to its constructor, which may refuse it."""
+
+    def own(data_size: int, **options: Any) -> Any:
+        assert options.pop("skip_gradient") == 0.5
+        assert options.pop("detach") == "posterior"
+        if "alpha" in options:
+            raise TypeError("unexpected keyword argument 'alpha'")
+        return MODELS["vrnn"](data_size, **options)
+
+    monkeypatch.setitem(MODELS, "own", own)
+    splits = load_mnist(frame="row")
+    config = TrainConfig(**TINY, model="own", skip_gradient=0.5, detach="posterior")
+    assert build_model(resolve(config), splits).transition.lag == 1
+    with pytest.raises(UsageError, match=r"own does not take these options: .*'alpha'"):
+        build_model(resolve(dataclasses.replace(config, alpha=1.0)), splits)
 
 
 def test_settings_of_the_paper() -> None:
@@ -402,7 +429,7 @@ def test_killed_before_the_first_update(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"hidden_size": 0}, "--hidden-size must be above zero, it is 0"),
-        ({"alpha": -1.0}, "--alpha must not be negative"),
+        ({"alpha": -1.0}, "--alpha must be a number and not negative"),
         ({"device": "gpu"}, "--device gpu: there are auto, cpu, cuda"),
         ({"batch_size": 2, "accumulate": 3}, "--accumulate 3 asks for more parts"),
         ({"max_minutes": -1.0}, "--max-minutes must be above zero"),
