@@ -246,7 +246,7 @@ class LatentSequenceModel(LatentPrograms):
             else:
                 self.add_aux(name, self.build_aux(name), weight)
         costs = [cost for cost in self._active_aux().values() if cost.reads_backward]
-        trained = reads(self.posterior) == "backward" if self.posterior is not None else True
+        trained = reads(self.posterior) == "backward"
         if costs and not (trained or any(cost.trains_backward for cost in costs)):
             raise ValueError(
                 f"nothing would train the backward network: {type(self.posterior).__name__} does not "
