@@ -6,7 +6,7 @@ from typing import Any
 
 __all__ = ["AUX_STRENGTH", "PRESETS", "VARIATIONAL_BILSTM_SETTINGS"]
 
-#: alpha and beta of Z-Forcing on MNIST, times the size of b: the cost with weight alpha is a sum over
+#: alpha and beta of Z-Forcing on MNIST, times the size of b. The cost with weight alpha is a sum over
 #: the values of b and over steps. Not published; found on short runs on a CPU, see docs/results.md.
 AUX_STRENGTH: dict[str, float] = {"row": 0.128, "pixel": 0.0128}
 
