@@ -175,7 +175,6 @@ class LatentSequenceModel(LatentPrograms):
         self.deterministic = InputLSTM(input_size, hidden_size, **rnn) if deterministic else None
         if self.deterministic is not None:
             input_size = hidden_size
-        self.read_size = read_size
         if transition is not None and echo_size and not (echo_read and echo_emitted):
             raise ValueError(
                 "a transition of your own decides itself where b~ goes: leave that option"
