@@ -68,15 +68,13 @@ def sample_path(
     # `unbind`, never `b[t]`: the backward of an index fills a tensor of T steps with zeros, T times.
     projected = transition.project(inputs).unbind(0)
     skips = [None] * len(projected) if skip is None else skip.unbind(0)
-    if skip is not None:
+    hoisted = posterior if gives_moments(posterior) else None
+    if hoisted is None or skip is not None:
         context = with_particles(context, len(batch_shape) - 1).expand(-1, *batch_shape, -1)
         context = shielded(context, skip)
-    if gives_moments(posterior):
-        moments, context = posterior.stepper(), posterior.project(context)
-    else:
-        moments = None
-        if skip is None:
-            context = with_particles(context, len(batch_shape) - 1).expand(-1, *batch_shape, -1)
+    moments = None
+    if hoisted is not None:  # without coins, once for all particles
+        moments, context = hoisted.stepper(), hoisted.project(context)
     zs, hs, means, log_scales, echoes = [], [], [], [], []
     for u_t, i_t, c_t, s_t in zip(
         projected, inputs.unbind(0), context.unbind(0), skips, strict=True
@@ -123,7 +121,7 @@ def _sample_at_once(
 ) -> Path | None:
     """All steps together, where the posterior does not look at the state and is Gaussian."""
     context = with_particles(context, len(batch_shape) - 1).expand(-1, *batch_shape, -1)
-    h = transition.initial(context.shape[:-1])[0]
+    h = transition.initial(batch_shape)[0].expand(len(context), *batch_shape, -1)
     q = posterior(h, shielded(context, skip))
     if not (isinstance(q, Independent) and isinstance(q.base_dist, Normal)):
         return None

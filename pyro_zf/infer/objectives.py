@@ -57,7 +57,8 @@ class TraceMeanField_ELBO(pyro.infer.TraceMeanField_ELBO):
         free_bits: nats :math:`\lambda` that each step of each sequence may spend for free: its KL
             counts as :math:`\max(\lambda, \mathrm{KL}_t)` (Kingma et al. 2016,
             https://arxiv.org/abs/1606.04934, with a step of a sequence as the group and without
-            their average over the batch, so that parts of a batch add up to the whole). The loss is then no bound; bounds for reporting do not know of it.
+            their average over the batch, so that parts of a batch add up to the whole). The
+            loss is then no bound; bounds for reporting do not know of it.
         **options: of :class:`pyro.infer.TraceMeanField_ELBO`.
 
     Raises:
@@ -106,16 +107,13 @@ class TraceMeanField_ELBO(pyro.infer.TraceMeanField_ELBO):
         """The loss as a number."""
         if not self.free_bits:
             return super().loss(model, guide, *args, **kwargs)
-        with torch.no_grad():
-            return self.differentiable_loss(model, guide, *args, **kwargs).item()
+        return _loss(self, model, guide, *args, **kwargs)
 
     def loss_and_grads(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
         """The loss as a number; its gradient is added to the parameters."""
         if not self.free_bits:
             return super().loss_and_grads(model, guide, *args, **kwargs)
-        loss = self.differentiable_loss(model, guide, *args, **kwargs)
-        loss.backward()
-        return loss.item()
+        return _loss_and_grads(self, model, guide, *args, **kwargs)
 
     def _site_kl(self, guide_site: dict[str, Any], model_site: dict[str, Any]) -> Tensor:
         scale, mask = guide_site["scale"], guide_site["mask"]
@@ -187,20 +185,30 @@ class TraceIWAE(ELBO):
 
     def loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
         """The loss as a number."""
-        with torch.no_grad():
-            return self.differentiable_loss(model, guide, *args, **kwargs).item()
+        return _loss(self, model, guide, *args, **kwargs)
 
     def loss_and_grads(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
         """The loss as a number; its gradient is added to the parameters."""
-        loss = self.differentiable_loss(model, guide, *args, **kwargs)
-        if loss.requires_grad:
-            loss.backward()
-        return loss.item()
+        return _loss_and_grads(self, model, guide, *args, **kwargs)
 
     def _get_trace(
         self, model: Callable, guide: Callable, args: Any, kwargs: Any
     ) -> tuple[Trace, Trace]:
         return get_importance_trace("flat", self.max_plate_nesting, model, guide, args, kwargs)
+
+
+def _loss(objective: Any, *args: Any, **kwargs: Any) -> float:
+    """The differentiable loss as a number."""
+    with torch.no_grad():
+        return objective.differentiable_loss(*args, **kwargs).item()
+
+
+def _loss_and_grads(objective: Any, *args: Any, **kwargs: Any) -> float:
+    """The same, whose gradient is added to the parameters."""
+    loss = objective.differentiable_loss(*args, **kwargs)
+    if loss.requires_grad:
+        loss.backward()
+    return loss.item()
 
 
 def _sums_per_sequence(model_trace: Trace, guide_trace: Trace) -> tuple[Tensor, Tensor | float]:

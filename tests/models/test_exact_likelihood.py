@@ -22,21 +22,10 @@ from pyro_zf.infer import TraceFIVO, batch_bounds, particle_filter
 from pyro_zf.models import LatentSequenceModel
 from pyro_zf.nn import GaussianHead, Transition
 from tests.helpers import loss_and_gradients
+from tests.models.test_kalman import LinearGaussian as Linear
 
 H, Z, D, T = 2, 1, 1, 4
 PRIOR_SCALE, EMISSION_SCALE, ECHO_SCALE = 0.8, 0.7, 0.5
-
-
-class Linear(nn.Module):
-    """N(W x, s^2) of its concatenated inputs."""
-
-    def __init__(self, in_size: int, out_size: int, scale: float) -> None:
-        super().__init__()
-        self.linear = nn.Linear(in_size, out_size)
-        self.scale = scale
-
-    def forward(self, *inputs: Tensor) -> TorchDistributionMixin:
-        return dist.Normal(self.linear(torch.cat(inputs, dim=-1)), self.scale).to_event(1)
 
 
 class LinearTransition(Transition):
