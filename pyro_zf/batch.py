@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -29,6 +30,9 @@ class SequenceBatch:
             is never scored by the cost that predicts the inputs in reverse.
         uncorrupted: the inputs as they were before some were dropped, for what scores inputs; by
             default the inputs.
+        continues: whether each row goes on where the same row of the batch before it ended.
+        carried: the state in which a model left that batch, to begin this one with; None begins with
+            zeros. A model's program returns it; batch first, or (particles, batch, ...).
 
     Raises:
         ValueError: if the shapes disagree or a length lies outside 0..T.
@@ -50,6 +54,8 @@ class SequenceBatch:
     lengths: Int[Tensor, " batch"] | None = None
     has_start_symbol: bool = True
     uncorrupted: Shaped[Tensor, "batch time ..."] | None = None
+    continues: bool = False
+    carried: tuple[Shaped[Tensor, "*particles batch size"], ...] | None = None
 
     def __post_init__(self) -> None:
         if self.inputs.dim() < 2:
@@ -151,29 +157,40 @@ class SequenceBatch:
         def move(x: Tensor) -> Tensor:
             return x.to(device, dtype if x.is_floating_point() else None, non_blocking)
 
-        return SequenceBatch(
-            move(self.inputs),
-            None if self.targets is None else move(self.targets),
-            None if self.lengths is None else move(self.lengths),
-            self.has_start_symbol,
-            None if self.uncorrupted is None else move(self.uncorrupted),
-        )
+        return self._mapped(move)
+
+    def pin_memory(self) -> SequenceBatch:
+        """In memory that a GPU can copy from while the host goes on."""
+        return self._mapped(Tensor.pin_memory)
 
     def chunk(self, number: int) -> list[SequenceBatch]:
         """Cut into at most ``number`` batches of nearly equal size."""
         if number == 1:  # what every update without accumulation asks for
             return [self]
         parts = torch.arange(self.num_sequences, device=self.inputs.device).chunk(number)
+
+        def cut(part: Tensor) -> SequenceBatch:
+            return self._mapped(lambda x: x[part], carried=False)
+
+        chunks = [cut(part) for part in parts]
+        if self.carried is None:
+            return chunks
         return [
-            SequenceBatch(
-                self.inputs[part],
-                None if self.targets is None else self.targets[part],
-                None if self.lengths is None else self.lengths[part],
-                self.has_start_symbol,
-                None if self.uncorrupted is None else self.uncorrupted[part],
-            )
-            for part in parts
+            replace(chunk, carried=tuple(x[..., part, :] for x in self.carried))
+            for chunk, part in zip(chunks, parts, strict=True)
         ]
+
+    def _mapped(self, change: Callable[[Tensor], Tensor], carried: bool = True) -> SequenceBatch:
+        """All tensors changed."""
+        return SequenceBatch(
+            change(self.inputs),
+            None if self.targets is None else change(self.targets),
+            None if self.lengths is None else change(self.lengths),
+            self.has_start_symbol,
+            None if self.uncorrupted is None else change(self.uncorrupted),
+            self.continues,
+            tuple(map(change, self.carried)) if self.carried is not None and carried else None,
+        )
 
     def _zero_padding(self, values: Tensor) -> Tensor:
         assert self.mask is not None

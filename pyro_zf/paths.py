@@ -121,7 +121,7 @@ class PosteriorPath(_OverPath):
         if gives_moments(self.posterior) or getattr(self.posterior, "ignores_state", False):
             return True
         r = self.recurrence
-        h = r.transition.initial(self.context.shape[1:-1])[0]
+        h = r.transition.initial(self.context.shape[1:-1], r.start.state)[0]
         return bool(self.posterior(r.transition.seen(r.inputs[0], h), self.context[0]).has_rsample)
 
     def rsample(self, sample_shape: Any = ()) -> Float[Tensor, "..."]:
@@ -207,10 +207,11 @@ def _draw(
     networks = r.networks
     drawn = sample_path(
         r.transition, networks.embed_latent, posterior, r.inputs, context, shape,
-        networks.echo, r.skip,
+        networks.echo, r.skip, r.start.state, r.start.read,
     )  # fmt: skip
     z = drawn.z.movedim(0, -2)
-    r.remember(z, None if drawn.b_tilde is None else drawn.b_tilde.movedim(0, -2), drawn.h)
+    b_tilde = None if drawn.b_tilde is None else drawn.b_tilde.movedim(0, -2)
+    r.remember(z, b_tilde, drawn.h, drawn.last)
     return z, drawn
 
 

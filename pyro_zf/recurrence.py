@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from functools import cached_property
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from pyro_zf.batch import SequenceBatch, with_particles
 from pyro_zf.cores import lagged, shielded
-from pyro_zf.nn.lstm import Transition
+from pyro_zf.nn.lstm import State, Transition
 
-__all__ = ["Recurrence", "RecurrentNetworks", "Shared"]
+__all__ = ["Recurrence", "RecurrentNetworks", "Shared", "Start"]
 
 
 class Shared:
@@ -79,6 +79,18 @@ def _version(value: Any) -> int | None:
     return value._version if isinstance(value, Tensor) and not value.is_inference() else None
 
 
+class Start(NamedTuple):
+    """What a batch begins with where it continues another; None for zeros.
+
+    ``state`` is that of the transition, ``read`` what one with lag reads at the first step,
+    ``inputs`` the state of a network over the inputs.
+    """
+
+    state: State | None = None
+    read: Tensor | None = None
+    inputs: State | None = None
+
+
 @runtime_checkable
 class RecurrentNetworks(Protocol):
     """What a recurrence needs of a model; all tensors have time first."""
@@ -88,8 +100,11 @@ class RecurrentNetworks(Protocol):
     #: Maps z to the distribution of b~, or None.
     echo: Any
 
-    def embedded_inputs(self, batch: SequenceBatch) -> Tensor:
-        """What the transition reads beside the latent."""
+    def start(self, batch: SequenceBatch) -> Start:
+        """What the batch begins with."""
+
+    def embedded_inputs(self, batch: SequenceBatch) -> tuple[Tensor, State]:
+        """What the transition reads beside the latent, and the last state of a network over it."""
 
     def backward_states(self, batch: SequenceBatch, inputs: Tensor) -> Tensor:
         r""":math:`b_{1:T}`."""
@@ -129,16 +144,22 @@ class Recurrence:
         self.skip = None if skip is None else skip.movedim(-1, 0).unsqueeze(-1)
         #: The path of b~ that goes with the path of z; the program sets it once it is drawn.
         self.b_tilde: Tensor | None = None
+        self.start = networks.start(batch)
         self.drawn: tuple[Tensor, Tensor | None] | None = None
         self._shared = shared
         self._h: Tensor | None = None
+        self._last: State = ()
         self._b: Tensor | None = None
         self._path: tuple[Tensor, Tensor | None] | None = None
 
     @cached_property
+    def _inputs(self) -> tuple[Tensor, State]:
+        return self.networks.embedded_inputs(self.batch)
+
+    @property
     def inputs(self) -> Float[Tensor, "time batch input"]:
         """Embedded inputs."""
-        return self.networks.embedded_inputs(self.batch)
+        return self._inputs[0]
 
     @cached_property
     def context(self) -> Float[Tensor, "time batch context"]:
@@ -159,11 +180,11 @@ class Recurrence:
         if not self._knows(z) or self._h is None:
             key = self._key(z, self.b_tilde)
             if (found := self._shared.take(key, self.networks.parameters())) is not None:
-                self._h, b, self.__dict__["inputs"] = found
+                self._h, self._last, b, self.__dict__["_inputs"] = found
                 self._b = self._b if b is None else b
             else:
-                read = lagged(self.latent_inputs(z), self.transition.lag)
-                self._h = self.transition.run(self.inputs, read)
+                read = lagged(self.latent_inputs(z), self.transition.lag, self.start.read)
+                self._h, self._last = self.transition.run(self.inputs, read, self.start.state)
             self._path = (z, self.b_tilde)
         return self._h
 
@@ -174,7 +195,7 @@ class Recurrence:
         h = self.states(z)
         if self.transition.lag:
             return h
-        first = self.transition.initial(h.shape[1:-1])[0].unsqueeze(0)
+        first = self.transition.initial(h.shape[1:-1], self.start.state)[0].unsqueeze(0)
         return torch.cat([first, h[:-1]])
 
     def seen(
@@ -202,10 +223,16 @@ class Recurrence:
             return self.networks.embed_latent(z)
         return self.networks.embed_latent(z, self.b_tilde.movedim(-2, 0))
 
-    def remember(self, z: Tensor, b_tilde: Tensor | None, h: Tensor) -> None:
+    def end(self, z: Float[Tensor, "*particles batch time latent"]) -> State:
+        """What a batch that continues this one begins with, without its gradient."""
+        self.states(z)
+        read = (self.latent_inputs(z)[-1],) if self.transition.lag else ()
+        return tuple(x.detach() for x in (*self._last, *read, *self._inputs[1]))
+
+    def remember(self, z: Tensor, b_tilde: Tensor | None, h: Tensor, last: State) -> None:
         """Keep the states of a path that was drawn here."""
         self.drawn = self._path = (z, b_tilde)
-        self.b_tilde, self._h = b_tilde, h
+        self.b_tilde, self._h, self._last = b_tilde, h, last
 
     def forget(self) -> None:
         """Compute the states anew at the next call of :meth:`states`."""
@@ -214,11 +241,12 @@ class Recurrence:
     def share(self) -> None:
         """Leave what is remembered for another recurrence on the same batch."""
         assert self._path is not None
-        values = (self._h, self._b, self.inputs)
+        values = (self._h, self._last, self._b, self._inputs)
         self._shared.put(self._key(*self._path), self.networks.parameters(), values)
 
     def _knows(self, z: Tensor) -> bool:
         return self._path is not None and self._path[0] is z and self._path[1] is self.b_tilde
 
     def _key(self, z: Tensor, b_tilde: Tensor | None) -> tuple[Any, ...]:
-        return (z, b_tilde, self.batch.inputs, self.batch.targets, self.batch.lengths)
+        batch = self.batch
+        return (z, b_tilde, batch.inputs, batch.targets, batch.lengths, *(batch.carried or ()))

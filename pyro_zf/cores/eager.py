@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributions import Independent, Normal
 
 from pyro_zf.batch import with_particles
-from pyro_zf.nn.lstm import Transition
+from pyro_zf.nn.lstm import State, Transition
 from pyro_zf.nn.posteriors import gives_moments
 
 __all__ = ["Path", "lagged", "sample_path", "shielded"]
@@ -20,7 +20,7 @@ __all__ = ["Path", "lagged", "sample_path", "shielded"]
 class Path(NamedTuple):
     """A latent path and the states along it, time first.
 
-    ``q_mean`` and ``q_log_scale`` are None for a posterior that does not give them as it goes,
+    ``last`` is the whole state after the last step. ``q_mean`` and ``q_log_scale`` are None for a posterior that does not give them as it goes,
     ``b_tilde`` where there is no such latent.
     """
 
@@ -29,6 +29,7 @@ class Path(NamedTuple):
     q_mean: Float[Tensor, "time *particles batch latent"] | None
     q_log_scale: Float[Tensor, "time *particles batch latent"] | None
     b_tilde: Float[Tensor, "time *particles batch backward"] | None = None
+    last: State = ()
 
 
 def sample_path(
@@ -40,6 +41,8 @@ def sample_path(
     batch_shape: torch.Size,
     echo: nn.Module | None = None,
     skip: Bool[Tensor, "time *particles batch 1"] | None = None,
+    carried: State | None = None,
+    carried_read: Tensor | None = None,
 ) -> Path:
     r"""Draw :math:`z_t \sim q(z_t \mid h_{t-1}, b_t)` and step to :math:`h_t`, for t = 1..T.
 
@@ -55,16 +58,19 @@ def sample_path(
         batch_shape: particles and sequences, for example ``(25, 64)``.
         echo: maps :math:`z_t` to the distribution of :math:`\tilde b_t`, drawn after it.
         skip: where the gradient with respect to state and context is skipped.
+        carried: the state to begin with; zeros without it.
+        carried_read: what a transition with lag reads at the first step; zeros without it.
     """
     if getattr(posterior, "ignores_state", False):
         at_once = _sample_at_once(
-            transition, embed_latent, posterior, inputs, context, batch_shape, echo, skip
-        )
+            transition, embed_latent, posterior, inputs, context, batch_shape, echo, skip, carried,
+            carried_read,
+        )  # fmt: skip
         if at_once is not None:
             return at_once
     step = transition.stepper()
-    state = transition.initial(batch_shape)
-    read: Tensor | None = None
+    state = transition.initial(batch_shape, carried)
+    read = None if carried_read is None else carried_read.expand(*batch_shape, -1)
     # `unbind`, never `b[t]`: the backward of an index fills a tensor of T steps with zeros, T times.
     projected = transition.project(inputs).unbind(0)
     skips = [None] * len(projected) if skip is None else skip.unbind(0)
@@ -106,6 +112,7 @@ def sample_path(
         torch.stack(means) if means else None,
         torch.stack(log_scales) if log_scales else None,
         torch.stack(echoes) if echoes else None,
+        state,
     )
 
 
@@ -118,10 +125,12 @@ def _sample_at_once(
     batch_shape: torch.Size,
     echo: Any,
     skip: Tensor | None,
+    carried: State | None,
+    carried_read: Tensor | None,
 ) -> Path | None:
     """All steps together, where the posterior does not look at the state and is Gaussian."""
     context = with_particles(context, len(batch_shape) - 1).expand(-1, *batch_shape, -1)
-    h = transition.initial(batch_shape)[0].expand(len(context), *batch_shape, -1)
+    h = transition.initial(batch_shape, carried)[0].expand(len(context), *batch_shape, -1)
     q = posterior(h, shielded(context, skip))
     if not (isinstance(q, Independent) and isinstance(q.base_dist, Normal)):
         return None
@@ -137,8 +146,8 @@ def _sample_at_once(
         echo_mean, echo_log_scale = echo.moments(z)
         b_tilde = echo_mean + torch.exp(echo_log_scale) * torch.stack(noise[1])
     read = embed_latent(z) if b_tilde is None else embed_latent(z, b_tilde)
-    h = transition.run(inputs, lagged(read, transition.lag))
-    return Path(h, z, mean, torch.log(scale), b_tilde)
+    h, last = transition.run(inputs, lagged(read, transition.lag, carried_read), carried)
+    return Path(h, z, mean, torch.log(scale), b_tilde, last)
 
 
 def shielded(x: Tensor, skip: Tensor | None) -> Tensor:
@@ -147,9 +156,10 @@ def shielded(x: Tensor, skip: Tensor | None) -> Tensor:
 
 
 def lagged(
-    read: Float[Tensor, "time *batch latent"], lag: int
+    read: Float[Tensor, "time *batch latent"], lag: int, carried: Tensor | None = None
 ) -> Float[Tensor, "time *batch latent"]:
-    """Each step's latent, ``lag`` steps late; zeros before the first."""
+    """Each step's latent, ``lag`` steps late; before the first what is carried over, or zeros."""
     if not lag:
         return read
-    return torch.cat([torch.zeros_like(read[:lag]), read[:-lag]])
+    first = torch.zeros_like(read[:lag]) if carried is None else carried.expand_as(read[:lag])
+    return torch.cat([first, read[:-lag]])

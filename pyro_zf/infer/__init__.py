@@ -1,6 +1,7 @@
 """Objectives, the SVI engine, schedules, and bounds for evaluation."""
 
 from pyro_zf.infer.bounds import BatchBounds, Bounds, Estimate, batch_bounds, evaluate
+from pyro_zf.infer.carried import CarriedState
 from pyro_zf.infer.corruption import WordDropout
 from pyro_zf.infer.fivo import FilterResult, TraceFIVO, particle_filter
 from pyro_zf.infer.objectives import Trace_ELBO, TraceIWAE, TraceMeanField_ELBO
@@ -13,6 +14,7 @@ __all__ = [
     "SVI",
     "BatchBounds",
     "Bounds",
+    "CarriedState",
     "Estimate",
     "FilterResult",
     "LinearSchedule",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from pyro.poutine import Trace
 from torch import Tensor
 
 from pyro_zf.batch import SequenceBatch, with_particles
+from pyro_zf.infer.carried import continued
 from pyro_zf.infer.fivo import owner_of, particle_filter
 from pyro_zf.models.base import AUX_PREFIX, local_parameters
 from pyro_zf.paths import kl_per_step
@@ -32,7 +34,9 @@ class BatchBounds:
 
     ``elbo`` is ``log_likelihood - kl``; with a closed form for the KL that is the estimate of the
     papers, averaged over the samples. ``aux`` is the weighted sum of the auxiliary costs, of which
-    nothing is in the bounds.
+    nothing is in the bounds. ``end`` is the state after the last step, which a batch that continues
+    this one carries: that of one sample, drawn in proportion to the importance weights, so that the
+    bounds of the parts of a sequence add up to a bound of the whole.
     """
 
     elbo: Float[Tensor, " batch"]
@@ -42,6 +46,7 @@ class BatchBounds:
     kl_per_step: Float[Tensor, "batch time"]
     aux: Float[Tensor, " batch"]
     fivo: Float[Tensor, " batch"] | None = None
+    end: tuple[Tensor, ...] | None = None
 
 
 @torch.no_grad()
@@ -52,6 +57,7 @@ def batch_bounds(
     num_samples: int = 1,
     chunk: int = 25,
     fivo: bool = False,
+    carry: bool = False,
 ) -> BatchBounds:
     """ELBO and IWAE of each sequence from the same ``num_samples`` latent paths.
 
@@ -61,6 +67,7 @@ def batch_bounds(
         num_samples: K of the IWAE, and samples that the ELBO averages over.
         chunk: samples at a time; memory grows with it, not with ``num_samples``.
         fivo: whether to run a particle filter with as many particles too, all at a time.
+        carry: whether to give the state after the last step, for a batch that continues this one.
 
     Raises:
         ValueError: if a number is below one.
@@ -69,12 +76,17 @@ def batch_bounds(
     """
     if num_samples < 1 or chunk < 1:
         raise ValueError(f"num_samples and chunk must be at least 1: {num_samples}, {chunk}")
+    if fivo and batch.carried is not None:
+        raise ValueError("a particle filter does not go on from a state that another bound left")
     log_sum = None
     sums: list[Tensor] = []
+    end = None
     for first in range(0, num_samples, chunk):
         size = min(chunk, num_samples - first)
-        log_weight, parts = _particles(model, guide, batch, size)
+        log_weight, parts, ends = _particles(model, guide, batch, size)
         part = torch.logsumexp(log_weight, dim=0)
+        if carry:
+            end = _chosen_end(end, log_sum, ends, log_weight, part)
         log_sum = part if log_sum is None else torch.logaddexp(log_sum, part)
         parts = [p.sum(0) for p in parts]
         sums = parts if not sums else [a + b for a, b in zip(sums, parts, strict=True)]
@@ -91,7 +103,31 @@ def batch_bounds(
         fivo=particle_filter(owner_of(model, guide), batch, num_samples, weighted=False).bound
         if fivo
         else None,
+        end=end,
     )
+
+
+def _chosen_end(
+    kept: tuple[Tensor, ...] | None,
+    kept_weight: Tensor | None,
+    ends: tuple[Tensor, ...] | None,
+    log_weight: Float[Tensor, "samples batch"],
+    total: Float[Tensor, " batch"],
+) -> tuple[Tensor, ...] | None:
+    """Of each sequence, the state of one sample of this chunk or of those before, by their weights."""
+    if ends is None or not ends:
+        return ends
+    size = len(log_weight)
+    pick = torch.zeros_like(total, dtype=torch.long)
+    if size > 1:
+        pick = torch.multinomial((log_weight - total).exp().T.contiguous(), 1).squeeze(-1)
+    row = torch.arange(len(total), device=total.device)
+    chosen = tuple(x.expand(size, *x.shape[-2:])[pick, row] for x in ends)
+    if kept is None or kept_weight is None:
+        return chosen
+    share = torch.exp(total - torch.logaddexp(total, kept_weight))
+    new = (torch.rand_like(share) < share).unsqueeze(-1)
+    return tuple(torch.where(new, c, k) for c, k in zip(chosen, kept, strict=True))
 
 
 @dataclass(frozen=True)
@@ -172,17 +208,30 @@ def evaluate(
     chunk: int = 25,
     fivo: bool = False,
 ) -> Bounds:
-    """Bounds over all sequences of ``batches``; see :func:`batch_bounds`."""
+    """Bounds over all sequences of ``batches``; see :func:`batch_bounds`.
+
+    A batch that continues the one before it (:attr:`SequenceBatch.continues`) begins with the state
+    in which the model left that.
+
+    Raises:
+        ValueError: if there is such a batch and the model returns no state.
+    """
     bounds = Bounds(num_samples)
-    for batch in batches:
-        bounds.add(batch, batch_bounds(model, guide, batch, num_samples, chunk, fivo))
+    end = None
+    for batch, following in itertools.pairwise(itertools.chain(batches, [None])):
+        assert batch is not None
+        batch = continued(batch, end)
+        carry = following is not None and following.continues
+        result = batch_bounds(model, guide, batch, num_samples, chunk, fivo, carry)
+        bounds.add(batch, result)
+        end = result.end
     return bounds
 
 
 def _particles(
     model: Program, guide: Program, batch: SequenceBatch, size: int
-) -> tuple[Tensor, list[Tensor]]:
-    """Log weights (size, batch) and [log likelihood, KL of each step, auxiliary costs]."""
+) -> tuple[Tensor, list[Tensor], tuple[Tensor, ...] | None]:
+    """Log weights (size, batch), [log likelihood, KL of each step, auxiliary costs], last states."""
     plate = pyro.plate("num_particles_vectorized", size, dim=-2)
     with poutine.block(), local_parameters(), plate:
         guide_trace = poutine.trace(guide).get_trace(batch)
@@ -210,7 +259,8 @@ def _particles(
             steps = with_particles(steps, len(shape) + 1 - steps.dim())
             kl_steps.append(steps.expand(-1, *shape))
     kl = torch.cat(kl_steps) if kl_steps else zero.expand(batch.num_steps, *shape)
-    return log_likelihood - log_ratio, [log_likelihood, kl.movedim(0, -1), aux]
+    parts = [log_likelihood, kl.movedim(0, -1), aux]
+    return log_likelihood - log_ratio, parts, model_trace.nodes["_RETURN"]["value"]
 
 
 def _sample_sites(trace: Trace) -> Iterable[tuple[str, Any]]:

@@ -145,7 +145,9 @@ def particle_filter(
     u, y = batch.clean_inputs.unbind(1), batch.targets.unbind(1)
 
     shape = (num_particles, batch.num_sequences)
-    step, state, read = transition.stepper(), transition.initial(shape), None
+    step, start = transition.stepper(), recurrence.start
+    state = transition.initial(shape, start.state)
+    read = None if start.read is None else start.read.expand(*shape, -1)
     like = next(model.parameters())  # of full precision, under autocast too
     log_weight = like.new_full(shape, -math.log(num_particles))  # normalised over particles
     bound = like.new_zeros(batch.num_sequences)

@@ -14,6 +14,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from pyro_zf.batch import SequenceBatch
+from pyro_zf.nn.lstm import State
 
 __all__ = [
     "AUX_PREFIX",
@@ -101,13 +102,16 @@ class SequenceModel(nn.Module):
         self.aux_weight = aux_weight
         self.name = name
 
-    def model(self, batch: SequenceBatch) -> None:
-        """The generative program. A batch without targets is generated, step by step."""
+    def model(self, batch: SequenceBatch) -> State:
+        """The generative program. A batch without targets is generated, step by step.
+
+        It returns the state after the last step, without its gradient: what a batch that continues
+        this one carries (:attr:`SequenceBatch.carried`).
+        """
         self._register()
         if self.layout == "steps" or batch.targets is None:
-            self._model_steps(batch)
-        else:
-            self._model_time(batch)
+            return self._model_steps(batch)
+        return self._model_time(batch)
 
     def guide(self, batch: SequenceBatch) -> None:
         """The approximate posterior, over the latent sites of :meth:`model`.
@@ -161,10 +165,10 @@ class SequenceModel(nn.Module):
         ys: list[Any] = [trace.nodes[f"y_{t}"]["value"] for t in range(1, num_steps + 1)]
         return torch.stack(ys, dim=1)
 
-    def _model_steps(self, batch: SequenceBatch) -> None:
+    def _model_steps(self, batch: SequenceBatch) -> State:
         raise NotImplementedError
 
-    def _model_time(self, batch: SequenceBatch) -> None:
+    def _model_time(self, batch: SequenceBatch) -> State:
         raise NotImplementedError
 
     def _guide_steps(self, batch: SequenceBatch) -> None:

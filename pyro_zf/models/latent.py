@@ -23,12 +23,13 @@ from pyro_zf.nn.lstm import (
     ForwardLSTM,
     InputLSTM,
     LSTMTransition,
+    State,
     Transition,
 )
 from pyro_zf.nn.mlp import ACTIVATIONS, join
 from pyro_zf.nn.posteriors import ResidualPosterior, build_posterior, named_posterior, reads
 from pyro_zf.nn.priors import build_prior
-from pyro_zf.recurrence import Recurrence, Shared
+from pyro_zf.recurrence import Recurrence, Shared, Start
 
 __all__ = ["LatentSequenceModel", "embed_data"]
 
@@ -308,10 +309,27 @@ class LatentSequenceModel(LatentPrograms):
 
     # Data flow
 
-    def embedded_inputs(self, batch: SequenceBatch) -> Tensor:
-        """What the transition reads beside the latent, time first."""
+    def start(self, batch: SequenceBatch) -> Start:
+        """What the batch begins with: what is carried over, in parts, or zeros."""
+        if batch.carried is None:
+            return Start()
+        number, lag = len(self.transition.state_sizes), self.transition.lag
+        expected = number + lag + 2 * (self.deterministic is not None)
+        if len(batch.carried) != expected:
+            raise ValueError(
+                f"the batch carries {len(batch.carried)} states; {type(self).__name__} leaves {expected}"
+            )
+        rest = batch.carried[number + lag :]
+        return Start(
+            batch.carried[:number], batch.carried[number] if lag else None, rest if rest else None
+        )
+
+    def embedded_inputs(self, batch: SequenceBatch) -> tuple[Tensor, State]:
+        """What the transition reads beside the latent, time first; the last state of a network over it."""
         inputs = self.embedding(batch.inputs).transpose(0, 1)
-        return inputs if self.deterministic is None else self.deterministic(inputs)
+        if self.deterministic is None:
+            return inputs, ()
+        return self.deterministic.run(inputs, self.start(batch).inputs)
 
     def recognition_inputs(self, batch: SequenceBatch, inputs: Tensor) -> Tensor:
         """What the networks over the targets read, batch first."""

@@ -15,9 +15,9 @@ from pyro_zf.batch import SequenceBatch, masked, with_particles
 from pyro_zf.cores import shielded
 from pyro_zf.models.base import AUX_PREFIX, SequenceModel, at_step
 from pyro_zf.nn.auxiliary import AuxiliaryCost, StepStates
-from pyro_zf.nn.lstm import InputLSTM, Transition
+from pyro_zf.nn.lstm import InputLSTM, State, Transition
 from pyro_zf.paths import FromPrior, OverTime, PosteriorPath, PriorPath
-from pyro_zf.recurrence import Recurrence, Shared
+from pyro_zf.recurrence import Recurrence, Shared, Start
 from pyro_zf.shared_sites import NO_KL, EchoPath, SkipMask
 
 __all__ = ["LATENTS", "LatentPrograms", "Latents", "MeanOf"]
@@ -45,8 +45,12 @@ class LatentPrograms(SequenceModel):
     echo: Any = None
     _shared: Shared
 
-    def embedded_inputs(self, batch: SequenceBatch) -> Tensor:
-        """What the transition reads beside the latent, time first."""
+    def start(self, batch: SequenceBatch) -> Start:
+        """What the batch begins with."""
+        raise NotImplementedError
+
+    def embedded_inputs(self, batch: SequenceBatch) -> tuple[Tensor, State]:
+        """What the transition reads beside the latent, time first; the last state of a network over it."""
         raise NotImplementedError
 
     def backward_states(self, batch: SequenceBatch, inputs: Tensor) -> Tensor:
@@ -63,21 +67,21 @@ class LatentPrograms(SequenceModel):
 
     # One site a step: the specification, to be read beside the equations.
 
-    def _model_steps(self, batch: SequenceBatch) -> None:
-        generating = batch.targets is None
+    def _model_steps(self, batch: SequenceBatch) -> State:
+        generating, start = batch.targets is None, self.start(batch)
         y = [None] * batch.num_steps if batch.targets is None else batch.targets.unbind(1)
         observed_u = batch.clean_inputs.unbind(1)
-        inputs = None if generating else self._stepwise(self.embedded_inputs(batch))
+        embedded, carried = (None, start.inputs) if generating else self.embedded_inputs(batch)
+        inputs = None if embedded is None else self._stepwise(embedded)
         costs = {} if generating else self._active_aux()
         b = self._backward_states_of(costs, batch)
         prior, step = self._prior(), self.transition.stepper()
         with self.sequences(batch):
             skip = self._sample_skip(batch)
             (u_t, projected), carried = (
-                (inputs[0], None) if inputs else self._next_input(batch.inputs[:, 0], None)
+                (inputs[0], carried) if inputs else self._next_input(batch.inputs[:, 0], carried)
             )
-            state = self.transition.initial((batch.num_sequences,))
-            read: Tensor | None = None
+            state, read = self.transition.initial((batch.num_sequences,), start.state), start.read
             for t in pyro.markov(range(batch.num_steps)):
                 if self.transition.lag:
                     state = step(projected, self._read_before(read, state), state)
@@ -104,6 +108,8 @@ class LatentPrograms(SequenceModel):
                         (u_t, projected), carried = self._next_input(y_t, carried)
                     else:
                         u_t, projected = inputs[t + 1]
+        last_read = (read,) if self.transition.lag and read is not None else ()
+        return tuple(x.detach() for x in (*state, *last_read, *(carried or ())))
 
     def _guide_steps(self, batch: SequenceBatch) -> None:
         recurrence = self._recurrence(batch)
@@ -111,8 +117,8 @@ class LatentPrograms(SequenceModel):
         step = self.transition.stepper()
         with self.sequences(batch):
             skip = self._sample_skip(batch)
-            state = self.transition.initial((batch.num_sequences,))
-            read: Tensor | None = None
+            state = self.transition.initial((batch.num_sequences,), recurrence.start.state)
+            read = recurrence.start.read
             inputs, context = self._stepwise(recurrence.inputs), contexts.unbind(0)
             for t in pyro.markov(range(batch.num_steps)):
                 u_t, projected = inputs[t]
@@ -152,7 +158,7 @@ class LatentPrograms(SequenceModel):
 
     # One site for the sequence: the same densities, batched over time.
 
-    def _model_time(self, batch: SequenceBatch) -> None:
+    def _model_time(self, batch: SequenceBatch) -> State:
         with self.sequences(batch):
             skip = self._sample_skip(batch)
             recurrence = self._recurrence(batch, skip)
@@ -163,7 +169,7 @@ class LatentPrograms(SequenceModel):
             pyro.sample("y", OverTime(emission, batch.mask), obs=batch.targets)
             costs = self._active_aux()
             if not costs:
-                return
+                return recurrence.end(z)
             particles = z.dim() - 3
             read_b = any(cost.reads_backward for cost in costs.values())
             states = StepStates(
@@ -178,6 +184,7 @@ class LatentPrograms(SequenceModel):
                 if cost.skips_start_symbol and batch.has_start_symbol:
                     log_prob = log_prob[1:]
                 pyro.factor(f"{AUX_PREFIX}{name}", log_prob.sum(0))
+        return recurrence.end(z)
 
     def _guide_time(self, batch: SequenceBatch) -> None:
         with self.sequences(batch):

@@ -32,7 +32,7 @@ from pyro_zf.models.base import SequenceModel, at_step
 from pyro_zf.models.latent import embed_data
 from pyro_zf.nn.emissions import emits_symbols, make_emission
 from pyro_zf.nn.gaussian import GaussianForm
-from pyro_zf.nn.lstm import InputLSTM
+from pyro_zf.nn.lstm import InputLSTM, State
 from pyro_zf.paths import OverTime
 
 __all__ = ["RNN"]
@@ -90,22 +90,25 @@ class RNN(SequenceModel):
         self.network = InputLSTM(input_size, hidden_size, orthogonal, forget_bias)
         self.emission = emission
 
-    def _model_steps(self, batch: SequenceBatch) -> None:
+    def _model_steps(self, batch: SequenceBatch) -> State:
         with self.sequences(batch):
             if batch.targets is not None:
-                for t, h in enumerate(self._states(batch).unbind(0)):
+                states, last = self._states(batch)
+                for t, h in enumerate(states.unbind(0)):
                     y = at_step(self.emission(h), batch, t)
                     pyro.sample(f"y_{t + 1}", y, obs=batch.targets[:, t])
-                return
-            u, carried = batch.inputs[:, 0], None
+                return last
+            u, carried = batch.inputs[:, 0], batch.carried
             for t in pyro.markov(range(batch.num_steps)):
                 h, carried = self.network.step(self.embedding(u), carried)
                 u = pyro.sample(f"y_{t + 1}", at_step(self.emission(h), batch, t))
+            return tuple(x.detach() for x in carried or ())
 
-    def _model_time(self, batch: SequenceBatch) -> None:
+    def _model_time(self, batch: SequenceBatch) -> State:
         with self.sequences(batch):
-            y = OverTime(self.emission(self._states(batch)), batch.mask)
-            pyro.sample("y", y, obs=batch.targets)
+            states, last = self._states(batch)
+            pyro.sample("y", OverTime(self.emission(states), batch.mask), obs=batch.targets)
+        return last
 
     def _guide_steps(self, batch: SequenceBatch) -> None:
         """Nothing to infer."""
@@ -113,5 +116,6 @@ class RNN(SequenceModel):
     def _guide_time(self, batch: SequenceBatch) -> None:
         """Nothing to infer."""
 
-    def _states(self, batch: SequenceBatch) -> Tensor:
-        return self.network(self.embedding(batch.inputs).transpose(0, 1))
+    def _states(self, batch: SequenceBatch) -> tuple[Tensor, State]:
+        states, last = self.network.run(self.embedding(batch.inputs).transpose(0, 1), batch.carried)
+        return states, tuple(x.detach() for x in last)

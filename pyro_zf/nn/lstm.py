@@ -74,8 +74,12 @@ class Transition(nn.Module):
         """A function of (projected input, z, state) that returns the next state."""
         raise NotImplementedError
 
-    def initial(self, batch_shape: torch.Size | tuple[int, ...]) -> State:
-        """The state before the first step: zeros."""
+    def initial(
+        self, batch_shape: torch.Size | tuple[int, ...], carried: State | None = None
+    ) -> State:
+        """The state before the first step: the one carried over from what came before, or zeros."""
+        if carried is not None:
+            return tuple(x.expand(*batch_shape, -1) for x in carried)
         like = next(self.parameters())
         return tuple(like.new_zeros(*batch_shape, size) for size in self.state_sizes)
 
@@ -83,13 +87,14 @@ class Transition(nn.Module):
         self,
         inputs: Float[Tensor, "time batch input"],
         z: Float[Tensor, "time *particles batch latent"],
-    ) -> Float[Tensor, "time *particles batch hidden"]:
-        """All states of a path whose latents are known."""
-        step, state, states = self.stepper(), self.initial(z.shape[1:-1]), []
+        carried: State | None = None,
+    ) -> tuple[Float[Tensor, "time *particles batch hidden"], State]:
+        """All :math:`h_t` of a path whose latents are known, and the whole state after the last."""
+        step, state, states = self.stepper(), self.initial(z.shape[1:-1], carried), []
         for u, z_t in zip(self.project(inputs).unbind(0), z.unbind(0), strict=True):
             state = step(u, z_t, state)
             states.append(state[0])
-        return torch.stack(states)
+        return torch.stack(states), state
 
 
 class LSTMTransition(Transition):
@@ -158,11 +163,22 @@ class LSTMTransition(Transition):
         self,
         inputs: Float[Tensor, "time batch input"],
         z: Float[Tensor, "time *particles batch latent"],
-    ) -> Float[Tensor, "time *particles batch hidden"]:
+        carried: State | None = None,
+    ) -> tuple[Float[Tensor, "time *particles batch hidden"], State]:
         shape = z.shape[:-1]
         u = with_particles(inputs, len(shape) - 2)
         both = torch.cat([u.expand(*shape, -1), self._read(z)], dim=-1).flatten(1, -2)
-        return self.lstm(both)[0].to(self._weights()[0].dtype).reshape(*shape, -1)
+        start = None
+        if carried is not None:
+            start = tuple(
+                x.flatten(0, -2).unsqueeze(0).contiguous() for x in self.initial(shape[1:], carried)
+            )
+        states, last = self.lstm(both, start)
+        dtype = self._weights()[0].dtype
+        return (
+            states.to(dtype).reshape(*shape, -1),
+            tuple(x.to(dtype).reshape(*shape[1:], -1) for x in last),
+        )
 
     def _read(self, z: Tensor) -> Tensor:
         return z if self.read == self.latent_size else z[..., : self.read]
@@ -214,7 +230,11 @@ class ChainTransition(Transition):
     def stepper(self) -> Callable[[Tensor, Tensor, State], State]:
         return lambda u, z, state: (z,)
 
-    def initial(self, batch_shape: torch.Size | tuple[int, ...]) -> State:
+    def initial(
+        self, batch_shape: torch.Size | tuple[int, ...], carried: State | None = None
+    ) -> State:
+        if carried is not None:
+            return super().initial(batch_shape, carried)
         start = self.get_buffer("start")
         return (start.new_zeros(*batch_shape, *start.shape),)
 
@@ -222,8 +242,9 @@ class ChainTransition(Transition):
         self,
         inputs: Float[Tensor, "time batch input"],
         z: Float[Tensor, "time *particles batch latent"],
-    ) -> Float[Tensor, "time *particles batch hidden"]:
-        return z
+        carried: State | None = None,
+    ) -> tuple[Float[Tensor, "time *particles batch hidden"], State]:
+        return z, (z[-1],)
 
 
 class InputLSTM(nn.Module):
@@ -247,13 +268,22 @@ class InputLSTM(nn.Module):
         self, inputs: Float[Tensor, "time batch input"]
     ) -> Float[Tensor, "time batch hidden"]:
         """All states at once."""
-        return self.lstm(inputs)[0].to(self.lstm.weight_hh_l0.dtype)
+        return self.run(inputs)[0]
+
+    def run(
+        self, inputs: Float[Tensor, "time batch input"], carried: State | None = None
+    ) -> tuple[Float[Tensor, "time batch hidden"], State]:
+        """All states, and what to hand to the steps that follow, (batch, hidden) each."""
+        start = None if carried is None else tuple(x.unsqueeze(0).contiguous() for x in carried)
+        states, last = self.lstm(inputs, start)
+        dtype = self.lstm.weight_hh_l0.dtype
+        return states.to(dtype), tuple(x[0].to(dtype) for x in last)
 
     def step(
         self, u: Float[Tensor, "*batch input"], carried: State | None
     ) -> tuple[Float[Tensor, "*batch hidden"], State]:
         """One state, and what to hand to the next step; None before the first."""
-        output, carried = self.lstm(u.reshape(1, -1, u.shape[-1]), carried)
+        output, carried = self.run(u.reshape(1, -1, u.shape[-1]), carried)
         return output.reshape(*u.shape[:-1], -1), carried
 
 

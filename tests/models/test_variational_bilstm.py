@@ -393,7 +393,7 @@ def test_costs() -> None:
     z, b_tilde = (guide.nodes[name]["value"].movedim(1, 0) for name in ("z", "b_tilde"))
     recurrence = model._recurrence(batch)
     read = torch.cat([z, b_tilde], dim=-1)
-    h = model.transition.run(recurrence.inputs, read)
+    h, _ = model.transition.run(recurrence.inputs, read)
     h_prev = torch.cat([torch.zeros(1, 5, 6), h[:-1]])
     expected = {
         "aux_b": 0.3 * model.aux["b"].head(z).log_prob(recurrence.b),

@@ -24,8 +24,11 @@ def test_stepping_is_running() -> None:
     """The loop over steps, the base class's run and one call of nn.LSTM give the same states."""
     transition = LSTMTransition(3, 2, 5)
     u, z = torch.randn(6, 4, 3), torch.randn(6, 2, 4, 2)
-    looped = Transition.run(transition, u, z)
-    torch.testing.assert_close(transition.run(u, z), looped, rtol=1e-12, atol=1e-14)
+    looped, last = Transition.run(transition, u, z)
+    torch.testing.assert_close(transition.run(u, z), (looped, last), rtol=1e-12, atol=1e-14)
+    half, middle = transition.run(u[:2], z[:2])
+    rest, end = transition.run(u[2:], z[2:], middle)
+    torch.testing.assert_close((torch.cat([half, rest]), end), (looped, last))
     lstm = nn.LSTM(5, 5)
     lstm.load_state_dict(transition.lstm.state_dict())
     first = lstm(torch.cat([u, z[:, 1]], dim=-1))[0]
