@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 import sys
 from collections.abc import Callable, Sequence
@@ -13,21 +14,29 @@ from typing import Annotated, Any, Literal
 import torch
 import tyro
 
-from pyro_zf.data import Batches, DataError
+from pyro_zf.data import DataError, StreamBatches, make_batches
+from pyro_zf.data.progress import always_shown
 from pyro_zf.infer import evaluate
 from pyro_zf.models import LatentSequenceModel
 from pyro_zf.training import (
+    DATASETS,
+    DataConfig,
     Interrupted,
     TrainConfig,
     TrainingError,
     UsageError,
+    build_data,
+    headline,
     json_text,
     load_run,
+    marginal_numbers,
     resolve_device,
+    text_numbers,
     train,
 )
+from pyro_zf.training.data import check_data
 
-__all__ = ["evaluate_main", "main", "train_main"]
+__all__ = ["evaluate_main", "main", "prepare_main", "train_main"]
 
 
 @dataclass(frozen=True)
@@ -55,6 +64,8 @@ class EvaluateConfig:
     """Samples at a time; memory grows with it, not with --num-samples."""
     data_dir: Path | None = None
     """Folder with the data, where it is not that of training."""
+    data: Path | None = None
+    """Your own data, where they are not where they were in training."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     seed: int = 0
@@ -71,10 +82,24 @@ def evaluate_main(argv: Sequence[str] | None = None) -> int:
     return _run(_evaluate, tyro.cli(EvaluateConfig, args=argv, prog="evaluate.py"))
 
 
+def prepare_main(argv: Sequence[str] | None = None) -> int:
+    """``prepare_data.py NAME``: see :class:`~pyro_zf.training.DataConfig` for the options."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments and arguments[0] in DATASETS:
+        arguments[:1] = ["--dataset", arguments[0]]
+    elif arguments and not arguments[0].startswith("-"):
+        near = difflib.get_close_matches(arguments[0], DATASETS, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        print(f"error: {arguments[0]}: there are {', '.join(DATASETS)}{hint}", file=sys.stderr)
+        return 2
+    return _run(_prepare, tyro.cli(DataConfig, args=arguments, prog="prepare_data.py"))
+
+
 #: Commands of ``pyro-zf``.
 COMMANDS: dict[str, Callable[[Sequence[str] | None], int]] = {
     "train": train_main,
     "evaluate": evaluate_main,
+    "prepare": prepare_main,
 }
 
 
@@ -111,27 +136,31 @@ def _run(command: Callable[[Any], None], config: Any) -> int:
 def _train(config: TrainConfig) -> None:
     summary = train(config)
     figures = Path(summary["figures"][0]).parent
-    nats, error = (
-        -summary["test_elbo_nats_per_sequence"],
-        summary["test_elbo_nats_per_sequence_stderr"],
-    )
-    bound = (
-        f"one posterior sample each, KL {summary['test_kl_nats_per_sequence']:.2f}; an upper bound of "
-        "the negative log-likelihood"
-        if summary["has_latents"]
-        else "the exact negative log-likelihood"
-    )
-    baseline = -summary["marginal_bernoulli_nats_per_sequence"]
     print(f"figures: {figures}")
-    print(
-        f"test -ELBO: {nats:.2f} +- {error:.2f} nats per image on {summary['data']} "
-        f"({summary['test_num_sequences']} test images, {bound}; lower is better; "
-        f"independent pixels: {baseline:.2f})"
-    )
+    print(headline(summary))
     if not summary["comparable_with_published"]:
         print(
             "these data are not those of the papers: the figure does NOT compare with published ones"
         )
+
+
+def _prepare(config: DataConfig) -> None:
+    check_data(config)
+    with always_shown():
+        splits = build_data(config)
+    print(f"{splits.source.name} ({splits.source.detail})")
+    for finding in splits.findings:
+        print(f"  {finding}")
+    numbers = marginal_numbers(splits, "test")
+    print(
+        f"  {splits.marginal_name}, test: {numbers['marginal_nats_per_sequence']:.2f} nats of log-likelihood "
+        f"per {splits.unit}, {numbers['marginal_nats_per_step']:.4f} per {splits.step_unit}"
+        + "".join(
+            f", {symbol.replace('_', ' ')} {numbers[f'marginal_{symbol}']:.3f}"
+            for symbol in ("perplexity", "bits_per_character")
+            if f"marginal_{symbol}" in numbers
+        )
+    )
 
 
 def _evaluate(config: EvaluateConfig) -> None:
@@ -140,9 +169,13 @@ def _evaluate(config: EvaluateConfig) -> None:
         if value is not None and value < 1:
             raise UsageError(f"--{name.replace('_', '-')} must be at least 1, it is {value}")
     device = resolve_device(config.device)
-    settings, splits, model, step = load_run(config.run, config.checkpoint, device, config.data_dir)
+    settings, splits, model, step = load_run(
+        config.run, config.checkpoint, device, config.data_dir, config.data
+    )
     torch.manual_seed(config.seed)
-    batches = Batches(splits[config.split], config.batch_size, limit=config.max_sequences)
+    batches = make_batches(splits[config.split], config.batch_size, limit=config.max_sequences)
+    if config.fivo and isinstance(batches, StreamBatches):
+        raise UsageError(f"--fivo filters whole sequences, and {settings.dataset} is one stream")
     if not isinstance(model, LatentSequenceModel):
         if config.fivo or config.latents != "posterior":
             raise UsageError(f"{settings.model} has no latents: leave out --fivo and --latents")
@@ -172,6 +205,8 @@ def _evaluate(config: EvaluateConfig) -> None:
         "num_sequences": bounds.num_sequences,
         "num_samples": config.num_samples,
         "latents": config.latents,
+        "unit": splits.unit,
+        "step_unit": splits.step_unit,
     }
     for name in ("elbo", "iwae", *["fivo"] * config.fivo, "kl", "log_likelihood"):
         for where, estimate in (
@@ -180,6 +215,9 @@ def _evaluate(config: EvaluateConfig) -> None:
         ):
             result[f"{name}_nats_per_{where}"] = estimate.mean
             result[f"{name}_nats_per_{where}_stderr"] = estimate.stderr
+        if name in ("elbo", "iwae", "fivo"):
+            result |= text_numbers(name, result[f"{name}_nats_per_step"], splits.step_unit)
+    result |= marginal_numbers(splits, config.split)
     result["kl_nats_at_steps"] = [round(x, 5) for x in bounds.kl_at_steps()]
     print(json_text(result))
 

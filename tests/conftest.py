@@ -13,8 +13,11 @@ import torch
 
 
 @pytest.fixture(autouse=True)
-def _clean_slate(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _clean_slate(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[None]:
     monkeypatch.setenv("PYRO_ZF_OFFLINE", "1")
+    monkeypatch.setenv("PYRO_ZF_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
     torch.manual_seed(0)

@@ -1,14 +1,17 @@
 """Generation, reconstruction and figures."""
 
-from pyro_zf.analysis.figures import curves, digits, kl_per_step, save_run_figures
+from pyro_zf.analysis.figures import curves, digits, kl_per_step, paths, waveforms
 from pyro_zf.analysis.generation import Reconstruction, reconstruct, sample
+from pyro_zf.analysis.run_figures import save_run_figures
 
 __all__ = [
     "Reconstruction",
     "curves",
     "digits",
     "kl_per_step",
+    "paths",
     "reconstruct",
     "sample",
     "save_run_figures",
+    "waveforms",
 ]

@@ -4,21 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from pyro_zf.analysis.generation import reconstruct, sample
-from pyro_zf.data import Batches, Splits
-from pyro_zf.infer import batch_bounds
-from pyro_zf.models import SequenceModel
-
-__all__ = ["curves", "digits", "kl_per_step", "save_run_figures"]
+__all__ = ["curves", "digits", "kl_per_step", "paths", "waveforms"]
 
 _BLUE, _ORANGE, _GREY = "#3b6ea8", "#d9822b", "#9a9a9a"
 _SIDE = 28
@@ -98,33 +91,40 @@ def kl_per_step(values: Sequence[float] | Tensor, unit: str = "step") -> Figure:
     return figure
 
 
-@torch.no_grad()
-def save_run_figures(
-    run: Path,
-    model: SequenceModel,
-    splits: Splits,
-    events: Sequence[dict[str, Any]],
-    num_samples: int = 64,
-) -> list[Path]:
-    """Samples, reconstructions of test images, KL by step and curves as PNG in ``run/figures``."""
-    device = next(model.parameters()).device
-    few = next(iter(Batches(splits.test, 10, limit=10))).to(device)
-    many = next(iter(Batches(splits.test, 200, limit=200))).to(device)
-    samples = sample(model, num_samples, splits.num_steps, splits.data_size)
-    titles = ("test data", "mean, true past", "from z alone")
-    bounds = batch_bounds(model.model, model.guide, many)
-    figures = {
-        "samples": digits([samples]),
-        "reconstructions": digits(reconstruct(model, few), titles),
-        "kl_per_step": kl_per_step(
-            bounds.kl_per_step.mean(0).cpu(), "row" if splits.num_steps == _SIDE else "pixel"
-        ),
-        "curves": curves(events, splits.unit),
-    }
-    folder = run / "figures"
-    folder.mkdir(exist_ok=True)
-    paths = []
-    for name, figure in figures.items():
-        paths.append(folder / f"{name}.png")
-        figure.savefig(paths[-1], dpi=150)
-    return paths
+def waveforms(
+    rows: Sequence[Sequence[Float[np.ndarray, " samples"]]],
+    titles: Sequence[str],
+    sample_rate: int,
+) -> Figure:
+    """Sounds against time; a row of panels for each title, all of one scale."""
+    columns = max(len(row) for row in rows)
+    figure = Figure(figsize=(3.2 * columns, 1.3 * len(rows) + 0.4), layout="constrained")
+    panels = figure.subplots(len(rows), columns, squeeze=False, sharey=True, sharex=True)
+    for row, title, axes_of_row in zip(rows, titles, panels, strict=True):
+        axes_of_row[0].set_ylabel(title)
+        for axes in axes_of_row[len(row) :]:
+            axes.set_axis_off()
+        for sound, axes in zip(row, axes_of_row, strict=False):
+            axes.plot(np.arange(len(sound)) / sample_rate, sound, color=_BLUE, lw=0.4)
+            axes.spines[["top", "right"]].set_visible(False)
+    for axes in panels[-1]:
+        axes.set_xlabel("seconds")
+    return figure
+
+
+def paths(rows: Sequence[Float[Tensor, "sequences time data"]], titles: Sequence[str]) -> Figure:
+    """Sequences of numbers as pictures: time to the right, values upwards."""
+    columns = max(len(row) for row in rows)
+    figure = Figure(figsize=(2.4 * columns, 1.5 * len(rows) + 0.3), layout="constrained")
+    panels = figure.subplots(len(rows), columns, squeeze=False)
+    low, high = min(float(row.min()) for row in rows), max(float(row.max()) for row in rows)
+    for row, title, axes_of_row in zip(rows, titles, panels, strict=True):
+        for sequence, axes in zip(row, axes_of_row, strict=False):
+            if sequence.shape[-1] <= 3:
+                axes.plot(sequence.cpu(), lw=1)
+                axes.set_ylim(low, high)
+            else:
+                axes.imshow(sequence.T.cpu(), aspect="auto", origin="lower", vmin=low, vmax=high)
+            axes.tick_params(labelsize=6)
+        axes_of_row[0].set_ylabel(title)
+    return figure

@@ -5,11 +5,14 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Shaped
 from pyro import poutine
+from pyro.distributions import MaskedDistribution
 from torch import Tensor
+from torch.distributions import Categorical
 
 from pyro_zf.batch import SequenceBatch
+from pyro_zf.data import Values
 from pyro_zf.models import SequenceModel
 from pyro_zf.models.base import local_parameters
 
@@ -24,22 +27,25 @@ class Reconstruction(NamedTuple):
     before: it shows how much of a sequence z alone carries.
     """
 
-    targets: Float[Tensor, "batch time data"]
-    teacher_forced: Float[Tensor, "batch time data"]
-    from_latents: Float[Tensor, "batch time data"]
+    targets: Shaped[Tensor, "batch time ..."]
+    teacher_forced: Shaped[Tensor, "batch time ..."]
+    from_latents: Shaped[Tensor, "batch time ..."]
 
 
 def sample(
-    model: SequenceModel, num_sequences: int, num_steps: int, data_size: int
-) -> Float[Tensor, "batch time data"]:
-    """Sequences from the prior, after a start symbol of zeros."""
+    model: SequenceModel, values: Values, num_sequences: int, num_steps: int
+) -> Shaped[Tensor, "batch time ..."]:
+    """Sequences from the prior, after the start symbol of the data."""
     like = next(model.parameters())
-    return model.generate(like.new_zeros(num_sequences, data_size), num_steps)
+    return model.generate(values.start_symbol(num_sequences, like), num_steps)
 
 
 @torch.no_grad()
 def reconstruct(model: SequenceModel, batch: SequenceBatch) -> Reconstruction:
-    """Draw z from the posterior of each sequence and decode it in both ways."""
+    """Draw z from the posterior of each sequence and decode it in both ways.
+
+    The mean of a distribution over symbols is the most probable one.
+    """
     assert batch.targets is not None
     with poutine.block(), local_parameters(), model.using_layout("steps"):
         posterior = poutine.trace(model.guide).get_trace(batch)
@@ -53,5 +59,17 @@ def reconstruct(model: SequenceModel, batch: SequenceBatch) -> Reconstruction:
     means: list[Any] = [forced.nodes[name]["fn"] for name in names]
     drawn: list[Any] = [free.nodes[name]["value"] for name in names]
     return Reconstruction(
-        batch.targets, torch.stack([y.mean for y in means], dim=1), torch.stack(drawn, dim=1)
+        batch.targets, torch.stack([_mean(y) for y in means], dim=1), torch.stack(drawn, dim=1)
     )
+
+
+def _mean(distribution: Any) -> Tensor:
+    """Of the distribution of a step, which may be masked."""
+    while isinstance(distribution, MaskedDistribution):
+        distribution = distribution.base_dist
+    if isinstance(distribution, Categorical):
+        return distribution.logits.argmax(-1)
+    try:
+        return distribution.mean
+    except NotImplementedError:  # not every emission knows it
+        return distribution.sample()

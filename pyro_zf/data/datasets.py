@@ -3,52 +3,224 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Int, Shaped
 
 from pyro_zf.batch import SequenceBatch
+from pyro_zf.data.values import Kind, Statistics, Values
 
-__all__ = ["DataError", "DataSource", "SequenceDataset", "Splits"]
+__all__ = [
+    "ArrayDataset",
+    "DataError",
+    "DataSource",
+    "SequenceDataset",
+    "Splits",
+    "TextStream",
+]
 
 
 class DataError(Exception):
     """Data that are missing or wrong; the message is one line that says what and where."""
 
 
+@runtime_checkable
+class SequenceDataset(Protocol):
+    """Sequences of one split, kept as small as their type allows until a batch is made."""
+
+    @property
+    def values(self) -> Values:
+        """What a step holds."""
+
+    def __len__(self) -> int:
+        """Number of sequences."""
+
+    @property
+    def lengths(self) -> Int[np.ndarray, " sequences"] | None:
+        """Steps of each sequence, or None where all have the same."""
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of the longest sequence."""
+
+    @property
+    def block(self) -> int | None:
+        """Sequences that are read together, or None where all are in memory."""
+
+    def statistics(self) -> Statistics:
+        """Sums over the split."""
+
+    def at_epoch(self, epoch: int) -> SequenceDataset:
+        """The data of an epoch: these, or a fresh draw of them."""
+
+    def batch(self, index: Int[np.ndarray, " batch"]) -> SequenceBatch:
+        """The sequences at ``index``, padded to the longest of them."""
+
+
 @dataclass(frozen=True)
-class SequenceDataset:
-    """Sequences of one split, kept as small as their type allows until a batch is made.
+class ArrayDataset:
+    """Sequences in memory, padded to one length.
 
     Args:
         targets: (sequences, time, values), or (sequences, time) for symbols.
         lengths: steps of each sequence, or None where all have the same.
         resample: for data that are drawn anew each epoch: maps an epoch to its targets.
+        values: what a step holds; by default bits, or symbols where there is no third dimension.
+
+    Raises:
+        DataError: if the lengths do not fit.
     """
 
     targets: Shaped[np.ndarray, "sequences time ..."]
     lengths: Int[np.ndarray, " sequences"] | None = None
     resample: Callable[[int], np.ndarray] | None = None
+    values: Values = field(default=None)  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.lengths is not None:
+            check_lengths(self.lengths, len(self.targets), self.targets.shape[1], "lengths")
+        if self.values is None:
+            symbols = self.targets.ndim == 2
+            size = int(self.targets.max(initial=0)) + 1 if symbols else self.targets.shape[2]
+            object.__setattr__(self, "values", Values("categorical" if symbols else "binary", size))
 
     def __len__(self) -> int:
         return len(self.targets)
 
-    def at_epoch(self, epoch: int) -> SequenceDataset:
+    @property
+    def num_steps(self) -> int:
+        """Steps of the longest sequence."""
+        return int(self.targets.shape[1] if self.lengths is None else self.lengths.max(initial=1))
+
+    @property
+    def block(self) -> int | None:
+        """All is in memory."""
+        return None
+
+    def statistics(self) -> Statistics:
+        """Sums over the split."""
+        if self.lengths is None:
+            statistics = Statistics(self.values.kind, self.values.size)
+            statistics.add(self.targets.reshape(-1, *self.targets.shape[2:]), len(self))
+            return statistics
+        rows = (row[:n] for row, n in zip(self.targets, self.lengths, strict=True))
+        return Statistics.of(self.values.kind, self.values.size, rows)
+
+    def at_epoch(self, epoch: int) -> ArrayDataset:
         """The data of an epoch: these, or a fresh draw of them."""
         if self.resample is None:
             return self
-        return SequenceDataset(self.resample(epoch), self.lengths)
+        return ArrayDataset(self.resample(epoch), self.lengths, None, self.values)
 
     def batch(
         self, index: Int[np.ndarray, " batch"], dtype: torch.dtype = torch.float32
     ) -> SequenceBatch:
-        """The sequences at ``index``, as floating-point numbers of ``dtype``."""
-        targets = torch.from_numpy(np.ascontiguousarray(self.targets[index])).to(dtype)
-        lengths = None if self.lengths is None else torch.from_numpy(self.lengths[index])
-        return SequenceBatch.from_targets(targets, lengths)
+        """The sequences at ``index``, padded to the longest of them."""
+        if self.lengths is None:
+            targets = self.values.targets(self.targets[index], dtype)
+            return SequenceBatch.from_targets(targets, start=self.values.start)
+        lengths = self.lengths[index]
+        targets = self.values.targets(self.targets[index, : max(lengths.max(initial=1), 1)], dtype)
+        return SequenceBatch.from_targets(
+            targets, torch.from_numpy(lengths.astype(np.int64)), self.values.start
+        )
+
+
+@dataclass(frozen=True)
+class TextStream:
+    """One long sequence of symbols, read in segments of a fixed number of steps.
+
+    The input of a segment's first step is the symbol before it, so that every symbol is predicted
+    once and from a true past; only the first of all follows the start symbol.
+
+    Args:
+        symbols: the text.
+        values: what a step holds.
+        segment: steps of a segment; the last may have fewer.
+        carried: whether a segment begins with the state in which a model left the one before.
+    """
+
+    symbols: Shaped[np.ndarray, " time"]
+    values: Values
+    segment: int = 100
+    carried: bool = True
+
+    def __post_init__(self) -> None:
+        if self.segment < 1:
+            raise DataError(f"a segment has at least one step, not {self.segment}")
+
+    def __len__(self) -> int:
+        return -(-len(self.symbols) // self.segment)
+
+    @property
+    def lengths(self) -> Int[np.ndarray, " sequences"]:
+        """Steps of each segment."""
+        starts = np.arange(len(self)) * self.segment
+        return np.minimum(self.segment, len(self.symbols) - starts)
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of a segment."""
+        return min(self.segment, len(self.symbols))
+
+    @property
+    def block(self) -> int | None:
+        """All is in memory."""
+        return None
+
+    def statistics(self) -> Statistics:
+        """Sums over the text."""
+        statistics = Statistics(self.values.kind, self.values.size)
+        statistics.add(self.symbols, len(self))
+        return statistics
+
+    def at_epoch(self, epoch: int) -> TextStream:
+        """The same in every epoch."""
+        return self
+
+    def batch(self, index: Int[np.ndarray, " batch"]) -> SequenceBatch:
+        """The segments at ``index``."""
+        starts = np.asarray(index) * self.segment
+        return self.pieces(starts, np.minimum(self.segment, len(self.symbols) - starts))
+
+    def pieces(
+        self, starts: Int[np.ndarray, " batch"], lengths: Int[np.ndarray, " batch"]
+    ) -> SequenceBatch:
+        """Stretches of the text; one of length 0 is a row that is no sequence."""
+        width = max(int(lengths.max(initial=1)), 1)
+        steps = starts[:, None] + np.arange(width)
+        padded = np.clip(steps, 0, len(self.symbols) - 1)
+        targets = self.symbols[padded]
+        before = self.symbols[np.clip(steps - 1, 0, len(self.symbols) - 1)]
+        before[:, 0] = np.where(starts == 0, self.values.start, before[:, 0])
+        full = bool((lengths == width).all())
+        return SequenceBatch(
+            self.values.targets(before), self.values.targets(targets),
+            None if full else torch.from_numpy(lengths.astype(np.int64)), has_start_symbol=False,
+        )  # fmt: skip
+
+
+def check_lengths(lengths: np.ndarray, num_sequences: int, num_steps: int, where: str) -> None:
+    """Refuse lengths that are no numbers of steps of these sequences.
+
+    Raises:
+        DataError: if there are not as many, or one lies outside 0..T.
+    """
+    if lengths.shape != (num_sequences,) or not np.issubdtype(lengths.dtype, np.integer):
+        raise DataError(
+            f"{where}: {lengths.dtype} of shape {lengths.shape}; it should be {num_sequences} whole "
+            "numbers, one a sequence"
+        )
+    wrong = np.flatnonzero((lengths < 0) | (lengths > num_steps))
+    if len(wrong):
+        raise DataError(
+            f"{where}: sequence {wrong[0]} has length {lengths[wrong[0]]}, and the array has "
+            f"{num_steps} steps ({len(wrong)} such lengths)"
+        )
 
 
 @dataclass(frozen=True)
@@ -59,11 +231,13 @@ class DataSource:
         name: what to call the data beside a number.
         detail: where they were found and how they were split.
         comparable: whether a likelihood on them compares with published ones.
+        key: a hash of the data and of how they were prepared, or the empty string.
     """
 
     name: str
     detail: str
     comparable: bool
+    key: str = ""
 
 
 @dataclass(frozen=True)
@@ -73,17 +247,26 @@ class Splits:
     Args:
         train, valid, test: the splits.
         source: where they came from.
-        kind: of the values of a step.
-        frame_shape: how to lay out one step (or all steps, for images) in a picture.
         unit: what a sequence is, for printing ("image").
+        step_unit: what a step is ("frame").
+        vocabulary: the symbols, in the order of their indices.
+        joiner: what stands between two symbols of a text.
+        unknown: the symbol for words that are not in the vocabulary, if there is one.
+        sample_rate: of sound, in Hz; a step is then a frame of samples.
+        findings: what was found, a line each.
     """
 
     train: SequenceDataset
     valid: SequenceDataset
     test: SequenceDataset
     source: DataSource
-    kind: Literal["binary", "real", "categorical"]
     unit: str = "sequence"
+    step_unit: str = "step"
+    vocabulary: tuple[str, ...] | None = None
+    joiner: str = ""
+    unknown: int | None = None
+    sample_rate: int | None = None
+    findings: tuple[str, ...] = ()
 
     def __getitem__(self, split: str) -> SequenceDataset:
         if split not in ("train", "valid", "test"):
@@ -92,22 +275,66 @@ class Splits:
         return dataset
 
     @property
+    def values(self) -> Values:
+        """What a step holds."""
+        return self.train.values
+
+    @property
+    def kind(self) -> Kind:
+        """Bits, real numbers or symbols."""
+        return self.values.kind
+
+    @property
     def data_size(self) -> int:
-        """Values of a step."""
-        return int(self.train.targets.shape[2])
+        """Values of a step, or number of symbols."""
+        return self.values.size
 
     @property
     def num_steps(self) -> int:
-        """Steps of the longest sequence."""
-        return int(self.train.targets.shape[1])
+        """Steps of the longest training sequence."""
+        return self.train.num_steps
+
+    @property
+    def is_image(self) -> bool:
+        """Whether a sequence is a picture of 28 times 28 bits."""
+        return self.unit == "image"
+
+    def statistics(self, split: str) -> Statistics:
+        """Sums over a split, computed once."""
+        if split not in self._statistics:
+            self._statistics[split] = self[split].statistics()
+        return self._statistics[split]
+
+    @cached_property
+    def _statistics(self) -> dict[str, Statistics]:
+        return {}
 
     def marginal_nats(self, split: str = "test") -> float:
-        """Negative log-likelihood of a split in nats per sequence under independent Bernoullis.
+        """Negative log-likelihood of a split in nats per sequence, of a model that knows no past.
 
-        Each value of a sequence has the (add-one smoothed) frequency of the training data: the
-        score of a model that knows nothing but the mean picture.
+        Pictures: each pixel has the (add-one smoothed) frequency of the training data. Others: all
+        steps are alike, see :meth:`~pyro_zf.data.Statistics.nats`.
         """
-        train = self.train.targets.reshape(len(self.train), -1)
-        p = (train.sum(0, dtype=np.int64) + 1) / (len(train) + 2)
-        mean = self[split].targets.reshape(len(self[split]), -1).mean(0, dtype=np.float64)
-        return float(-(mean * np.log(p) + (1 - mean) * np.log1p(-p)).sum())
+        if self.is_image and isinstance(self.train, ArrayDataset):
+            test: Any = self[split]
+            train = self.train.targets.reshape(len(self.train), -1)
+            p = (train.sum(0, dtype=np.int64) + 1) / (len(train) + 2)
+            mean = test.targets.reshape(len(test), -1).mean(0, dtype=np.float64)
+            return float(-(mean * np.log(p) + (1 - mean) * np.log1p(-p)).sum())
+        statistics = self.statistics(split)
+        total = statistics.nats(self.statistics("train"), self.values)
+        return total / max(statistics.num_sequences, 1)
+
+    @property
+    def marginal_name(self) -> str:
+        """What that model is called."""
+        if self.is_image:
+            return "independent pixels"
+        return {
+            "real": "iid Gaussian", "categorical": "unigram frequencies", "binary": "independent bits"
+        }[self.kind]  # fmt: skip
+
+    def text(self, symbols: Shaped[np.ndarray, " time"]) -> str:
+        """Symbols as a reader sees them."""
+        assert self.vocabulary is not None
+        return self.joiner.join(self.vocabulary[int(i)] for i in symbols)

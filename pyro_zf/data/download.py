@@ -2,28 +2,40 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+from filelock import BaseFileLock, FileLock
 
 from pyro_zf.data.datasets import DataError
 
-__all__ = ["cache_dir", "fetch", "search_dirs"]
+__all__ = ["cache_dir", "fetch", "find", "locked", "search_dirs"]
+
+log = logging.getLogger(__name__)
 
 #: Environment variable with a folder of data.
 DATA_VARIABLE = "PYRO_ZF_DATA"
+#: Environment variable with a folder for downloads and prepared data.
+CACHE_VARIABLE = "PYRO_ZF_CACHE"
 #: Environment variable that keeps the package from going to the network.
 OFFLINE_VARIABLE = "PYRO_ZF_OFFLINE"
+#: How often a download goes on where its connection broke, from each address.
+ATTEMPTS = 3
 
 
 def cache_dir() -> Path:
-    """The user's cache of this package."""
+    """Where downloads and prepared data are kept: ``$PYRO_ZF_CACHE``, else the user's cache."""
     import pooch
 
-    return Path(pooch.os_cache("pyro_zf"))
+    named = os.environ.get(CACHE_VARIABLE)
+    return Path(named).expanduser() if named else Path(pooch.os_cache("pyro_zf"))
 
 
-def search_dirs(data_dir: Path | None) -> list[Path]:
+def search_dirs(data_dir: Path | str | None) -> list[Path]:
     """Folders to look in: the one given, else that of ``$PYRO_ZF_DATA``; then the cache.
 
     Raises:
@@ -40,11 +52,44 @@ def search_dirs(data_dir: Path | None) -> list[Path]:
     return [*dirs, cache_dir()]
 
 
+def find(dirs: Sequence[Path], names: Sequence[str]) -> Path | None:
+    """The first of these files or folders, in any spelling of upper and lower case.
+
+    A name may have folders in it (``"imdb/aclImdb_v1.tar.gz"``).
+    """
+    for folder in dirs:
+        for name in names:
+            found: Path | None = folder
+            for part in name.split("/"):
+                found = None if found is None else _entry(found, part)
+            if found is not None:
+                return found
+    return None
+
+
+def _entry(folder: Path, name: str) -> Path | None:
+    exact = folder / name
+    if exact.exists():
+        return exact
+    try:
+        return next((p for p in folder.iterdir() if p.name.lower() == name.lower()), None)
+    except OSError:
+        return None
+
+
+def locked(folder: Path, name: str) -> BaseFileLock:
+    """A lock between processes on what is made in a folder, for a ``with`` block."""
+    locks = folder / ".locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    return FileLock(locks / f"{name}.lock")
+
+
 def fetch(urls: Sequence[str], sha256: str, folder: Path, name: str) -> Path:
     """Download ``name`` into a folder from the first address that gives the right bytes.
 
-    The file is written under another name and renamed once its hash is right, so that a broken
-    connection leaves nothing behind.
+    It has another name until its hash is right. A connection that breaks is taken up again where it
+    broke, where the server can; what a killed process has left is taken up by the next. Of several
+    processes one downloads and the others wait.
 
     Raises:
         DataError: if no address does; one line with the last reason and the way to do it by hand.
@@ -53,27 +98,104 @@ def fetch(urls: Sequence[str], sha256: str, folder: Path, name: str) -> Path:
     import requests
 
     if os.environ.get(OFFLINE_VARIABLE, "0") not in ("", "0"):
-        raise DataError(f"{name} is not in {folder}, and ${OFFLINE_VARIABLE} forbids a download")
+        raise DataError(
+            f"{name} is not in {folder}, and ${OFFLINE_VARIABLE} forbids a download; "
+            f"{_by_hand(urls, folder)}"
+        )
     reason = "no address is known"
-    for url in urls:
-        try:
-            return Path(
-                pooch.retrieve(
-                    url, known_hash=f"sha256:{sha256}", fname=name, path=folder,
-                    downloader=pooch.HTTPDownloader(timeout=20, progressbar=False),
-                )
-            )  # fmt: skip
-        except (requests.RequestException, ValueError, OSError) as error:
-            reason = f"{url}: {_brief(error)}"
-    raise DataError(
-        f"could not download {name} ({reason}); to place it by hand, put it into {folder}"
-    )
+    try:
+        with locked(folder, name):
+            partial = folder / f".{name}.{sha256[:8]}.partial"
+            for url in urls:
+                # What a killed process left may be of another file: then once more from the start.
+                for _ in range(2 if partial.exists() else 1):
+                    try:
+                        return Path(
+                            pooch.retrieve(
+                                url, known_hash=f"sha256:{sha256}", fname=name, path=folder,
+                                downloader=_Resuming(partial),
+                            )
+                        )  # fmt: skip
+                    except (requests.RequestException, ValueError) as error:
+                        reason = f"{url}: {_brief(error)}"
+                        with contextlib.suppress(FileNotFoundError):
+                            partial.unlink()
+                log.warning("%s", reason)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            (folder / f".{name}.{sha256[:8]}.partial").unlink()
+        reason = f"{folder}: {error.strerror or error}"
+    raise DataError(f"could not download {name} ({reason}); {_by_hand(urls, folder)}")
+
+
+def _by_hand(urls: Sequence[str], folder: Path) -> str:
+    where = f" ({urls[0]})" if urls else ""
+    return f"to place it by hand, put it{where} into {folder}"
+
+
+class _Resuming:
+    """A downloader for pooch that goes on where a connection broke.
+
+    Args:
+        partial: the file that grows.
+    """
+
+    def __init__(self, partial: Path) -> None:
+        self.partial = partial
+
+    def __call__(self, url: str, output_file: Any, pooch: Any) -> None:
+        import requests
+
+        for attempt in range(ATTEMPTS):
+            try:
+                self._download(url)
+                break
+            except (
+                requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError,
+                _Wrong,
+            ):  # fmt: skip
+                if attempt + 1 == ATTEMPTS:
+                    raise
+        with self.partial.open("rb") as file:
+            if file.read(256).lstrip().lower().startswith((b"<!doctype", b"<html")):
+                raise _Wrong("it answered with a web page")
+        os.replace(self.partial, output_file)
+
+    def _download(self, url: str) -> None:
+        import requests
+
+        there = self.partial.stat().st_size if self.partial.exists() else 0
+        # Compressed on the way, the bytes that count could not be counted.
+        headers = {"Accept-Encoding": "identity"}
+        if there:
+            headers["Range"] = f"bytes={there}-"
+        with requests.get(url, headers=headers, stream=True, timeout=20) as response:
+            if response.status_code == 416:  # there is no more: let the hash decide
+                return
+            response.raise_for_status()
+            goes_on = response.status_code == 206
+            expected = response.headers.get("Content-Length")
+            size = there if goes_on else 0
+            total = None if expected is None else size + int(expected)
+            with self.partial.open("ab" if goes_on else "wb") as file:
+                for piece in response.iter_content(2**16):
+                    file.write(piece)
+                    size += len(piece)
+            if total is not None and size < total:
+                raise _Wrong(f"the connection broke after {size} of {total} bytes")
+
+
+class _Wrong(ValueError):
+    """Bytes that are not those of the file."""
 
 
 def _brief(error: Exception) -> str:
-    if isinstance(error, ValueError):
+    import requests
+
+    if isinstance(error, _Wrong):
+        return str(error)
+    if isinstance(error, ValueError) and not isinstance(error, requests.RequestException):
         return "its sha256 is not the published one"
-    response = getattr(error, "response", None)
-    if response is not None:
+    if (response := getattr(error, "response", None)) is not None:
         return f"HTTP status {response.status_code}"
-    return type(error).__name__
+    return f"{type(error).__name__}: no connection, or it broke"

@@ -20,7 +20,7 @@ import h5py
 import numpy as np
 from jaxtyping import UInt8
 
-from pyro_zf.data.datasets import DataError, DataSource, SequenceDataset, Splits
+from pyro_zf.data.datasets import ArrayDataset, DataError, DataSource, Splits
 from pyro_zf.data.download import fetch, search_dirs
 
 __all__ = ["AMAT_SHA256", "AMAT_URLS", "Binarization", "Frame", "load_mnist"]
@@ -87,8 +87,15 @@ def load_mnist(
         if found is not None:
             bits, detail = found
             source = DataSource("Larochelle binarized MNIST", detail, comparable=True)
-            parts = {k: SequenceDataset(v.reshape(-1, *shape)) for k, v in bits.items()}
-            return Splits(**parts, source=source, kind="binary", unit="image")
+            parts = {k: ArrayDataset(v.reshape(-1, *shape)) for k, v in bits.items()}
+            return Splits(
+                train=parts["train"],
+                valid=parts["valid"],
+                test=parts["test"],
+                source=source,
+                unit="image",
+                step_unit=frame,
+            )
     else:
         grey = _find_grey(dirs)
         why = f"no grey levels ({NPZ_NAME}) in {', '.join(map(str, dirs))}"
@@ -227,9 +234,16 @@ def _binarized(
         noise = np.random.default_rng((FIXED_SEED, *seed)).random(grey.shape, dtype=np.float32)
         return (noise * 255 < grey).astype(np.uint8).reshape(-1, *shape)
 
-    parts = {split: SequenceDataset(draw(split, i)) for i, split in enumerate(SIZES)}
+    parts = {split: ArrayDataset(draw(split, i)) for i, split in enumerate(SIZES)}
     if binarization == "stochastic":
-        parts["train"] = SequenceDataset(
+        parts["train"] = ArrayDataset(
             parts["train"].targets, resample=lambda epoch: draw("train", 3, epoch)
         )
-    return Splits(**parts, source=source, kind="binary", unit="image")
+    return Splits(
+        train=parts["train"],
+        valid=parts["valid"],
+        test=parts["test"],
+        source=source,
+        unit="image",
+        step_unit="row" if shape[0] == 28 else "pixel",
+    )

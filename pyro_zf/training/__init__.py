@@ -2,24 +2,31 @@
 
 from pyro_zf.training.checks import UsageError
 from pyro_zf.training.config import TrainConfig, resolve, resolve_device
+from pyro_zf.training.data import DATASETS, DataConfig, build_data
 from pyro_zf.training.loop import Interrupted, TrainingError, train
+from pyro_zf.training.numbers import headline, marginal_numbers, text_numbers
 from pyro_zf.training.presets import PRESETS, VARIATIONAL_BILSTM_SETTINGS
 from pyro_zf.training.record import json_text, read_metrics
-from pyro_zf.training.setup import build_data, build_model, load_run
+from pyro_zf.training.setup import build_model, load_run
 
 __all__ = [
+    "DATASETS",
     "PRESETS",
     "VARIATIONAL_BILSTM_SETTINGS",
+    "DataConfig",
     "Interrupted",
     "TrainConfig",
     "TrainingError",
     "UsageError",
     "build_data",
     "build_model",
+    "headline",
     "json_text",
     "load_run",
+    "marginal_numbers",
     "read_metrics",
     "resolve",
     "resolve_device",
+    "text_numbers",
     "train",
 ]

@@ -14,8 +14,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import torch
 
 from pyro_zf.data.datasets import DataError
-from pyro_zf.data.mnist import Binarization, Frame
 from pyro_zf.training.checks import UsageError, check_names, check_numbers
+from pyro_zf.training.data import DataConfig, check_data
 from pyro_zf.training.presets import AUX_STRENGTH, PRESETS
 
 __all__ = [
@@ -27,11 +27,9 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(DataConfig):
     """Train a model. Options whose default is None take the value of the preset."""
 
-    dataset: Literal["mnist"] = "mnist"
-    """Data to train on."""
     model: str = "zforcing"
     """System to train: zforcing, variational-bilstm, srnn, vrnn, vrnn-i, storn or rnn."""
     preset: Literal["auto", "paper", "small"] = "auto"
@@ -40,13 +38,6 @@ class TrainConfig:
     """Run folder. Default: runs/DATASET-MODEL-DATE-TIME."""
     resume: Path | None = None
     """Go on with the run in this folder, under its own settings."""
-
-    data_dir: Path | None = None
-    """Folder with the data; searched before $PYRO_ZF_DATA and the user cache."""
-    frame: Frame | None = None
-    """What a step of an image is."""
-    binarization: Binarization = "fixed"
-    """Larochelle's bits, or bits drawn anew each epoch from grey levels."""
 
     objective: str = "elbo"
     """Bound to train on: elbo (analytic KL), elbo-mc (sampled KL), iwae (importance-weighted) or fivo
@@ -143,7 +134,7 @@ class TrainConfig:
     test_sequences: int | None = None
     """Likewise for the test at the end."""
     num_figures: int = 64
-    """Digits in the picture of samples."""
+    """Sequences that are generated for the pictures, sounds or texts at the end."""
 
     def to_json(self) -> str:
         plain = {
@@ -168,7 +159,7 @@ class TrainConfig:
                 near = difflib.get_close_matches(name, types, n=1)
                 hint = f"; did you mean {near[0]!r}?" if near else ""
                 raise UsageError(f"config.json has an unknown setting {name!r}{hint}")
-            if value is not None and name in ("output_dir", "resume", "data_dir"):
+            if value is not None and name in ("output_dir", "resume", "data_dir", "data"):
                 plain[name] = Path(value)
             elif not _has_type(value, types[name]):
                 raise UsageError(f"config.json: {name} cannot be {value!r}")
@@ -192,6 +183,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
     preset = config.preset
     if preset == "auto":
         preset = "paper" if device.startswith("cuda") else "small"
+    check_data(config)
     check_names(config)
     presets = PRESETS.get((config.dataset, config.model), PRESETS[config.dataset, ""])
     values = dict(presets[preset])
@@ -204,10 +196,14 @@ def resolve(config: TrainConfig) -> TrainConfig:
     values = {k: v for k, v in values.items() if getattr(config, k) is None}
     if config.data_dir is not None:  # a run outlives the folder that it was started in
         values["data_dir"] = config.data_dir.expanduser().absolute()
+    if config.data is not None:
+        values["data"] = config.data.expanduser().absolute()
     config = dataclasses.replace(config, preset=preset, device=device, **values)
     if config.model == "zforcing" and config.aux is None:
-        assert config.frame is not None and config.hidden_size is not None
-        strength = AUX_STRENGTH[config.frame] / max(config.hidden_size, 1)
+        assert config.hidden_size is not None
+        strength = AUX_STRENGTH[config.frame or config.dataset]
+        if config.frame is not None:
+            strength /= max(config.hidden_size, 1)
         config = dataclasses.replace(
             config,
             alpha=strength if config.alpha is None else config.alpha,

@@ -20,12 +20,13 @@ import pyro
 import torch
 from tqdm import tqdm
 
-from pyro_zf.analysis.figures import save_run_figures
-from pyro_zf.data import Batches, DataError
+from pyro_zf.analysis import save_run_figures
+from pyro_zf.data import Batches, DataError, StreamBatches, make_batches
 from pyro_zf.infer import (
     OBJECTIVES,
     SVI,
     Bounds,
+    CarriedState,
     LinearSchedule,
     WordDropout,
     batch_bounds,
@@ -41,8 +42,10 @@ from pyro_zf.training.checkpoint import (
 )
 from pyro_zf.training.checks import UsageError, without_effect
 from pyro_zf.training.config import TrainConfig, read_config, resolve
+from pyro_zf.training.data import build_data, check_same_data, data_record
+from pyro_zf.training.numbers import brief, marginal_numbers, training_numbers
 from pyro_zf.training.record import Record, json_text, read_metrics, write_text
-from pyro_zf.training.setup import build_data, build_model, check_same_data
+from pyro_zf.training.setup import build_model
 
 __all__ = ["Interrupted", "TrainingError", "train"]
 
@@ -99,17 +102,24 @@ def train(config: TrainConfig) -> dict[str, Any]:
     splits = build_data(config)
     model = build_model(config, splits).to(device)
     assert config.batch_size and config.learning_rate
-    train_batches = Batches(
-        splits.train, config.batch_size, seed=config.seed, limit=config.train_sequences
+    train_batches = make_batches(
+        splits.train, config.batch_size, config.seed, config.train_sequences, config.workers
     )
-    valid_batches = Batches(splits.valid, _eval_batch(config), limit=config.valid_sequences)
-    test_batches = Batches(splits.test, _eval_batch(config), limit=config.test_sequences)
+    carried = CarriedState(model.model) if isinstance(train_batches, StreamBatches) else None
+    if carried is not None and config.objective == "fivo":
+        raise UsageError(
+            "--objective fivo filters whole sequences: give --no-carry-state, for independent segments"
+        )
+    # Without gradients a larger batch fits into the same memory; streams are better long than many.
+    eval_batch = config.batch_size if carried else 4 * config.batch_size
+    valid_batches = make_batches(splits.valid, eval_batch, limit=config.valid_sequences)
+    test_batches = make_batches(splits.test, eval_batch, limit=config.test_sequences)
     optimiser = torch.optim.Adam(
         model.parameters(), lr=config.learning_rate, fused=device.type == "cuda"
     )
     bf16 = functools.partial(torch.autocast, device.type, torch.bfloat16)
     svi = SVI(
-        model.model,
+        carried.model if carried else model.model,
         model.guide,
         optimiser,
         OBJECTIVES[config.objective](
@@ -120,20 +130,24 @@ def train(config: TrainConfig) -> dict[str, Any]:
     )
     kl_weight = LinearSchedule(config.kl_start, max(config.kl_start, 1.0), config.kl_increment)
     aux_weight = LinearSchedule(config.aux_start, config.aux_stop, config.aux_increment)
-    word_dropout = WordDropout(config.word_dropout)
+    word_dropout = WordDropout(config.word_dropout, splits.unknown or 0)
     progress = Progress()
     losses: list[torch.Tensor] = []  # since the last entry of the log
     last, best = run / "checkpoints" / "last.pt", run / "checkpoints" / "best.pt"
     if resuming:
         checkpoint = load_checkpoint(last, device)
-        check_same_data(checkpoint, splits, run)
+        check_same_data(run, checkpoint["data"], splits)
         load_weights(model, checkpoint, last)
         optimiser.load_state_dict(checkpoint["optimizer"])
         restore_random_state(checkpoint["random"])
         progress = Progress(**checkpoint["progress"])
         losses = list(checkpoint["losses"].unbind())
+        if carried:
+            carried.state = checkpoint["carried"]
     parameters = sum(p.numel() for p in model.parameters())
     log.info("data: %s (%s)", splits.source.name, splits.source.detail)
+    for finding in splits.findings:
+        log.info("  %s", finding)
     log.info(
         "model: %s, %s parameters, %s, %s", config.model, f"{parameters:,}", device, config.preset
     )
@@ -158,7 +172,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
             "format": 1,
             "step": progress.step,
             "config": config.to_json(),
-            "data": splits.source.name,
+            "data": data_record(splits),
+            "carried": carried.state if carried else None,
             "progress": dataclasses.asdict(progress),
             "model": model.state_dict(),
             "optimizer": optimiser.state_dict(),
@@ -171,6 +186,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
     if not resuming:
         save(last)  # before config.json: what has one can be resumed
     write_text(run / "config.json", config.to_json())
+    if splits.vocabulary is not None:
+        write_text(run / "vocabulary.json", json_text({"symbols": splits.vocabulary}) + "\n")
     record = Record(run, last_step=progress.step if resuming else None)
 
     def set_weights(step: int) -> None:
@@ -181,11 +198,12 @@ def train(config: TrainConfig) -> dict[str, Any]:
         mean_loss()
         set_weights(progress.step)
         bounds = _bounds_with_own_noise(model, valid_batches, config.seed, device)
-        nats = -bounds.per_sequence("elbo").mean
-        record.write("valid", progress.step, epoch=progress.epoch, **_numbers(bounds))
+        numbers = training_numbers(bounds, splits)
+        nats = -numbers["elbo_nats_per_sequence"]
+        record.write("valid", progress.step, epoch=progress.epoch, **numbers)
         log.info(
-            "epoch %d, step %d: validation -ELBO %.2f nats per %s, KL %.2f",
-            progress.epoch, progress.step, nats, splits.unit, bounds.per_sequence("kl").mean,
+            "epoch %d, step %d: validation %s, KL %.2f",
+            progress.epoch, progress.step, brief(numbers, splits), numbers["kl_nats_per_sequence"],
         )  # fmt: skip
         progress.validated_step = progress.step
         if nats < progress.best_nats:
@@ -213,7 +231,11 @@ def train(config: TrainConfig) -> dict[str, Any]:
 
             set_weights(progress.step)
             with pyro.validation_enabled(progress.step == 0):
-                losses.append(svi.step(word_dropout(batch).chunk(config.accumulate)))
+                batch = carried.given_to(batch) if carried else batch
+                parts = word_dropout(batch).chunk(config.accumulate)
+                losses.append(svi.step(parts))
+                if carried:
+                    carried.keep(parts)
             progress.step += 1
             progress.batch += 1
             progress.seconds = time.monotonic() - started
@@ -259,7 +281,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
     load_weights(model, load_checkpoint(best, device), best)
     set_weights(progress.best_step)
     bounds = _bounds_with_own_noise(model, test_batches, config.seed, device)
-    record.write("test", progress.best_step, **_numbers(bounds))
+    numbers = training_numbers(bounds, splits)
+    record.write("test", progress.best_step, **numbers)
     record.close()
     with _own_noise(config.seed, device):
         figures = save_run_figures(run, model.eval(), splits, read_metrics(run), config.num_figures)
@@ -268,6 +291,10 @@ def train(config: TrainConfig) -> dict[str, Any]:
         "data": splits.source.name,
         "data_detail": splits.source.detail,
         "comparable_with_published": splits.source.comparable,
+        "kind": splits.kind,
+        "unit": splits.unit,
+        "step_unit": splits.step_unit,
+        "sample_rate": splits.sample_rate,
         "model": config.model,
         "has_latents": isinstance(model, LatentSequenceModel),
         "num_parameters": parameters,
@@ -277,8 +304,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
         "valid_elbo_nats_per_sequence": -progress.best_nats,
         "test_num_sequences": bounds.num_sequences,
         "test_num_samples": bounds.num_samples,
-        **{f"test_{name}": value for name, value in _numbers(bounds).items()},
-        "marginal_bernoulli_nats_per_sequence": -splits.marginal_nats("test"),
+        **{f"test_{name}": value for name, value in numbers.items()},
+        **marginal_numbers(splits, "test"),
         "figures": [str(path) for path in figures],
     }
     write_text(run / "summary.json", json_text(summary, indent=2) + "\n")
@@ -288,7 +315,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
 def _settings_to_resume(given: TrainConfig) -> TrainConfig:
     """Settings of the run, with the limits and the device that were given now."""
     assert given.resume is not None
-    changeable = ("max_steps", "max_epochs", "max_minutes", "device", "data_dir")
+    changeable = ("max_steps", "max_epochs", "max_minutes", "device", "data_dir", "data", "workers")
     untouched = dataclasses.replace(
         given, resume=None, **{name: getattr(TrainConfig, name) for name in changeable}
     )
@@ -297,7 +324,7 @@ def _settings_to_resume(given: TrainConfig) -> TrainConfig:
             flag = field.name.replace("_", "-")
             raise UsageError(
                 f"--{flag} cannot change on --resume; only --max-steps, --max-epochs, --max-minutes, "
-                "--device and --data-dir can"
+                "--device, --data-dir, --data and --workers can"
             )
     config = read_config(given.resume)
     if not (given.resume / "checkpoints" / "last.pt").is_file():
@@ -308,8 +335,11 @@ def _settings_to_resume(given: TrainConfig) -> TrainConfig:
     changed = {"output_dir": given.resume, **limits}
     if given.device != "auto":
         changed["device"] = given.device
-    if given.data_dir is not None:
-        changed["data_dir"] = given.data_dir
+    for name in ("data_dir", "data"):
+        if getattr(given, name) is not None:
+            changed[name] = getattr(given, name)
+    if given.workers:
+        changed["workers"] = given.workers
     return resolve(dataclasses.replace(config, **changed))
 
 
@@ -326,12 +356,6 @@ def _total_steps(config: TrainConfig, steps_an_epoch: int) -> int | None:
     return min((total for total in totals if total is not None), default=None)
 
 
-def _eval_batch(config: TrainConfig) -> int:
-    """Without gradients a larger batch fits into the same memory."""
-    assert config.batch_size
-    return 4 * config.batch_size
-
-
 @contextmanager
 def _own_noise(seed: int, device: torch.device) -> Iterator[None]:
     """Noise of a seed; the random numbers of training go on afterwards as if nothing had been."""
@@ -344,24 +368,13 @@ def _own_noise(seed: int, device: torch.device) -> Iterator[None]:
 
 
 def _bounds_with_own_noise(
-    model: SequenceModel, batches: Batches, seed: int, device: torch.device
+    model: SequenceModel, batches: Batches | StreamBatches, seed: int, device: torch.device
 ) -> Bounds:
     model.eval()
     with _own_noise(seed, device):
         bounds = evaluate(model.model, model.guide, batches.epoch(0, 0, device))
     model.train()
     return bounds
-
-
-def _numbers(bounds: Bounds) -> dict[str, float]:
-    numbers = {}
-    for name in ("elbo", "kl"):
-        estimate = bounds.per_sequence(name)
-        numbers[f"{name}_nats_per_sequence"] = estimate.mean
-        numbers[f"{name}_nats_per_sequence_stderr"] = estimate.stderr
-    numbers["elbo_nats_per_step"] = bounds.per_step("elbo").mean
-    numbers["aux_nats_per_sequence"] = bounds.per_sequence("aux").mean
-    return numbers
 
 
 class _Stop:

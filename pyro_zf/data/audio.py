@@ -1,0 +1,330 @@
+"""Sound files: found in folders and archives, read as 16-bit mono at one sampling rate."""
+
+from __future__ import annotations
+
+import io
+import logging
+import zipfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int16
+
+from pyro_zf.data.datasets import DataError
+
+__all__ = [
+    "SUFFIXES",
+    "Cutter",
+    "Recording",
+    "SoundFiles",
+    "announced",
+    "read_sound",
+    "sound_blocks",
+    "sound_files",
+]
+
+log = logging.getLogger(__name__)
+
+#: Names of sound files end with one of these, in any case.
+SUFFIXES = (".wav", ".flac", ".ogg", ".sph", ".mp3")
+#: What libsndfile may find in a file of a name; a .wav of NIST SPHERE is what TIMIT consists of.
+_FORMATS: dict[str, tuple[str, ...]] = {
+    ".wav": ("WAV", "WAVEX", "RF64", "W64", "NIST"),
+    ".flac": ("FLAC",),
+    ".ogg": ("OGG",),
+    ".sph": ("NIST",),
+    ".mp3": ("MP3", "MPEG"),
+}
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A sound file: its path inside a folder or an archive, and where that is."""
+
+    name: str
+    root: Path
+    size: int
+    archived: bool = False
+    changed: int = 0
+
+    def open(self) -> Any:
+        """The bytes of the file."""
+        if not self.archived:
+            return (self.root / self.name).open("rb")
+        with zipfile.ZipFile(self.root) as archive:
+            return io.BytesIO(archive.read(self.name))
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Folders and name, in lower case."""
+        return tuple(part.lower() for part in Path(self.name).parts)
+
+
+@dataclass
+class SoundFiles:
+    """The sound files of a folder, and those of them that could not be read.
+
+    Args:
+        files: in the order of their names.
+        root: the folder or archive.
+        skipped: name -> why, filled while reading.
+    """
+
+    files: list[Recording]
+    root: Path
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    def fingerprint(self) -> list[Any]:
+        """Names, sizes and dates: what prepared data are made of."""
+        return [(f.name, f.size, f.changed) for f in self.files]
+
+    def blocks(self, file: Recording, sample_rate: int) -> Iterator[Int16[np.ndarray, " samples"]]:
+        """The samples of a file; nothing, and a note, if it cannot be read from begin to end."""
+        try:
+            blocks = sound_blocks(file, sample_rate)
+            head = list(islice(blocks, 16))
+            for _ in blocks:  # a long one is read through first, to know that it is whole
+                head = []
+        except DataError as error:
+            self.skipped[file.name] = str(error)
+            log.warning("skipped: %s", error)
+            return
+        yield from head or sound_blocks(file, sample_rate)
+
+    def common_rate(self, at_most: int = 200) -> int:
+        """The sampling rate of most of the (first) files.
+
+        Raises:
+            DataError: if none can be read.
+        """
+        rates: Counter[int] = Counter()
+        for file in self.files[:: max(len(self.files) // at_most, 1)]:
+            try:
+                with _sound(file) as sound:
+                    rates[sound.samplerate] += 1
+            except DataError:
+                continue
+        if not rates:
+            raise self.none_readable()
+        return rates.most_common(1)[0][0]
+
+    def none_readable(self) -> DataError:
+        """What to raise where not one file is of use."""
+        why = next(iter(self.skipped.values()), None)
+        if why is None:
+            try:
+                read_sound(self.files[0], 16000)
+            except DataError as error:
+                why = str(error)
+        return DataError(
+            f"none of the {len(self.files)} sound files in {self.root} can be used; the first: {why}"
+        )
+
+
+def sound_files(root: Path, what: str = "sound files") -> SoundFiles:
+    """All sound files below a folder, or in a zip archive (or in the one archive of a folder).
+
+    Raises:
+        DataError: if there are none.
+    """
+    if root.is_dir():
+        files = []
+        for path in sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES):
+            name = path.relative_to(root).as_posix()
+            if path.is_file() and not any(
+                part.startswith((".", "__MACOSX")) for part in name.split("/")
+            ):
+                stat = path.stat()
+                files.append(Recording(name, root, stat.st_size, False, stat.st_mtime_ns))
+        archives = sorted(p for p in root.iterdir() if p.suffix.lower() == ".zip")
+        if not files and archives:
+            if len(archives) > 1:
+                raise DataError(
+                    f"{root} has {len(archives)} zip archives and no sound files: name one of them"
+                )
+            return sound_files(archives[0], what)
+        if not files:
+            there = Counter(p.suffix.lower() or "no suffix" for p in root.rglob("*") if p.is_file())
+            holds = ", ".join(f"{n} of {s}" for s, n in there.most_common(3)) or "nothing"
+            raise DataError(
+                f"no {what} in {root}: it holds {holds}; what is read is {', '.join(SUFFIXES)}"
+            )
+        return SoundFiles(files, root)
+    if root.suffix.lower() == ".zip" and root.is_file():
+        try:
+            with zipfile.ZipFile(root) as archive:
+                members = sorted(archive.infolist(), key=lambda m: m.filename)
+        except (zipfile.BadZipFile, OSError) as error:
+            raise DataError(f"{root} is no zip archive, or damaged ({error})") from error
+        files = [
+            Recording(m.filename, root, m.file_size, True, m.CRC)
+            for m in members
+            if Path(m.filename).suffix.lower() in SUFFIXES and "__MACOSX" not in m.filename
+        ]
+        if not files:
+            raise DataError(f"no {what} in {root}; what is read is {', '.join(SUFFIXES)}")
+        return SoundFiles(files, root)
+    raise DataError(f"{root} is no folder and no zip archive of {what}")
+
+
+def read_sound(file: Recording, sample_rate: int) -> Int16[np.ndarray, " samples"]:
+    """All samples of a file; see :func:`sound_blocks`."""
+    return np.concatenate(list(sound_blocks(file, sample_rate)))
+
+
+def sound_blocks(
+    file: Recording, sample_rate: int, block: int = 2**20
+) -> Iterator[Int16[np.ndarray, " samples"]]:
+    """Samples of a file, block by block: channels averaged, resampled where the rate is another.
+
+    Floating-point samples and 8, 24 or 32 bits become 16.
+
+    Raises:
+        DataError: if it is no sound, is cut off, or holds what is not finite.
+    """
+    import soxr
+
+    with _sound(file) as sound:
+        announced, rate, read = sound.frames, sound.samplerate, 0
+        exact = sound.subtype == "PCM_16" and sound.channels == 1 and rate == sample_rate
+        stream = (
+            None if rate == sample_rate else soxr.ResampleStream(rate, sample_rate, 1, "float32")
+        )
+        while read < announced:
+            try:
+                part = sound.read(block, dtype="int16" if exact else "float32")
+            except RuntimeError as error:  # soundfile's errors
+                raise DataError(f"{file.name} cannot be read: {_reason(error)}") from error
+            if not len(part):
+                raise DataError(f"{file.name} is cut off: {read} of {announced} samples are there")
+            read += len(part)
+            if exact:
+                yield part
+                continue
+            if not np.isfinite(part).all():
+                raise DataError(f"{file.name} holds samples that are not finite")
+            mono = part.mean(axis=1) if part.ndim == 2 else part
+            if stream is not None:
+                mono = stream.resample_chunk(mono, last=read >= announced)
+            yield np.clip(np.rint(mono * 32768.0), -32768, 32767).astype(np.int16)
+        if not read:
+            raise DataError(f"{file.name} has no samples")
+
+
+def announced(file: Recording) -> tuple[int, int]:
+    """Samples a channel and sampling rate, as the header says.
+
+    Raises:
+        DataError: if it is no sound.
+    """
+    with _sound(file) as sound:
+        return sound.frames, sound.samplerate
+
+
+class _sound:
+    """An open sound file, in a ``with`` block."""
+
+    def __init__(self, file: Recording) -> None:
+        self.file = file
+
+    def __enter__(self) -> Any:
+        import soundfile
+
+        file = self.file
+        if not file.size:
+            raise DataError(f"{file.name} is empty (0 bytes)")
+        try:
+            self.bytes = file.open()
+        except (OSError, zipfile.BadZipFile) as error:
+            raise DataError(f"{file.name} cannot be opened: {error}") from error
+        try:
+            self.sound = soundfile.SoundFile(self.bytes)
+        except RuntimeError as error:
+            head = self._head()
+            self.bytes.close()
+            looks = "; it begins like an MP3" if _is_mp3(head) else ""
+            raise DataError(f"{file.name} is no sound file: {_reason(error)}{looks}") from error
+        suffix = Path(file.name).suffix.lower()
+        if self.sound.format not in _FORMATS.get(suffix, (self.sound.format,)):
+            found = self.sound.format
+            self.__exit__()
+            raise DataError(f"{file.name} is {found} in spite of its name: rename or convert it")
+        if suffix == ".wav" and self.sound.format != "NIST":
+            self._check_riff()
+        return self.sound
+
+    def __exit__(self, *_: object) -> None:
+        self.sound.close()
+        self.bytes.close()
+
+    def _head(self, size: int = 16) -> bytes:
+        self.bytes.seek(0)
+        return self.bytes.read(size)
+
+    def _check_riff(self) -> None:
+        """libsndfile reads a file that was cut off as if it ended there."""
+        place = self.bytes.tell()
+        head = self._head(8)
+        self.bytes.seek(place)
+        announced = int.from_bytes(head[4:8], "little") + 8
+        # Programs that write to a pipe leave 0 or the highest number.
+        if head[:4] == b"RIFF" and 8 < announced < 0xFFFFFF00 and self.file.size < announced - 8:
+            size, name = self.file.size, self.file.name
+            self.__exit__()
+            raise DataError(f"{name} is cut off: {size} of {announced} bytes are there")
+
+
+def _is_mp3(head: bytes) -> bool:
+    return head[:3] == b"ID3" or (len(head) > 1 and head[0] == 0xFF and head[1] & 0xE0 == 0xE0)
+
+
+def _reason(error: Exception) -> str:
+    return str(error).replace("\n", " ").rsplit(": ", 1)[-1].rstrip(".")
+
+
+class Cutter:
+    """Cuts samples that come in blocks into sequences of frames.
+
+    Args:
+        frame_size: samples a frame.
+        segment: frames a sequence, or None to keep all that comes in one.
+        keep_rest: whether a last sequence may have fewer frames. What does not fill a frame is
+            dropped in any case.
+
+    Example:
+        >>> cutter = Cutter(frame_size=2, segment=2)
+        >>> [s.tolist() for s in cutter.push(np.arange(7, dtype=np.int16))]
+        [[[0, 1], [2, 3]]]
+        >>> [s.tolist() for s in cutter.finish()]
+        [[[4, 5]]]
+    """
+
+    def __init__(self, frame_size: int, segment: int | None = None, keep_rest: bool = True) -> None:
+        self.frame_size, self.segment, self.keep_rest = frame_size, segment, keep_rest
+        self._rest: list[np.ndarray] = []
+
+    def push(self, samples: Int16[np.ndarray, " samples"]) -> Iterator[np.ndarray]:
+        """The sequences that are full now."""
+        self._rest.append(samples)
+        if self.segment is None:
+            return
+        size = self.segment * self.frame_size
+        if sum(map(len, self._rest)) < size:
+            return
+        joined = np.concatenate(self._rest)
+        number = len(joined) // size
+        self._rest = [joined[number * size :]]
+        yield from joined[: number * size].reshape(number, self.segment, self.frame_size)
+
+    def finish(self) -> Iterator[np.ndarray]:
+        """What is left, if it is to be kept; then a new recording can begin."""
+        joined = np.concatenate(self._rest) if self._rest else np.zeros(0, np.int16)
+        self._rest = []
+        number = len(joined) // self.frame_size
+        if number and self.keep_rest:
+            yield joined[: number * self.frame_size].reshape(number, self.frame_size)

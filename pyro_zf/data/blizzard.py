@@ -1,0 +1,89 @@
+"""Blizzard 2013 (King and Karaiskos 2013): 300 hours of one speaker, in half-second sequences.
+
+It is given out under a licence and cannot be downloaded:
+https://www.cstr.ed.ac.uk/projects/blizzard/2013/lessac_blizzard2013/. Any folder or zip archive of
+recordings of one speaker does instead.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pyro_zf.data.audio import sound_files
+from pyro_zf.data.datasets import DataError, DataSource, Splits
+from pyro_zf.data.download import find, search_dirs
+from pyro_zf.data.speech import Cutting, by_share, speech_splits
+from pyro_zf.data.store import SPLITS, Prepared
+
+__all__ = ["load_blizzard"]
+
+#: Rows of the split of Chung et al. 2015, which the papers adopt.
+_TRAIN, _VALID, _ALL = 2_040_064, 2_152_704, 2_266_880
+SHARES = {
+    "train": _TRAIN / _ALL, "valid": (_VALID - _TRAIN) / _ALL, "test": (_ALL - _VALID) / _ALL
+}  # fmt: skip
+_HOURS = 290
+
+
+def load_blizzard(
+    data_dir: Path | str | None = None, protocol: str = "default", segment: int | None = None
+) -> Splits:
+    """Half-second sequences of 40 frames of 200 samples at 16 kHz; others are resampled.
+
+    The shares of the splits are the papers' (90, 5 and 5 %). By default recordings are dealt out
+    whole, so that no recording is in two splits, and a sequence lies within one. ``"vrnn"`` is what
+    the published numbers are of (Chung et al. 2015): all recordings, in the order of their names, are
+    read as one, and the splits are stretches of it.
+
+    Args:
+        data_dir: folder to look in first: the recordings, or what holds them.
+        protocol: ``"default"`` or ``"vrnn"``.
+        segment: frames a sequence; 40 by default.
+
+    Raises:
+        DataError: if there are no recordings.
+    """
+    if protocol not in ("default", "vrnn"):
+        raise DataError(f"--protocol {protocol}: Blizzard has default and vrnn")
+    files = sound_files(_find(search_dirs(data_dir), data_dir is not None), "recordings")
+    cut = Cutting(segment or 40, across=protocol == "vrnn", keep_rest=False)
+    stretches = None
+    if protocol == "vrnn":
+        assigned = {"train": files.files, "valid": [], "test": []}
+        ends = (0.0, SHARES["train"], SHARES["train"] + SHARES["valid"], float("inf"))
+        stretches = {s: (ends[i], ends[i + 1]) for i, s in enumerate(SPLITS)}
+    else:
+        assigned = by_share(files.files, SHARES, seed=2013)
+
+    def describe(stored: Prepared) -> DataSource:
+        hours = sum(stored.notes["samples"].values()) / 16000 / 3600
+        complete = hours > _HOURS
+        name = (
+            "Blizzard 2013"
+            if complete
+            else f"{hours:.2f} hours of speech in place of Blizzard 2013"
+        )
+        return DataSource(
+            name + (", protocol vrnn" if stretches else ""),
+            f"{files.root}, split 90/5/5 by " + ("position" if stretches else "recording"),
+            comparable=complete and protocol == "vrnn" and segment in (None, 40), key=stored.key,
+        )  # fmt: skip
+
+    return speech_splits(
+        "blizzard", files, assigned, dict.fromkeys(SPLITS, cut), describe,
+        unit="half-second sequence" if segment in (None, 40) else "sequence", stretches=stretches,
+    )  # fmt: skip
+
+
+def _find(dirs: list[Path], named: bool) -> Path:
+    names = ("blizzard", "blizzard2013", "lessac_blizzard2013", "blizzard.zip", "speech")
+    for folder in dirs:
+        if (path := find([folder], names)) is not None:
+            return path
+    if named:  # the recordings themselves
+        return dirs[0]
+    raise DataError(
+        f"no Blizzard in {', '.join(map(str, dirs))} (looked for {', '.join(names)}): it is given out at "
+        "https://www.cstr.ed.ac.uk/projects/blizzard/2013/lessac_blizzard2013/; name the folder of your "
+        "copy by --data-dir"
+    )

@@ -1,0 +1,243 @@
+"""Sentences of film reviews, as in the papers' language models.
+
+The papers' corpus (Diao et al. 2014) is no longer to be had. This is aclImdb (Maas et al. 2011):
+100,000 reviews, prepared as the papers say (sentences of fewer than 16 words, 16,000 words, split
+85/5/10). Perplexities on it do not compare with the papers'.
+"""
+
+from __future__ import annotations
+
+import json
+import lzma
+import tarfile
+import zlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from pyro_zf.data.datasets import DataError, DataSource, Splits
+from pyro_zf.data.download import fetch, find, search_dirs
+from pyro_zf.data.progress import progress_bar
+from pyro_zf.data.store import SPLITS, Writer, key_of, prepared
+from pyro_zf.data.values import Values
+from pyro_zf.data.vocabulary import Vocabulary, tokenize_sentence
+
+__all__ = ["load_imdb"]
+
+URLS = ("https://ai.stanford.edu/~amaas/data/sentiment/aclImdb_v1.tar.gz",)
+SHA256 = "c40f74a18d3b61f90feba1e17730e0d38e8b97c05fde7008942e91923d1658fe"
+NAMES = (
+    "aclImdb_v1.tar.gz", "imdb/aclImdb_v1.tar.gz", "aclImdb", "imdb/aclImdb",
+    "aclimdb_reviews.jsonl.xz", "imdb/aclimdb_reviews.jsonl.xz",
+)  # fmt: skip
+SHARES = (0.85, 0.05, 0.10)
+MAX_TOKENS = 15
+#: Reviews from which the sentence splitter learns abbreviations.
+SPLITTER_REVIEWS = 1000
+
+
+def load_imdb(
+    data_dir: Path | str | None = None,
+    protocol: str = "default",
+    vocabulary_size: int = 16_000,
+    download: bool = True,
+    urls: Sequence[str] = URLS,
+    max_reviews: int | None = None,
+) -> Splits:
+    """Sentences of at most 15 words and signs of punctuation, each behind ``<bos>`` and ended by
+    ``<eos>``, which is predicted.
+
+    Reviews are dealt out whole (85, 5 and 10 %), and copies of a review go together, so that no
+    review is in two splits. The vocabulary has the words that are most frequent in training;
+    ``<bos>``, ``<eos>`` and ``<unk>`` are beside it. ``"sentences"`` deals out single sentences, as
+    the authors' code did.
+
+    Args:
+        data_dir: folder to look in first, with ``aclImdb_v1.tar.gz``, its content ``aclImdb``, or
+            ``aclimdb_reviews.jsonl.xz`` (a review a line, ``{"text": ...}``).
+        protocol: ``"default"`` or ``"sentences"``.
+        vocabulary_size: words.
+        download: whether to go to the network.
+        urls: addresses of the archive.
+        max_reviews: only the first ones of a random order.
+
+    Raises:
+        DataError: if there are no reviews, or a file is not what it should be.
+    """
+    if protocol not in ("default", "sentences"):
+        raise DataError(f"--protocol {protocol}: IMDB has default and sentences")
+    if vocabulary_size < 1:
+        raise DataError(f"--vocabulary-size must be at least 1, it is {vocabulary_size}")
+    dirs = search_dirs(data_dir)
+    source = find(dirs, NAMES)
+    if source is None and data_dir is not None and (dirs[0] / "train").is_dir():
+        source = dirs[0]
+    if source is None:
+        if not download:
+            raise DataError(f"no {', '.join(NAMES[::2])} in {', '.join(map(str, dirs))}")
+        source = fetch(urls, SHA256, dirs[-1], NAMES[0])
+    stat = source.stat()
+    key = key_of(
+        [source.name, stat.st_size if source.is_file() else 0, stat.st_mtime_ns],
+        {"protocol": protocol, "size": vocabulary_size, "max": max_reviews},
+    )
+
+    def build(file: h5py.File) -> dict[str, Any]:
+        return _build(file, _reviews(source), protocol, vocabulary_size, max_reviews)
+
+    stored = prepared("imdb", key, build)
+    notes = stored.notes
+    symbols = tuple(notes["vocabulary"])
+    values = Values("categorical", len(symbols), start=0)
+    datasets = {split: stored.dataset(split, values) for split in SPLITS}
+    findings = [
+        f"{notes['reviews']:,} reviews ({notes['copies']:,} of them copies of others), "
+        f"{notes['sentences']:,} sentences, {notes['kept']:,} of at most {MAX_TOKENS} tokens"
+    ]
+    for split in SPLITS:
+        n = len(datasets[split])
+        findings.append(
+            f"{split}: {n:,} sentences, {int(datasets[split].steps.sum()):,} tokens with <eos>, "
+            f"{100 * notes['unknown'][split]:.2f} % <unk>"
+            + (
+                f"; {notes['repeated'][split]:,} sentences occur in training too"
+                if split != "train"
+                else ""
+            )
+        )
+    return Splits(
+        train=datasets["train"], valid=datasets["valid"], test=datasets["test"],
+        source=DataSource(
+            "aclImdb, short sentences", f"{source}, split 85/5/10 by "
+            + ("review" if protocol == "default" else "sentence"), False, stored.key,
+        ),
+        unit="sentence", step_unit="word", vocabulary=symbols, joiner=" ", unknown=2,
+        findings=tuple(findings),
+    )  # fmt: skip
+
+
+def _build(
+    file: h5py.File, reviews: Iterator[str], protocol: str, size: int, limit: int | None
+) -> dict[str, Any]:
+    texts = list(reviews)
+    if len(texts) < 3:
+        raise DataError(f"{len(texts)} reviews cannot be split into training, validation and test")
+    rng = np.random.default_rng(42)
+    # Copies of a review carry the same label, so that they go to the same split.
+    labels = np.unique([zlib.crc32(t.encode()) for t in texts], return_inverse=True)[1]
+    copies = len(texts) - (int(labels.max()) + 1)
+    rank = rng.permutation(int(labels.max()) + 1)[labels]
+    if limit is not None:
+        chosen = np.argsort(rank, kind="stable")[:limit]
+        texts, rank = [texts[i] for i in chosen], rank[chosen]
+    edges = np.quantile(rank, np.cumsum(SHARES)[:2])
+    split_of = np.searchsorted(edges, rank, side="left")
+    splitter = _splitter([t for t, s in zip(texts, split_of, strict=True) if s == 0])
+    total, sentences, owners = 0, [], []
+    for i, (number, short) in enumerate(_tokenized(texts, splitter)):
+        total += number
+        sentences += short
+        owners += [split_of[i]] * len(short)
+    if protocol == "sentences":
+        edges = np.quantile(np.arange(len(sentences)), np.cumsum(SHARES)[:2])
+        owners = list(np.searchsorted(edges, rng.permutation(len(sentences)), side="left"))
+    counts = Counter(
+        t for s, o in zip(sentences, owners, strict=True) if o == 0 for t in s.split(" ")
+    )
+    vocabulary = Vocabulary.from_counts(counts, size + 3)
+    writer = Writer(file, Values("categorical", len(vocabulary)), np.uint16)
+    eos = vocabulary.indices(["<eos>"])
+    known = {s for s, o in zip(sentences, owners, strict=True) if o == 0}
+    repeated, unknown, tokens = (
+        dict.fromkeys(SPLITS, 0),
+        dict.fromkeys(SPLITS, 0),
+        dict.fromkeys(SPLITS, 0),
+    )
+    for sentence, owner in zip(sentences, owners, strict=True):
+        split = SPLITS[owner]
+        indices = vocabulary.indices(sentence.split(" "))
+        unknown[split] += int((indices == 2).sum())
+        tokens[split] += len(indices)
+        repeated[split] += sentence in known
+        writer.add(split, np.concatenate([indices, eos]).astype(np.uint16))
+    writer.close()
+    return {
+        "vocabulary": vocabulary.symbols, "reviews": len(texts), "copies": copies, "sentences": total,
+        "kept": len(sentences), "repeated": repeated,
+        "unknown": {s: unknown[s] / max(tokens[s], 1) for s in SPLITS},
+    }  # fmt: skip
+
+
+def _reviews(source: Path) -> Iterator[str]:
+    """Texts of all reviews, in the order of their names.
+
+    Raises:
+        DataError: if the source is damaged.
+    """
+    try:
+        if source.is_dir():
+            for path in sorted(source.glob("*/*/*.txt")):
+                yield _clean(path.read_bytes(), str(path))
+        elif source.name.endswith(".xz"):
+            with lzma.open(source, "rt", encoding="utf-8") as file:
+                for line in file:
+                    yield _clean(json.loads(line)["text"].encode(), str(source))
+        else:
+            with tarfile.open(source) as archive:
+                texts = {
+                    m.name: archive.extractfile(m).read()  # type: ignore[union-attr]
+                    for m in archive
+                    if m.isfile() and m.name.count("/") == 3 and m.name.endswith(".txt")
+                }
+            for name in sorted(texts):
+                yield _clean(texts[name], name)
+    except (
+        lzma.LZMAError,
+        tarfile.TarError,
+        EOFError,
+        zlib.error,
+        KeyError,
+        ValueError,
+        OSError,
+    ) as error:
+        raise DataError(f"{source} is damaged or no archive of reviews ({error})") from error
+
+
+def _clean(text: bytes, where: str) -> str:
+    try:
+        decoded = text.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where} is no UTF-8 (byte {error.start})") from error
+    for tag in ("<br />", "<br/>", "<br>"):
+        decoded = decoded.replace(tag, "\n")
+    return decoded
+
+
+def _splitter(texts: Sequence[str]) -> Any:
+    """A sentence splitter that has learnt its abbreviations from these texts (Kiss and Strunk 2006)."""
+    from nltk.tokenize.punkt import PunktSentenceTokenizer, PunktTrainer
+
+    trainer = PunktTrainer()
+    trainer.train("\n".join(texts[:SPLITTER_REVIEWS]), finalize=True)
+    return PunktSentenceTokenizer(trainer.get_params())
+
+
+def _tokenized(texts: Sequence[str], splitter: Any) -> Iterator[tuple[int, list[str]]]:
+    """For each text: how many sentences it has, and the short ones as words with spaces between."""
+    with progress_bar("imdb", "review", len(texts)) as bar:
+        for text in texts:
+            number, short = 0, []
+            for line in text.splitlines():
+                for sentence in splitter.tokenize(line):
+                    number += 1
+                    if len(sentence.split()) > MAX_TOKENS:  # a token has no space in it
+                        continue
+                    tokens = tokenize_sentence(sentence)
+                    if 0 < len(tokens) <= MAX_TOKENS:
+                        short.append(" ".join(tokens))
+            yield number, short
+            bar.update()

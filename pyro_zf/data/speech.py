@@ -1,0 +1,192 @@
+"""Sequences of frames of raw samples: what TIMIT, Blizzard and a user's sounds have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import h5py
+import numpy as np
+
+from pyro_zf.data.audio import Cutter, Recording, SoundFiles, announced
+from pyro_zf.data.datasets import DataError, DataSource, Splits
+from pyro_zf.data.progress import progress_bar
+from pyro_zf.data.store import SPLITS, Prepared, Writer, key_of, prepared
+from pyro_zf.data.values import Values
+
+__all__ = ["FRAME_SIZE", "Cutting", "by_share", "speech_splits"]
+
+#: Samples a frame in all published work on raw speech.
+FRAME_SIZE = 200
+
+
+@dataclass(frozen=True)
+class Cutting:
+    """How the samples of a split become sequences.
+
+    Args:
+        segment: frames a sequence, or None for whole recordings.
+        across: whether sequences go on across the borders of recordings.
+        keep_rest: whether the last sequence of a recording may have fewer frames.
+    """
+
+    segment: int | None = None
+    across: bool = False
+    keep_rest: bool = True
+
+
+def speech_splits(
+    name: str,
+    files: SoundFiles,
+    assigned: Mapping[str, list[Recording]],
+    cuttings: Mapping[str, Cutting],
+    describe: Callable[[Prepared], DataSource],
+    unit: str,
+    sample_rate: int = 16000,
+    frame_size: int = FRAME_SIZE,
+    groups: Callable[[Recording], str] | None = None,
+    stretches: Mapping[str, tuple[float, float]] | None = None,
+) -> Splits:
+    """Prepare recordings, or find them prepared.
+
+    Args:
+        name: of the data set.
+        files: the recordings.
+        assigned: split -> its recordings.
+        cuttings: split -> how to cut them.
+        describe: what to say of the prepared data.
+        unit: what a sequence is.
+        sample_rate, frame_size: of the sequences.
+        groups: the speaker of a recording, to be counted.
+        stretches: in place of ``assigned["valid"]`` and ``["test"]``: all recordings are those of
+            ``assigned["train"]``, read as one, and each split takes a stretch, as shares of the whole.
+
+    Raises:
+        DataError: if no recording of a split can be used.
+    """
+    options = {
+        "assigned": {k: [f.name for f in v] for k, v in assigned.items()},
+        "cuttings": {k: repr(v) for k, v in cuttings.items()}, "sample_rate": sample_rate,
+        "frame_size": frame_size, "stretches": dict(stretches or {}),
+    }  # fmt: skip
+    raw = Values("real", frame_size)
+
+    def build(file: h5py.File) -> dict[str, Any]:
+        writer = Writer(file, raw, np.int16)
+        samples, used = dict.fromkeys(SPLITS, 0), {split: set() for split in SPLITS}  # type: ignore[var-annotated]
+        read, total = 0, 0
+        if stretches:
+            total = sum(_expected(f, sample_rate) for f in assigned["train"])
+        bar = progress_bar(name, "file", sum(map(len, assigned.values())))
+        with bar:
+            for split in SPLITS:
+                cutting = cuttings[split]
+                cutter = Cutter(frame_size, cutting.segment, cutting.keep_rest)
+                for recording in assigned[split]:
+                    for block in files.blocks(recording, sample_rate):
+                        samples[split] += len(block)
+                        used[split].add(recording.name)
+                        for sequence in cutter.push(block):
+                            into = split
+                            if stretches:
+                                share = read / max(total, 1)
+                                into = next(
+                                    (s for s, (a, b) in stretches.items() if a <= share < b), "test"
+                                )
+                            writer.add(into, sequence)
+                            read += sequence.size
+                    if not cutting.across:
+                        for sequence in cutter.finish():
+                            writer.add(split, sequence)
+                    bar.update()
+                if not cutting.across:
+                    continue
+                for sequence in cutter.finish() if cutting.keep_rest else ():
+                    writer.add(split, sequence)
+        if not any(samples.values()):
+            raise files.none_readable()
+        for split in SPLITS:
+            if not writer.statistics[split].num_sequences:
+                raise DataError(
+                    f"{files.root}: nothing is left for the {split} split ({len(assigned[split])} "
+                    "recordings, all skipped or too short); more recordings or a shorter --segment "
+                    "would help"
+                )
+        writer.close()
+        by_name = {f.name: f for f in files.files}
+        return {
+            "recordings": {s: len(used[s]) for s in SPLITS},
+            "groups": {s: len({groups(by_name[n]) for n in used[s]}) for s in SPLITS} if groups else {},
+            "samples": samples,
+            "skipped": files.skipped,
+        }  # fmt: skip
+
+    stored = prepared(name, key_of([str(files.root), files.fingerprint()], options), build)
+    mean, std = stored.statistics("train", raw).moments()
+    values = Values("real", frame_size, mean, std)
+    notes = stored.notes
+    findings = [
+        f"{sum(notes['recordings'].values())} recordings, {sum(notes['samples'].values()):,} samples "
+        f"({sum(notes['samples'].values()) / sample_rate / 60:.1f} minutes at {sample_rate} Hz)"
+    ]
+    if notes["skipped"]:
+        first = next(iter(notes["skipped"].values()))
+        findings.append(f"{len(notes['skipped'])} files were skipped; the first: {first}")
+    datasets = {split: stored.dataset(split, values) for split in SPLITS}
+    for split in SPLITS:
+        data = datasets[split]
+        speakers = f" of {notes['groups'][split]} speakers" if groups else ""
+        recordings = (
+            f" from {notes['recordings'][split]} recordings{speakers}" if not stretches else ""
+        )
+        findings.append(
+            f"{split}: {len(data):,} {unit}s of {data.steps.min()} to {data.steps.max()} frames"
+            f"{recordings}, {int(data.steps.sum()):,} frames of {frame_size} samples"
+        )
+    findings.append(
+        f"16-bit samples of the training set: mean {mean:.4f}, standard deviation {std:.3f}; "
+        "likelihoods are of samples normalised by these"
+    )
+    return Splits(
+        train=datasets["train"], valid=datasets["valid"], test=datasets["test"], source=describe(stored), unit=unit, step_unit="frame", sample_rate=sample_rate,
+        findings=tuple(findings),
+    )  # fmt: skip
+
+
+def by_share(
+    files: list[Recording], shares: Mapping[str, float], seed: int = 0
+) -> dict[str, list[Recording]]:
+    """Recordings split by their size in bytes, in random order; each split has one at least.
+
+    Raises:
+        DataError: if there are fewer recordings than splits.
+    """
+    if len(files) < len(shares):
+        raise DataError(
+            f"{len(files)} sound files cannot be split into {', '.join(shares)}: at least "
+            f"{len(shares)} are needed"
+        )
+    order = [files[i] for i in np.random.default_rng(seed).permutation(len(files))]
+    total = sum(f.size for f in files)
+    parts: dict[str, list[Recording]] = {}
+    small = [name for name in shares if name != "train"]
+    for name in small:
+        part = [order.pop()]
+        while (
+            len(order) > len(small)
+            and sum(f.size for f in part) + order[-1].size / 2 < shares[name] * total
+        ):
+            part.append(order.pop())
+        parts[name] = part
+    parts["train"] = order
+    return {name: sorted(parts[name], key=lambda f: f.name) for name in SPLITS}
+
+
+def _expected(file: Recording, sample_rate: int) -> int:
+    """Samples that a file announces, at a sampling rate."""
+    try:
+        frames, rate = announced(file)
+    except DataError:
+        return 0
+    return frames * sample_rate // rate

@@ -1,0 +1,329 @@
+"""Prepared data: one HDF5 file a data set and its options, written whole or not at all, read lazily."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from jaxtyping import Int, Shaped
+
+from pyro_zf.batch import SequenceBatch
+from pyro_zf.data.datasets import DataError
+from pyro_zf.data.download import cache_dir, locked
+from pyro_zf.data.values import Statistics, Values
+
+__all__ = ["Prepared", "StoredDataset", "Writer", "key_of", "prepared"]
+
+log = logging.getLogger(__name__)
+
+#: Of the files' layout and of how data are prepared: another one makes all of them anew.
+FORMAT = 1
+SPLITS = ("train", "valid", "test")
+#: A split of fewer bytes is read at once; larger ones block by block.
+IN_MEMORY = 128 * 2**20
+#: Bytes of a block, and of the blocks that are kept.
+BLOCK_BYTES = 2**20
+KEPT_BYTES = 128 * 2**20
+#: Values a chunk of a file, each with a checksum.
+CHUNK = 2**16
+
+
+def key_of(source: Any, options: Mapping[str, Any]) -> str:
+    """A hash of what data are made of and how."""
+    text = json.dumps([FORMAT, source, dict(sorted(options.items()))], default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class Writer:
+    """Takes the sequences of a data set one by one, and writes them in blocks.
+
+    Args:
+        file: an open file.
+        values: what a step holds; moments are those of stored, not of normalised values.
+        dtype: to store.
+    """
+
+    def __init__(self, file: h5py.File, values: Values, dtype: np.dtype | type) -> None:
+        self.statistics = {split: Statistics(values.kind, values.size) for split in SPLITS}
+        self._lengths: dict[str, list[int]] = {split: [] for split in SPLITS}
+        self._waiting: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
+        self._bytes = dict.fromkeys(SPLITS, 0)
+        self._file = file
+        shape = () if values.kind == "categorical" else (values.size,)
+        chunk = (max(CHUNK // max(values.size if shape else 1, 1), 1), *shape)
+        for split in SPLITS:
+            file.create_dataset(
+                f"{split}/values", (0, *shape), dtype, maxshape=(None, *shape), chunks=chunk,
+                fletcher32=True,
+            )  # fmt: skip
+
+    def add(self, split: str, sequence: Shaped[np.ndarray, "steps ..."]) -> None:
+        """One sequence; one without steps is left out."""
+        if not len(sequence):
+            return
+        self.statistics[split].add(sequence)
+        self._lengths[split].append(len(sequence))
+        self._waiting[split].append(sequence)
+        self._bytes[split] += sequence.nbytes
+        if self._bytes[split] > 8 * BLOCK_BYTES:
+            self._flush(split)
+
+    def close(self) -> None:
+        """Write what is left, and the sums."""
+        for split in SPLITS:
+            self._flush(split)
+            lengths = np.asarray(self._lengths[split], dtype=np.int32)
+            self._file.create_dataset(f"{split}/lengths", data=lengths)
+            self._file.create_dataset(f"{split}/sums", data=self.statistics[split].sums)
+            self._file.create_dataset(f"{split}/squares", data=self.statistics[split].squares)
+
+    def _flush(self, split: str) -> None:
+        if not self._waiting[split]:
+            return
+        values = self._file[f"{split}/values"]
+        block = np.concatenate(self._waiting[split])
+        values.resize(len(values) + len(block), axis=0)
+        values[len(values) - len(block) :] = block
+        self._waiting[split], self._bytes[split] = [], 0
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A prepared file, and what was noted when it was made."""
+
+    path: Path
+    notes: dict[str, Any]
+    key: str
+
+    def statistics(self, split: str, values: Values) -> Statistics:
+        """Sums over a split."""
+        with _opened(self.path) as file:
+            group = file[split]
+            lengths = group["lengths"][...]
+            return Statistics(
+                values.kind, values.size, len(lengths), int(lengths.sum(dtype=np.int64)),
+                group["sums"][...], group["squares"][...],
+            )  # fmt: skip
+
+    def dataset(self, split: str, values: Values) -> StoredDataset:
+        """The sequences of a split."""
+        with _opened(self.path) as file:
+            return StoredDataset(self.path, split, values, file[f"{split}/lengths"][...])
+
+    def all_steps(self, split: str) -> Shaped[np.ndarray, "steps ..."]:
+        """All steps of a split behind each other, in memory."""
+        with _opened(self.path) as file:
+            return file[f"{split}/values"][...]
+
+
+@dataclass(frozen=True)
+class StoredDataset:
+    """Sequences of different lengths in a prepared file.
+
+    A split that is small is read once; of a large one, blocks of neighbouring sequences are read as
+    they are wanted and the latest are kept. A process that is forked opens the file anew.
+
+    Args:
+        path, split: the file and its group.
+        values: what a step holds.
+        steps: of each sequence.
+    """
+
+    path: Path
+    split: str
+    values: Values
+    steps: Int[np.ndarray, " sequences"]
+    _open: dict[int, Any] = field(default_factory=dict, repr=False, compare=False)
+    _kept: OrderedDict[int, np.ndarray] = field(
+        default_factory=OrderedDict, repr=False, compare=False
+    )
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {
+            "path": self.path, "split": self.split, "values": self.values, "steps": self.steps,
+            "_open": {}, "_kept": OrderedDict(),
+        }  # fmt: skip
+
+    @cached_property
+    def lengths(self) -> Int[np.ndarray, " sequences"] | None:
+        """Steps of each sequence, or None where all have the same."""
+        same = len(self.steps) == 0 or (self.steps == self.steps[0]).all()
+        return None if same else self.steps
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of the longest sequence."""
+        return int(self.steps.max(initial=1))
+
+    @cached_property
+    def block(self) -> int | None:
+        """Sequences that are read together, or None where all are in memory."""
+        stored = self._values()
+        size = stored.size * stored.dtype.itemsize
+        return None if size <= IN_MEMORY else max(BLOCK_BYTES * len(self) // size, 1)
+
+    def statistics(self) -> Statistics:
+        """Sums over the split."""
+        return Prepared(self.path, {}, "").statistics(self.split, self.values)
+
+    def at_epoch(self, epoch: int) -> StoredDataset:
+        """The same in every epoch."""
+        return self
+
+    def batch(
+        self, index: Int[np.ndarray, " batch"], dtype: torch.dtype = torch.float32
+    ) -> SequenceBatch:
+        """The sequences at ``index``, padded to the longest of them."""
+        rows = [self[int(i)] for i in index]
+        lengths = np.array([len(row) for row in rows], dtype=np.int64)
+        stored = np.zeros(
+            (len(rows), max(lengths.max(initial=1), 1), *rows[0].shape[1:]), rows[0].dtype
+        )
+        for row, values in zip(stored, rows, strict=True):
+            row[: len(values)] = values
+        targets = self.values.targets(stored, dtype)
+        return SequenceBatch.from_targets(
+            targets, None if self.lengths is None else torch.from_numpy(lengths), self.values.start
+        )
+
+    def __getitem__(self, i: int) -> Shaped[np.ndarray, "steps ..."]:
+        """One sequence as it is stored.
+
+        Raises:
+            DataError: if the file is damaged.
+        """
+        size = self.block or max(len(self.steps), 1)
+        first = i // size * size
+        offsets = self._offsets
+        if (block := self._kept.get(first)) is None:
+            block = self._read(offsets[first], offsets[min(first + size, len(self.steps))])
+            self._kept[first] = block
+            while len(self._kept) > 1 and sum(b.nbytes for b in self._kept.values()) > KEPT_BYTES:
+                self._kept.popitem(last=False)
+        self._kept.move_to_end(first)
+        return block[offsets[i] - offsets[first] : offsets[i + 1] - offsets[first]]
+
+    def _read(self, first: int, last: int) -> np.ndarray:
+        try:
+            return self._values()[first:last]
+        except OSError as error:
+            raise DataError(f"{self.path} is damaged: delete it and it is made anew") from error
+
+    def _values(self) -> h5py.Dataset:
+        process = os.getpid()
+        if process not in self._open:
+            self._open.clear()
+            self._open[process] = h5py.File(self.path, "r")
+        return self._open[process][f"{self.split}/values"]
+
+    @cached_property
+    def _offsets(self) -> Int[np.ndarray, " sequences_and_one"]:
+        return np.concatenate([[0], np.cumsum(self.steps, dtype=np.int64)])
+
+
+def prepared(
+    name: str, key: str, build: Callable[[h5py.File], dict[str, Any]], again: bool = False
+) -> Prepared:
+    """The prepared file of a name and a key; made by ``build`` if it is not there.
+
+    Of several processes that want the same file one makes it, and the others wait. It is written
+    under another name until it is whole; a damaged one is made anew.
+
+    Args:
+        name, key: the file is ``prepared/NAME-KEY.h5`` in the cache.
+        build: fills an open file and returns what is to be noted, as plain types.
+        again: whether to make it even if it is there.
+
+    Raises:
+        DataError: if it cannot be written.
+    """
+    folder = cache_dir() / "prepared"
+    path = folder / f"{name}-{key}.h5"
+    if not again and (notes := _notes(path)) is not None:
+        return Prepared(path, notes, key)
+    try:
+        with locked(folder, path.stem):
+            notes = None if again else _notes(path)  # another process may have made it meanwhile
+            if notes is None:
+                notes = _build(path, build)
+        return Prepared(path, notes, key)
+    except PermissionError as error:
+        raise DataError(
+            f"no permission to write prepared data into {folder}: name another folder by "
+            "$PYRO_ZF_CACHE"
+        ) from error
+    except OSError as error:
+        raise DataError(
+            f"could not write prepared data into {folder} ({error.strerror or error}); free some "
+            "space there, or name another folder by $PYRO_ZF_CACHE"
+        ) from error
+
+
+def _build(path: Path, build: Callable[[h5py.File], dict[str, Any]]) -> dict[str, Any]:
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=".part")
+    os.close(handle)
+    try:
+        with _writing(Path(temporary)) as file:
+            notes = build(file)
+            file.attrs["notes"] = json.dumps(notes)
+            file.attrs["format"] = FORMAT
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+    return notes
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[h5py.File]:
+    """An open file; a disk that is full is an OSError, even where HDF5 finds out on closing."""
+    file = h5py.File(path, "w")
+    try:
+        yield file
+        file.flush()
+        file.close()
+    except RuntimeError as error:  # what h5py makes of a failed write on closing
+        raise OSError(f"HDF5: {error}") from error
+    finally:
+        with contextlib.suppress(Exception):
+            file.close()
+
+
+def _notes(path: Path) -> dict[str, Any] | None:
+    """What was noted in a prepared file; None if there is none that is whole."""
+    if not path.is_file():
+        return None
+    try:
+        with h5py.File(path, "r") as file:
+            if file.attrs.get("format") == FORMAT and all(f"{s}/lengths" in file for s in SPLITS):
+                notes: dict[str, Any] = json.loads(file.attrs["notes"])
+                return notes
+    except (OSError, KeyError, ValueError, RuntimeError):
+        pass
+    log.warning("%s is damaged: it is made anew", path)
+    return None
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[h5py.File]:
+    try:
+        with h5py.File(path, "r") as file:
+            yield file
+    except (OSError, KeyError) as error:
+        raise DataError(f"{path} is damaged: delete it and it is made anew") from error

@@ -1,0 +1,144 @@
+"""A user's own text: a file of UTF-8, by word or by character."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from pyro_zf.data.datasets import (
+    ArrayDataset,
+    DataError,
+    DataSource,
+    SequenceDataset,
+    Splits,
+    TextStream,
+)
+from pyro_zf.data.store import SPLITS, key_of
+from pyro_zf.data.values import Values
+from pyro_zf.data.vocabulary import Vocabulary, lines_of, read_text, tokenize_sentence
+
+__all__ = ["Level", "load_text"]
+
+Level = Literal["word", "character"]
+
+
+def load_text(
+    path: Path | str,
+    level: Level = "word",
+    vocabulary_size: int | None = None,
+    segment: int | None = None,
+    carried: bool | None = None,
+    max_tokens: int | None = None,
+) -> Splits:
+    """A text file as sequences of symbols.
+
+    By word, a line is a sequence, ended by ``<eos>``, in lower case; by character the text is one
+    stream, read in segments. With ``segment`` words are a stream too. The first 90 % of the lines
+    are for training, 5 % each for validation and test: a text goes on, so it is not shuffled.
+
+    Args:
+        path: the file; or a folder with ``train.txt``, ``valid.txt`` and ``test.txt``.
+        level: what a step is.
+        vocabulary_size: words (16,000 by default) or characters (by default all of training), with
+            ``<bos>``, ``<eos>`` and ``<unk>``.
+        segment: steps a segment of a stream; 100 for characters.
+        carried: whether a segment goes on with the state of the one before; by default it does.
+        max_tokens: lines of more words are left out, and counted; 200 by default.
+
+    Raises:
+        DataError: if the file is no text, or too short to be split.
+    """
+    if level not in ("word", "character"):
+        raise DataError(f"--level {level}: a step is a word or a character")
+    path = Path(path).expanduser()
+    texts = _split_texts(path)
+    stream = level == "character" or segment is not None
+    if not stream and carried:
+        raise DataError("--carry-state goes with a stream: give --segment, or --level character")
+    limit = None if stream else max_tokens or 200
+    lines: dict[str, list[list[str]]] = {}
+    dropped = 0
+    for split, text in texts.items():
+        made = [
+            list(line) if level == "character" else tokenize_sentence(line)
+            for line in lines_of(text)
+        ]
+        lines[split] = [line for line in made if limit is None or len(line) <= limit]
+        dropped += len(made) - len(lines[split])
+        if not lines[split]:
+            raise DataError(
+                f"{path}: no line is left for the {split} split ({len(made)} were there)"
+            )
+    if vocabulary_size is None and level == "word":
+        vocabulary_size = 16_000
+    counts = Counter(token for line in lines["train"] for token in line)
+    vocabulary = Vocabulary.from_counts(counts, vocabulary_size)
+    values = Values("categorical", len(vocabulary), start=0)
+    (eos,) = vocabulary.indices(["<eos>"])
+    datasets: dict[str, SequenceDataset] = {}
+    findings = [f"{len(vocabulary):,} symbols, <bos>, <eos> and <unk> among them"]
+    if dropped:
+        findings.append(f"{dropped:,} lines of more than {limit} words were left out")
+    for split in SPLITS:
+        indices = [np.append(vocabulary.indices(line), eos) for line in lines[split]]
+        joined = np.concatenate(indices)
+        unknown = 100 * float((joined == 2).mean())
+        findings.append(
+            f"{split}: {len(indices):,} lines, {len(joined):,} {level}s with <eos>, {unknown:.2f} % <unk>"
+        )
+        if stream:
+            datasets[split] = TextStream(joined, values, segment or 100, carried is not False)
+            continue
+        lengths = np.array([len(line) for line in indices])
+        padded = np.zeros((len(indices), lengths.max()), dtype=np.int32)
+        for row, line in zip(padded, indices, strict=True):
+            row[: len(line)] = line
+        datasets[split] = ArrayDataset(padded, lengths, None, values)
+    key = key_of(
+        {s: hash_text(t) for s, t in texts.items()}, {"level": level, "size": vocabulary_size}
+    )
+    symbols = vocabulary.symbols
+    if level == "character":
+        symbols = tuple("\n" if s == "<eos>" else s for s in symbols)
+    return Splits(
+        train=datasets["train"], valid=datasets["valid"], test=datasets["test"],
+        source=DataSource(f"text of {path.name}", f"{path}, by {level}, split 90/5/5", False, key),
+        unit="segment" if stream else "line", step_unit=level, vocabulary=symbols,
+        joiner=" " if level == "word" else "", unknown=2, findings=tuple(findings),
+    )  # fmt: skip
+
+
+def hash_text(text: str) -> str:
+    """A hash of what a text holds."""
+    import hashlib
+
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _split_texts(path: Path) -> dict[str, str]:
+    if path.is_dir():
+        missing = [s for s in SPLITS if not (path / f"{s}.txt").is_file()]
+        if missing:
+            raise DataError(
+                f"{path} is a folder without {', '.join(f'{s}.txt' for s in missing)}: name a file, or a "
+                "folder with train.txt, valid.txt and test.txt"
+            )
+        return {split: read_text(path / f"{split}.txt") for split in SPLITS}
+    if not path.is_file():
+        raise DataError(f"{path} is no file")
+    lines = list(lines_of(read_text(path)))
+    number = len(lines)
+    if number < 3:
+        raise DataError(
+            f"{path} has {number} lines with text; at least 3 are needed for training, validation and test"
+        )
+    small = max(round(0.05 * number), 1)
+    parts = (
+        lines[: number - 2 * small],
+        lines[number - 2 * small : number - small],
+        lines[number - small :],
+    )
+    return {split: "\n".join(part) for split, part in zip(SPLITS, parts, strict=True)}

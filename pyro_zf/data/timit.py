@@ -1,0 +1,187 @@
+"""TIMIT (Garofolo et al. 1993, LDC93S1): 6,300 utterances of 630 speakers, as frames of raw samples.
+
+It is licensed and cannot be downloaded. Any layout of the LDC's is read, in upper or lower case,
+folders or a zip archive, NIST SPHERE or RIFF; so is the sample that NLTK distributes, 160 utterances
+of 16 speakers.
+"""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from pyro_zf.data.audio import Recording, SoundFiles, sound_files
+from pyro_zf.data.datasets import DataError, DataSource, Splits
+from pyro_zf.data.download import find, search_dirs
+from pyro_zf.data.speech import Cutting, speech_splits
+from pyro_zf.data.store import Prepared
+
+__all__ = ["load_timit"]
+
+_SPEAKER = re.compile(r"[fm][a-z]{3}\d")
+_UTTERANCE = re.compile(r"s[aix]\d+")
+#: Shares of the full corpus: 168 of 630 speakers are for test, 231 of 4,620 utterances for validation.
+_TEST, _VALID = 168 / 630, 0.05
+
+TimitProtocol = Literal["default", "srnn"]
+
+
+def load_timit(
+    data_dir: Path | str | None = None, protocol: str = "default", segment: int | None = None
+) -> Splits:
+    """TIMIT as sequences of frames of 200 samples at 16 kHz.
+
+    Training and test are the corpus's own, told by its folders (or by ``spkrinfo.txt``); where a copy
+    tells neither, as NLTK's sample, about a quarter of the speakers is kept for test. Whole utterances
+    throughout, and validation by speaker, is the default. ``"srnn"`` is what the published numbers
+    are of (Fraccaro et al. 2016): 5 % of the training utterances for validation, whoever speaks;
+    training and validation in segments of 40 frames that run across utterances; whole utterances
+    for test.
+
+    Args:
+        data_dir: folder to look in first: the corpus, or what holds it.
+        protocol: ``"default"`` or ``"srnn"``.
+        segment: frames a training sequence, cut within utterances, whose last may be shorter. The
+            authors' code trains on 40 frames.
+
+    Raises:
+        DataError: if there is no TIMIT, or it is not what it should be.
+    """
+    if protocol not in ("default", "srnn"):
+        raise DataError(f"--protocol {protocol}: TIMIT has default and srnn")
+    files = _utterances(_find(search_dirs(data_dir)))
+    test = _test_speakers(files)
+    by_speaker: dict[str, list[Recording]] = {}
+    for file in files.files:
+        by_speaker.setdefault(_speaker(file), []).append(file)
+    others = sorted(set(by_speaker) - test)
+    rng = np.random.default_rng(1234)
+    if protocol == "srnn":
+        pool = [f for speaker in others for f in by_speaker[speaker]]
+        order = rng.permutation(len(pool))
+        number = max(round(_VALID * len(pool)), 1)
+        valid, train = (
+            [pool[i] for i in sorted(part)] for part in (order[:number], order[number:])
+        )
+        cut = Cutting(segment or 40, across=True, keep_rest=False)
+        cuttings = {"train": cut, "valid": cut, "test": Cutting()}
+        unit = "utterance"
+    else:
+        number = max(round(_VALID * len(others)), 1)
+        chosen = {others[i] for i in rng.permutation(len(others))[:number]}
+        train = [f for s in others if s not in chosen for f in by_speaker[s]]
+        valid = [f for s in sorted(chosen) for f in by_speaker[s]]
+        cuttings = {"train": Cutting(segment), "valid": Cutting(), "test": Cutting()}
+        unit = "utterance"
+    assigned = {
+        "train": train,
+        "valid": valid,
+        "test": [f for s in sorted(test) for f in by_speaker[s]],
+    }
+    complete = len(files.files) == 6300 and len(assigned["test"]) == 1680
+
+    def describe(stored: Prepared) -> DataSource:
+        name = "TIMIT" if complete else f"a sample of TIMIT ({len(files.files)} utterances)"
+        how = (
+            "segments of 40 frames for training" if protocol == "srnn" else "validation by speaker"
+        )
+        detail = f"{files.root}, {len(by_speaker)} speakers, {how}"
+        return DataSource(
+            name + (", protocol srnn" if protocol == "srnn" else ""), detail,
+            comparable=complete and protocol == "srnn" and segment in (None, 40), key=stored.key,
+        )  # fmt: skip
+
+    return speech_splits("timit", files, assigned, cuttings, describe, unit, groups=_speaker)
+
+
+def _find(dirs: Sequence[Path]) -> Path:
+    names = ("timit", "TIMIT_LDC93S1", "LDC93S1", "timit_nltk_sample", "timit.zip")
+    for folder in dirs[:-1]:
+        if (path := find([folder], names)) is not None:
+            return path
+        try:
+            entries = [p.name.lower() for p in folder.iterdir()]
+        except OSError:
+            continue
+        if {"train", "test"} <= set(entries) or any(re.match(r"dr\d", e) for e in entries):
+            return folder
+        if any("timit" in e and e.endswith(".zip") for e in entries):
+            return folder
+    if (path := find(dirs[-1:], names)) is not None:
+        return path
+    raise DataError(
+        f"no TIMIT in {', '.join(map(str, dirs))} (looked for {', '.join(names)}, or train and test): "
+        "it is licensed (https://catalog.ldc.upenn.edu/LDC93S1); name the folder of your copy by "
+        "--data-dir"
+    )
+
+
+def _utterances(root: Path) -> SoundFiles:
+    """The utterances, each once: some copies have a converted one beside the original."""
+    files = sound_files(root, "utterances of TIMIT")
+    once: dict[tuple[str, ...], Recording] = {}
+    for file in files.files:
+        stem = file.parts[-1].split(".")[0]
+        if not _UTTERANCE.fullmatch(stem) or not _speaker(file):
+            continue
+        key = (*file.parts[:-1], stem)
+        if key not in once or len(file.name) < len(once[key].name):
+            once[key] = file
+    if not once:
+        raise DataError(
+            f"{root} holds {len(files.files)} sound files, but none is named like TIMIT's "
+            "(TRAIN/DR1/FCJF0/SA1.WAV): take --dataset wav for sounds of your own"
+        )
+    return SoundFiles(list(once.values()), files.root)
+
+
+def _speaker(file: Recording) -> str:
+    """From the folder (``FCJF0`` or ``dr1-fcjf0``); the empty string if there is none."""
+    if len(file.parts) < 2:
+        return ""
+    name = file.parts[-2].rsplit("-", 1)[-1]
+    return name if _SPEAKER.fullmatch(name) else ""
+
+
+def _test_speakers(files: SoundFiles) -> set[str]:
+    speakers = sorted({_speaker(f) for f in files.files})
+    test = {_speaker(f) for f in files.files if "test" in f.parts[:-2]}
+    train = {_speaker(f) for f in files.files if "train" in f.parts[:-2]}
+    if test and train:
+        if both := test & train:
+            raise DataError(f"{files.root}: speaker {min(both)} is in both TRAIN and TEST")
+        return test
+    if test or train:
+        missing, there = ("TRAIN", "TEST") if test else ("TEST", "TRAIN")
+        raise DataError(f"{files.root} has a folder {there}, but no {missing} with utterances")
+    noted = _noted_use(files)
+    test = {s for s in speakers if noted.get(s[1:]) == "tst"}
+    if test and len(test) < len(speakers) - 1:
+        return test
+    if len(speakers) < 3:
+        raise DataError(f"{files.root} has {len(speakers)} speakers; at least 3 are needed")
+    number = max(round(_TEST * len(speakers)), 1)
+    return {speakers[i] for i in np.random.default_rng(1234).permutation(len(speakers))[:number]}
+
+
+def _noted_use(files: SoundFiles) -> dict[str, str]:
+    """Initials of a speaker -> ``trn`` or ``tst``, from ``spkrinfo.txt`` if it is there."""
+    text = b""
+    if files.root.is_dir():
+        found = next((p for p in files.root.rglob("*") if p.name.lower() == "spkrinfo.txt"), None)
+        text = found.read_bytes() if found else b""
+    else:
+        with zipfile.ZipFile(files.root) as archive:
+            names = [n for n in archive.namelist() if n.lower().endswith("spkrinfo.txt")]
+            text = archive.read(names[0]) if names else b""
+    use = {}
+    for line in text.decode("latin-1").splitlines():
+        fields = line.split()
+        if len(fields) > 3 and not line.startswith(";"):
+            use[fields[0].lower()] = fields[3].lower()
+    return use

@@ -1,0 +1,101 @@
+"""Bounds as numbers with their units, and as sentences."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from pyro_zf.data import Splits
+from pyro_zf.infer import Bounds
+
+__all__ = ["brief", "headline", "marginal_numbers", "text_numbers", "training_numbers"]
+
+
+def text_numbers(name: str, nats_per_step: float, step_unit: str) -> dict[str, float]:
+    """Perplexity a word, or bits a character, of a bound in nats per step; nothing for other data.
+
+    Every symbol that is predicted counts once, ends of sentences included and beginnings not. From
+    a lower bound of the log-likelihood, both are upper bounds.
+    """
+    if step_unit == "word":
+        return {f"{name}_perplexity": math.exp(min(-nats_per_step, 700.0))}
+    if step_unit == "character":
+        return {f"{name}_bits_per_character": -nats_per_step / math.log(2)}
+    return {}
+
+
+def training_numbers(bounds: Bounds, splits: Splits) -> dict[str, float]:
+    """What is noted of a validation or a test."""
+    numbers = {}
+    for name in ("elbo", "kl"):
+        estimate = bounds.per_sequence(name)
+        numbers[f"{name}_nats_per_sequence"] = estimate.mean
+        numbers[f"{name}_nats_per_sequence_stderr"] = estimate.stderr
+        numbers[f"{name}_nats_per_step"] = bounds.per_step(name).mean
+    numbers |= text_numbers("elbo", numbers["elbo_nats_per_step"], splits.step_unit)
+    numbers["aux_nats_per_sequence"] = bounds.per_sequence("aux").mean
+    return numbers
+
+
+def marginal_numbers(splits: Splits, split: str) -> dict[str, Any]:
+    """The log-likelihood of a model that knows no past, in the same units."""
+    nats = -splits.marginal_nats(split)
+    statistics = splits.statistics(split)
+    per_step = nats * statistics.num_sequences / max(statistics.num_steps, 1)
+    return {
+        "marginal": splits.marginal_name,
+        "marginal_nats_per_sequence": nats,
+        "marginal_nats_per_step": per_step,
+        **text_numbers("marginal", per_step, splits.step_unit),
+    }
+
+
+def brief(numbers: dict[str, Any], splits: Splits) -> str:
+    """A validation in one line."""
+    for name, unit in _SYMBOLS.items():
+        if f"elbo_{name}" in numbers:
+            return f"{unit} <= {numbers[f'elbo_{name}']:.3f}"
+    if splits.kind == "real":
+        return f"ELBO {numbers['elbo_nats_per_sequence']:.1f} nats per {splits.unit}"
+    return f"-ELBO {-numbers['elbo_nats_per_sequence']:.2f} nats per {splits.unit}"
+
+
+_SYMBOLS = {"perplexity": "perplexity", "bits_per_character": "bits per character"}
+
+
+def headline(summary: dict[str, Any]) -> str:
+    """The test of a run in one line: the bound with its unit, and what a model without past scores."""
+    unit, step_unit = summary["unit"], summary["step_unit"]
+    nats, error = (
+        summary["test_elbo_nats_per_sequence"], summary["test_elbo_nats_per_sequence_stderr"]
+    )  # fmt: skip
+    real = summary["kind"] == "real"
+    latents = summary["has_latents"]
+    sign = 1 if real else -1
+    side = (
+        "a lower bound of the log-likelihood"
+        if real
+        else "an upper bound of the negative log-likelihood"
+    )
+    exact = "the exact log-likelihood" if real else "the exact negative log-likelihood"
+    what = (
+        f"one posterior sample each, KL {summary['test_kl_nats_per_sequence']:.2f}; {side}"
+        if latents
+        else exact
+    )
+    baseline = f"{sign * summary['marginal_nats_per_sequence']:.2f}"
+    main = f"{sign * nats:.2f} +- {error:.2f} nats per {unit}"
+    if summary["kind"] != "binary":
+        main += f", {sign * summary['test_elbo_nats_per_step']:.4f} per {step_unit}"
+    lead = "test ELBO" if real else "test -ELBO"
+    for name, words in _SYMBOLS.items():
+        if f"test_elbo_{name}" in summary:
+            bound = "<= " if latents else ""
+            lead = f"test {words} {bound}{summary[f'test_elbo_{name}']:.3f}, {lead[5:]}"
+            baseline = f"{words} {summary[f'marginal_{name}']:.3f}"
+    better = "higher is better" if real else "lower is better"
+    normalised = ", of normalised samples" if summary["sample_rate"] else ""
+    return (
+        f"{lead}: {main}{normalised} on {summary['data']} ({summary['test_num_sequences']} test {unit}s, "
+        f"{what}; {better}; {summary['marginal']}: {baseline})"
+    )
