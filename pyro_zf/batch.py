@@ -55,7 +55,7 @@ class SequenceBatch:
     has_start_symbol: bool = True
     uncorrupted: Shaped[Tensor, "batch time ..."] | None = None
     continues: bool = False
-    carried: tuple[Shaped[Tensor, "*particles batch size"], ...] | None = None
+    carried: tuple[Shaped[Tensor, "... batch _"], ...] | None = None
 
     def __post_init__(self) -> None:
         if self.inputs.dim() < 2:

@@ -121,10 +121,10 @@ def paths(rows: Sequence[Float[Tensor, "sequences time data"]], titles: Sequence
     for row, title, axes_of_row in zip(rows, titles, panels, strict=True):
         for sequence, axes in zip(row, axes_of_row, strict=False):
             if sequence.shape[-1] <= 3:
-                axes.plot(sequence.cpu(), lw=1)
+                axes.plot(sequence.cpu().numpy(), lw=1)
                 axes.set_ylim(low, high)
             else:
-                axes.imshow(sequence.T.cpu(), aspect="auto", origin="lower", vmin=low, vmax=high)
+                axes.imshow(sequence.T.cpu().numpy(), aspect="auto", origin="lower", vmin=low, vmax=high)
             axes.tick_params(labelsize=6)
         axes_of_row[0].set_ylabel(title)
     return figure

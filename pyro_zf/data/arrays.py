@@ -257,8 +257,11 @@ def _scan(
     low, high, whole = np.inf, -np.inf, True
     for name in shapes:
         for steps, _ in _blocks(file, path, name, lengths[name]):
-            low, high = min(low, steps.min(initial=low)), max(high, steps.max(initial=high))
+            if steps.size:
+                low, high = min(low, float(steps.min())), max(high, float(steps.max()))
             whole = whole and (steps.dtype.kind in "iub" or bool((steps == np.rint(steps)).all()))
+    if low > high:
+        raise DataError(f"{path}: {', '.join(shapes)} has no steps: all lengths are 0")
     symbols = all(len(shape) == 2 for shape in shapes.values())
     found, why = _kind(kind, low, high, whole, symbols, path, {file[n].dtype.kind for n in shapes})
     size = int(high) + 1 if found == "categorical" else next(iter(shapes.values()))[2:] or (1,)

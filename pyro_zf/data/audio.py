@@ -30,6 +30,9 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
+#: Bytes of all files below which each is read once before they are dealt out.
+THOROUGH = 256 * 2**20
+
 #: Names of sound files end with one of these, in any case.
 SUFFIXES = (".wav", ".flac", ".ogg", ".sph", ".mp3")
 #: What libsndfile may find in a file of a name; a .wav of NIST SPHERE is what TIMIT consists of.
@@ -91,8 +94,7 @@ class SoundFiles:
             for _ in blocks:  # a long one is read through first, to know that it is whole
                 head = []
         except DataError as error:
-            self.skipped[file.name] = str(error)
-            log.warning("skipped: %s", error)
+            self._skip(file, error)
             return
         yield from head or sound_blocks(file, sample_rate)
 
@@ -110,17 +112,37 @@ class SoundFiles:
             except DataError:
                 continue
         if not rates:
-            raise self.none_readable()
+            self.usable()
+            raise self.none_usable()
         return rates.most_common(1)[0][0]
 
-    def none_readable(self) -> DataError:
-        """What to raise where not one file is of use."""
-        why = next(iter(self.skipped.values()), None)
-        if why is None:
+    def usable(self) -> list[Recording]:
+        """The files but those that cannot be read, which are noted.
+
+        The header of each is read; the whole of a few, and of those with samples of floating point.
+        """
+        thorough = sum(file.size for file in self.files) < THOROUGH
+        for file in self.files:
             try:
-                read_sound(self.files[0], 16000)
+                with _sound(file) as sound:
+                    whole = thorough or sound.subtype in ("FLOAT", "DOUBLE")
+                    rate = sound.samplerate
+                for _ in sound_blocks(file, rate) if whole else ():
+                    pass
             except DataError as error:
-                why = str(error)
+                self._skip(file, error)
+        files = [file for file in self.files if file.name not in self.skipped]
+        if not files:
+            raise self.none_usable()
+        return files
+
+    def _skip(self, file: Recording, error: DataError) -> None:
+        self.skipped[file.name] = str(error)
+        log.warning("skipped: %s", error)
+
+    def none_usable(self) -> DataError:
+        """What to raise where not one file is of use."""
+        why = next(iter(self.skipped.values()), "it has no samples")
         return DataError(
             f"none of the {len(self.files)} sound files in {self.root} can be used; the first: {why}"
         )

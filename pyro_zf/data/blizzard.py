@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pyro_zf.data.audio import sound_files
+from pyro_zf.data.audio import Recording, sound_files
 from pyro_zf.data.datasets import DataError, DataSource, Splits
 from pyro_zf.data.download import find, search_dirs
 from pyro_zf.data.speech import Cutting, by_share, speech_splits
@@ -49,11 +49,13 @@ def load_blizzard(
     cut = Cutting(segment or 40, across=protocol == "vrnn", keep_rest=False)
     stretches = None
     if protocol == "vrnn":
-        assigned = {"train": files.files, "valid": [], "test": []}
         ends = (0.0, SHARES["train"], SHARES["train"] + SHARES["valid"], float("inf"))
         stretches = {s: (ends[i], ends[i + 1]) for i, s in enumerate(SPLITS)}
-    else:
-        assigned = by_share(files.files, SHARES, seed=2013)
+
+    def assign() -> dict[str, list[Recording]]:
+        if protocol == "vrnn":
+            return {"train": files.files, "valid": [], "test": []}
+        return by_share(files, SHARES, seed=2013)
 
     def describe(stored: Prepared) -> DataSource:
         hours = sum(stored.notes["samples"].values()) / 16000 / 3600
@@ -70,8 +72,8 @@ def load_blizzard(
         )  # fmt: skip
 
     return speech_splits(
-        "blizzard", files, assigned, dict.fromkeys(SPLITS, cut), describe,
-        unit="half-second sequence" if segment in (None, 40) else "sequence", stretches=stretches,
+        "blizzard", files, assign, dict.fromkeys(SPLITS, cut), describe, stretches=stretches,
+        unit="half-second sequence" if segment in (None, 40) else "sequence", protocol=protocol,
     )  # fmt: skip
 
 

@@ -23,8 +23,8 @@ DATA_VARIABLE = "PYRO_ZF_DATA"
 CACHE_VARIABLE = "PYRO_ZF_CACHE"
 #: Environment variable that keeps the package from going to the network.
 OFFLINE_VARIABLE = "PYRO_ZF_OFFLINE"
-#: How often a download goes on where its connection broke, from each address.
-ATTEMPTS = 3
+#: How often a download is tried from each address without getting any further.
+ATTEMPTS = 2
 
 
 def cache_dir() -> Path:
@@ -146,7 +146,9 @@ class _Resuming:
     def __call__(self, url: str, output_file: Any, pooch: Any) -> None:
         import requests
 
-        for attempt in range(ATTEMPTS):
+        failed = 0
+        while True:
+            before = self._there()
             try:
                 self._download(url)
                 break
@@ -154,17 +156,21 @@ class _Resuming:
                 requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError,
                 _Wrong,
             ):  # fmt: skip
-                if attempt + 1 == ATTEMPTS:
+                failed = 0 if self._there() > before else failed + 1
+                if failed == ATTEMPTS:
                     raise
         with self.partial.open("rb") as file:
             if file.read(256).lstrip().lower().startswith((b"<!doctype", b"<html")):
                 raise _Wrong("it answered with a web page")
         os.replace(self.partial, output_file)
 
+    def _there(self) -> int:
+        return self.partial.stat().st_size if self.partial.exists() else 0
+
     def _download(self, url: str) -> None:
         import requests
 
-        there = self.partial.stat().st_size if self.partial.exists() else 0
+        there = self._there()
         # Compressed on the way, the bytes that count could not be counted.
         headers = {"Accept-Encoding": "identity"}
         if there:
@@ -178,7 +184,7 @@ class _Resuming:
             size = there if goes_on else 0
             total = None if expected is None else size + int(expected)
             with self.partial.open("ab" if goes_on else "wb") as file:
-                for piece in response.iter_content(2**16):
+                for piece in response.iter_content(2**13):
                     file.write(piece)
                     size += len(piece)
             if total is not None and size < total:

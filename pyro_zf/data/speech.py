@@ -39,7 +39,7 @@ class Cutting:
 def speech_splits(
     name: str,
     files: SoundFiles,
-    assigned: Mapping[str, list[Recording]],
+    assign: Callable[[], Mapping[str, list[Recording]]],
     cuttings: Mapping[str, Cutting],
     describe: Callable[[Prepared], DataSource],
     unit: str,
@@ -47,32 +47,35 @@ def speech_splits(
     frame_size: int = FRAME_SIZE,
     groups: Callable[[Recording], str] | None = None,
     stretches: Mapping[str, tuple[float, float]] | None = None,
+    protocol: str = "default",
 ) -> Splits:
     """Prepare recordings, or find them prepared.
 
     Args:
         name: of the data set.
         files: the recordings.
-        assigned: split -> its recordings.
+        assign: gives split -> its recordings; called if they are not prepared yet, and a function of
+            the files and of the other arguments alone.
         cuttings: split -> how to cut them.
         describe: what to say of the prepared data.
         unit: what a sequence is.
         sample_rate, frame_size: of the sequences.
         groups: the speaker of a recording, to be counted.
-        stretches: in place of ``assigned["valid"]`` and ``["test"]``: all recordings are those of
-            ``assigned["train"]``, read as one, and each split takes a stretch, as shares of the whole.
+        stretches: the recordings of "train" are all there are, read as one, and each split takes a
+            stretch, as shares of the whole.
+        protocol: how recordings are assigned, to tell prepared files apart.
 
     Raises:
         DataError: if no recording of a split can be used.
     """
     options = {
-        "assigned": {k: [f.name for f in v] for k, v in assigned.items()},
-        "cuttings": {k: repr(v) for k, v in cuttings.items()}, "sample_rate": sample_rate,
+        "protocol": protocol, "cuttings": {k: repr(v) for k, v in cuttings.items()}, "sample_rate": sample_rate,
         "frame_size": frame_size, "stretches": dict(stretches or {}),
     }  # fmt: skip
     raw = Values("real", frame_size)
 
     def build(file: h5py.File) -> dict[str, Any]:
+        assigned = assign()
         writer = Writer(file, raw, np.int16)
         samples, used = dict.fromkeys(SPLITS, 0), {split: set() for split in SPLITS}  # type: ignore[var-annotated]
         read, total = 0, 0
@@ -105,7 +108,7 @@ def speech_splits(
                 for sequence in cutter.finish() if cutting.keep_rest else ():
                     writer.add(split, sequence)
         if not any(samples.values()):
-            raise files.none_readable()
+            raise files.none_usable()
         for split in SPLITS:
             if not writer.statistics[split].num_sequences:
                 raise DataError(
@@ -155,13 +158,16 @@ def speech_splits(
 
 
 def by_share(
-    files: list[Recording], shares: Mapping[str, float], seed: int = 0
+    sounds: SoundFiles, shares: Mapping[str, float], seed: int = 0
 ) -> dict[str, list[Recording]]:
     """Recordings split by their size in bytes, in random order; each split has one at least.
+
+    Those that cannot be used are found out before, so that no split is left with them alone.
 
     Raises:
         DataError: if there are fewer recordings than splits.
     """
+    files = sounds.usable()
     if len(files) < len(shares):
         raise DataError(
             f"{len(files)} sound files cannot be split into {', '.join(shares)}: at least "

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import gc
 import hashlib
 import json
 import logging
 import os
+import re
+import sys
 import tempfile
+import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -212,7 +217,8 @@ class StoredDataset:
         first = i // size * size
         offsets = self._offsets
         if (block := self._kept.get(first)) is None:
-            block = self._read(offsets[first], offsets[min(first + size, len(self.steps))])
+            last = min(first + size, len(self.steps))
+            block = self._read(int(offsets[first]), int(offsets[last]))
             self._kept[first] = block
             while len(self._kept) > 1 and sum(b.nbytes for b in self._kept.values()) > KEPT_BYTES:
                 self._kept.popitem(last=False)
@@ -292,17 +298,27 @@ def _build(path: Path, build: Callable[[h5py.File], dict[str, Any]]) -> dict[str
 
 @contextlib.contextmanager
 def _writing(path: Path) -> Iterator[h5py.File]:
-    """An open file; a disk that is full is an OSError, even where HDF5 finds out on closing."""
+    """An open file; where HDF5 cannot write, one OSError with the reason of the system."""
     file = h5py.File(path, "w")
     try:
         yield file
         file.flush()
         file.close()
-    except RuntimeError as error:  # what h5py makes of a failed write on closing
-        raise OSError(f"HDF5: {error}") from error
-    finally:
+    except DataError:
+        file.close()
+        raise
+    except (OSError, RuntimeError) as error:
+        code = re.search(r"errno = (\d+)|\[Errno (\d+)\]", str(error))
+        number = int(code[1] or code[2]) if code else errno.EIO
+        # What h5py has open cannot be closed in order now, and would say so, object by object.
+        traceback.clear_frames(error.__traceback__)
+        hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
         with contextlib.suppress(Exception):
             file.close()
+        del file
+        gc.collect()
+        sys.unraisablehook = hook
+        raise OSError(number, os.strerror(number)) from None
 
 
 def _notes(path: Path) -> dict[str, Any] | None:

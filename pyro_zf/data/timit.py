@@ -70,14 +70,12 @@ def load_timit(
         )
         cut = Cutting(segment or 40, across=True, keep_rest=False)
         cuttings = {"train": cut, "valid": cut, "test": Cutting()}
-        unit = "utterance"
     else:
         number = max(round(_VALID * len(others)), 1)
         chosen = {others[i] for i in rng.permutation(len(others))[:number]}
         train = [f for s in others if s not in chosen for f in by_speaker[s]]
         valid = [f for s in sorted(chosen) for f in by_speaker[s]]
         cuttings = {"train": Cutting(segment), "valid": Cutting(), "test": Cutting()}
-        unit = "utterance"
     assigned = {
         "train": train,
         "valid": valid,
@@ -96,7 +94,10 @@ def load_timit(
             comparable=complete and protocol == "srnn" and segment in (None, 40), key=stored.key,
         )  # fmt: skip
 
-    return speech_splits("timit", files, assigned, cuttings, describe, unit, groups=_speaker)
+    return speech_splits(
+        "timit", files, lambda: assigned, cuttings, describe, "utterance", groups=_speaker,
+        protocol=protocol,
+    )  # fmt: skip
 
 
 def _find(dirs: Sequence[Path]) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -138,6 +138,6 @@ class Statistics:
         return statistics
 
 
-def _deviation(mean_square: np.ndarray, mean: np.ndarray) -> np.ndarray:
+def _deviation(mean_square: Any, mean: Any) -> Any:
     deviation = np.sqrt(np.maximum(mean_square - np.square(mean), 0.0))
     return np.where(deviation > 1e-12 * np.maximum(np.abs(mean), 1e-300), deviation, 1.0)

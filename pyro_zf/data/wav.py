@@ -36,7 +36,7 @@ def load_wav(
         raise DataError(f"--segment {segment} and --frame-size {frame_size} must be at least 1")
     files = sound_files(Path(folder).expanduser())
     rate = sample_rate or files.common_rate()
-    assigned = by_share(files.files, {"train": 0.9, "valid": 0.05, "test": 0.05})
+    shares = {"train": 0.9, "valid": 0.05, "test": 0.05}
 
     def describe(stored: Prepared) -> DataSource:
         detail = (
@@ -47,6 +47,6 @@ def load_wav(
         )
 
     return speech_splits(
-        "wav", files, assigned, dict.fromkeys(SPLITS, Cutting(segment or 40)), describe,
-        "sequence", rate, frame_size,
+        "wav", files, lambda: by_share(files, shares), dict.fromkeys(SPLITS, Cutting(segment or 40)),
+        describe, "sequence", rate, frame_size,
     )  # fmt: skip

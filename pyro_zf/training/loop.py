@@ -108,7 +108,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     carried = CarriedState(model.model) if isinstance(train_batches, StreamBatches) else None
     if carried is not None and config.objective == "fivo":
         raise UsageError(
-            "--objective fivo filters whole sequences: give --no-carry-state, for independent segments"
+            "--objective fivo filters whole sequences: give --carry-state False, for independent segments"
         )
     # Without gradients a larger batch fits into the same memory; streams are better long than many.
     eval_batch = config.batch_size if carried else 4 * config.batch_size

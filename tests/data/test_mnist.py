@@ -137,7 +137,10 @@ class Broken(http.server.SimpleHTTPRequestHandler):
 @pytest.mark.parametrize(
     ("handler", "reason"),
     [
-        (HalfWay, r"the connection broke after 1000 of 40000 bytes|ChunkedEncodingError|ConnectionError"),
+        (
+            HalfWay,
+            r"the connection broke after 1000 of 40000 bytes|ChunkedEncodingError|ConnectionError",
+        ),
         (Page, "it answered with a web page"),
         (Broken, "HTTP status 500"),
         (http.server.SimpleHTTPRequestHandler, "HTTP status 404"),
