@@ -71,6 +71,19 @@ def test_links_lead_somewhere() -> None:
             assert (document.parent / target).exists(), f"{document.name} links to {target}"
 
 
+def test_the_memory_of_the_loaders(tmp_path: Path) -> None:
+    """Data of 400 MB, of which far less is kept; the whole run is --gigabytes 4."""
+    results = tmp_path / "memory.json"
+    command = [sys.executable, "benchmarks/data_memory.py", "--gigabytes", "0.4"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    subprocess.run(
+        [*command, "--json", str(results)], check=True, cwd=ROOT, env=environment, capture_output=True
+    )
+    for figures in json.loads(results.read_text()).values():
+        assert figures["values"] > 80_000_000
+        assert figures["peak_mb"] - figures["before_mb"] < 350
+
+
 @pytest.mark.usefixtures("single_precision")
 def test_the_comparison_of_models(tmp_path: Path) -> None:
     pytest.importorskip("mlxtend")

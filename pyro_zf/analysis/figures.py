@@ -124,7 +124,9 @@ def paths(rows: Sequence[Float[Tensor, "sequences time data"]], titles: Sequence
                 axes.plot(sequence.cpu().numpy(), lw=1)
                 axes.set_ylim(low, high)
             else:
-                axes.imshow(sequence.T.cpu().numpy(), aspect="auto", origin="lower", vmin=low, vmax=high)
+                axes.imshow(
+                    sequence.T.cpu().numpy(), aspect="auto", origin="lower", vmin=low, vmax=high
+                )
             axes.tick_params(labelsize=6)
         axes_of_row[0].set_ylabel(title)
     return figure

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Literal
@@ -18,7 +20,7 @@ from pyro_zf.data.datasets import (
 )
 from pyro_zf.data.store import SPLITS, key_of
 from pyro_zf.data.values import Values
-from pyro_zf.data.vocabulary import Vocabulary, lines_of, read_text, tokenize_sentence
+from pyro_zf.data.vocabulary import EOS, UNK, Vocabulary, lines_of, read_text, tokenize_sentence
 
 __all__ = ["Level", "load_text"]
 
@@ -59,42 +61,38 @@ def load_text(
     if not stream and carried:
         raise DataError("--carry-state goes with a stream: give --segment, or --level character")
     limit = None if stream else max_tokens or 200
-    lines: dict[str, list[list[str]]] = {}
-    dropped = 0
-    for split, text in texts.items():
-        made = [
-            list(line) if level == "character" else tokenize_sentence(line)
-            for line in lines_of(text)
-        ]
-        lines[split] = [line for line in made if limit is None or len(line) <= limit]
-        dropped += len(made) - len(lines[split])
-        if not lines[split]:
-            raise DataError(
-                f"{path}: no line is left for the {split} split ({len(made)} were there)"
-            )
-    if vocabulary_size is None and level == "word":
-        vocabulary_size = 16_000
-    counts = Counter(token for line in lines["train"] for token in line)
-    vocabulary = Vocabulary.from_counts(counts, vocabulary_size)
+    lines = {split: list(lines_of(text)) for split, text in texts.items()}
+    if level == "character":
+        symbols_of, vocabulary = _characters(lines, vocabulary_size)
+        dropped = 0
+    else:
+        made = {split: [tokenize_sentence(line) for line in lines[split]] for split in SPLITS}
+        words = {s: [w for w in made[s] if limit is None or len(w) <= limit] for s in SPLITS}
+        dropped = sum(len(made[split]) - len(words[split]) for split in SPLITS)
+        vocabulary = Vocabulary.of(words["train"], vocabulary_size or 16_000)
+        symbols_of = {s: [vocabulary.indices([*w, EOS]) for w in words[s]] for s in SPLITS}
     values = Values("categorical", len(vocabulary), start=0)
-    (eos,) = vocabulary.indices(["<eos>"])
     datasets: dict[str, SequenceDataset] = {}
     findings = [f"{len(vocabulary):,} symbols, <bos>, <eos> and <unk> among them"]
     if dropped:
         findings.append(f"{dropped:,} lines of more than {limit} words were left out")
     for split in SPLITS:
-        indices = [np.append(vocabulary.indices(line), eos) for line in lines[split]]
-        joined = np.concatenate(indices)
+        parts = symbols_of[split]
+        if not parts:
+            raise DataError(
+                f"{path}: no line is left for the {split} split ({len(lines[split])} were there)"
+            )
+        joined = np.concatenate(parts)
         unknown = 100 * float((joined == 2).mean())
         findings.append(
-            f"{split}: {len(indices):,} lines, {len(joined):,} {level}s with <eos>, {unknown:.2f} % <unk>"
+            f"{split}: {len(lines[split]):,} lines, {len(joined):,} {level}s with <eos>, {unknown:.2f} % <unk>"
         )
         if stream:
             datasets[split] = TextStream(joined, values, segment or 100, carried is not False)
             continue
-        lengths = np.array([len(line) for line in indices])
-        padded = np.zeros((len(indices), lengths.max()), dtype=np.int32)
-        for row, line in zip(padded, indices, strict=True):
+        lengths = np.array([len(line) for line in parts])
+        padded = np.zeros((len(parts), lengths.max()), dtype=np.int32)
+        for row, line in zip(padded, parts, strict=True):
             row[: len(line)] = line
         datasets[split] = ArrayDataset(padded, lengths, None, values)
     key = key_of(
@@ -111,10 +109,29 @@ def load_text(
     )  # fmt: skip
 
 
+def _characters(
+    lines: dict[str, list[str]], size: int | None
+) -> tuple[dict[str, list[np.ndarray]], Vocabulary]:
+    """Indices of the characters of each split, in one piece, and their vocabulary."""
+    codes = {
+        split: np.frombuffer(("\n".join(part) + "\n").encode("utf-32-le"), np.uint32)
+        for split, part in lines.items()
+    }
+    found, counts = np.unique(codes["train"], return_counts=True)
+    counted = Counter(
+        {chr(c): int(n) for c, n in zip(found, counts, strict=True) if c != ord("\n")}
+    )
+    vocabulary = Vocabulary.from_counts(counted, size)
+    table = np.full(sys.maxunicode + 1, vocabulary.index[UNK], dtype=np.int32)
+    for symbol, index in vocabulary.index.items():
+        if len(symbol) == 1:
+            table[ord(symbol)] = index
+    table[ord("\n")] = vocabulary.index[EOS]
+    return {split: [table[c]] for split, c in codes.items()}, vocabulary
+
+
 def hash_text(text: str) -> str:
     """A hash of what a text holds."""
-    import hashlib
-
     return hashlib.sha256(text.encode()).hexdigest()
 
 

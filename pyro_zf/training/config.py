@@ -23,6 +23,7 @@ __all__ = [
     "read_config",
     "resolve",
     "resolve_device",
+    "resumed",
 ]
 
 
@@ -255,3 +256,39 @@ def read_config(run: Path) -> TrainConfig:
     if not path.is_file():
         raise DataError(f"{run} is no run folder: it has no config.json")
     return TrainConfig.from_json(path.read_text())
+
+
+def resumed(given: TrainConfig) -> TrainConfig:
+    """Settings of the run ``given.resume``, with the limits, data and device that were given now.
+
+    Raises:
+        UsageError: if another setting was given.
+        DataError: if there is no such run.
+    """
+    assert given.resume is not None
+    changeable = ("max_steps", "max_epochs", "max_minutes", "device", "data_dir", "data", "workers")
+    untouched = dataclasses.replace(
+        given, resume=None, **{name: getattr(TrainConfig, name) for name in changeable}
+    )
+    for field in dataclasses.fields(TrainConfig):
+        if getattr(untouched, field.name) != field.default:
+            flag = field.name.replace("_", "-")
+            raise UsageError(
+                f"--{flag} cannot change on --resume; only --max-steps, --max-epochs, --max-minutes, "
+                "--device, --data-dir, --data and --workers can"
+            )
+    config = read_config(given.resume)
+    if not (given.resume / "checkpoints" / "last.pt").is_file():
+        raise DataError(f"{given.resume} has no checkpoints/last.pt to resume from")
+    limits = {name: getattr(given, name) for name in changeable[:3]}
+    if all(limit is None for limit in limits.values()):
+        limits = {name: getattr(config, name) for name in limits}
+    changed = {"output_dir": given.resume, **limits}
+    if given.device != "auto":
+        changed["device"] = given.device
+    for name in ("data_dir", "data"):
+        if getattr(given, name) is not None:
+            changed[name] = getattr(given, name)
+    if given.workers:
+        changed["workers"] = given.workers
+    return resolve(dataclasses.replace(config, **changed))

@@ -21,7 +21,7 @@ import torch
 from tqdm import tqdm
 
 from pyro_zf.analysis import save_run_figures
-from pyro_zf.data import Batches, DataError, StreamBatches, make_batches
+from pyro_zf.data import Batches, StreamBatches, make_batches
 from pyro_zf.infer import (
     OBJECTIVES,
     SVI,
@@ -41,7 +41,7 @@ from pyro_zf.training.checkpoint import (
     save_checkpoint,
 )
 from pyro_zf.training.checks import UsageError, without_effect
-from pyro_zf.training.config import TrainConfig, read_config, resolve
+from pyro_zf.training.config import TrainConfig, resolve, resumed
 from pyro_zf.training.data import build_data, check_same_data, data_record
 from pyro_zf.training.numbers import brief, marginal_numbers, training_numbers
 from pyro_zf.training.record import Record, json_text, read_metrics, write_text
@@ -89,7 +89,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     """
     # Settings, folder
     resuming = config.resume is not None
-    config = _settings_to_resume(config) if resuming else resolve(config)
+    config = resumed(config) if resuming else resolve(config)
     device = torch.device(config.device)
     run = config.output_dir or Path("runs") / (
         f"{config.dataset}-{config.model}-{datetime.now():%Y%m%d-%H%M%S}"
@@ -310,37 +310,6 @@ def train(config: TrainConfig) -> dict[str, Any]:
     }
     write_text(run / "summary.json", json_text(summary, indent=2) + "\n")
     return summary
-
-
-def _settings_to_resume(given: TrainConfig) -> TrainConfig:
-    """Settings of the run, with the limits and the device that were given now."""
-    assert given.resume is not None
-    changeable = ("max_steps", "max_epochs", "max_minutes", "device", "data_dir", "data", "workers")
-    untouched = dataclasses.replace(
-        given, resume=None, **{name: getattr(TrainConfig, name) for name in changeable}
-    )
-    for field in dataclasses.fields(TrainConfig):
-        if getattr(untouched, field.name) != field.default:
-            flag = field.name.replace("_", "-")
-            raise UsageError(
-                f"--{flag} cannot change on --resume; only --max-steps, --max-epochs, --max-minutes, "
-                "--device, --data-dir, --data and --workers can"
-            )
-    config = read_config(given.resume)
-    if not (given.resume / "checkpoints" / "last.pt").is_file():
-        raise DataError(f"{given.resume} has no checkpoints/last.pt to resume from")
-    limits = {name: getattr(given, name) for name in changeable[:3]}
-    if all(limit is None for limit in limits.values()):
-        limits = {name: getattr(config, name) for name in limits}
-    changed = {"output_dir": given.resume, **limits}
-    if given.device != "auto":
-        changed["device"] = given.device
-    for name in ("data_dir", "data"):
-        if getattr(given, name) is not None:
-            changed[name] = getattr(given, name)
-    if given.workers:
-        changed["workers"] = given.workers
-    return resolve(dataclasses.replace(config, **changed))
 
 
 def _finished(config: TrainConfig, progress: Progress) -> bool:

@@ -57,7 +57,9 @@ def real_batch(ragged: bool = False) -> SequenceBatch:
     return SequenceBatch.from_targets(targets, lengths)
 
 
-def log_joint(model: Any, batch: SequenceBatch, latents: dict[str, Any]) -> tuple[torch.Tensor, Any]:
+def log_joint(
+    model: Any, batch: SequenceBatch, latents: dict[str, Any]
+) -> tuple[torch.Tensor, Any]:
     """log p(y, z) of given latents, costs and coins left out, and the last state."""
     with local_parameters(), poutine.block():
         trace = poutine.trace(poutine.condition(model.model, data=latents)).get_trace(batch)
@@ -89,7 +91,9 @@ def test_parts_have_the_joint_density_of_the_whole(name: str, layout: str, ragge
         paths["b_tilde"] = torch.randn(4, T, model.echo.size)
     first, second = parts(batch)
     whole, end = log_joint(model, batch, named(paths, layout))
-    one, middle = log_joint(model, first, named({k: v[:, :FIRST] for k, v in paths.items()}, layout))
+    one, middle = log_joint(
+        model, first, named({k: v[:, :FIRST] for k, v in paths.items()}, layout)
+    )
     rest = named({k: v[:, FIRST:] for k, v in paths.items()}, layout)
     other, last = log_joint(model, replace(second, carried=middle), rest)
     torch.testing.assert_close(one + other, whole, rtol=1e-10, atol=1e-10)
@@ -142,9 +146,7 @@ def test_bounds_of_parts_add_up_to_a_bound_of_the_whole(family: str) -> None:
     many = copies(batch, 6000)
     assert many.targets is not None
     first = SequenceBatch(many.inputs[:, :cut], many.targets[:, :cut], None, many.has_start_symbol)
-    second = SequenceBatch(
-        many.inputs[:, cut:], many.targets[:, cut:], None, False, continues=True
-    )
+    second = SequenceBatch(many.inputs[:, cut:], many.targets[:, cut:], None, False, continues=True)
     for k, chunk in ((8, 8), (8, 3)):
         one = batch_bounds(model.model, model.guide, first, k, chunk, carry=True)
         two = batch_bounds(model.model, model.guide, replace(second, carried=one.end), k, chunk)

@@ -29,7 +29,9 @@ TINY: dict[str, Any] = {
 def text_file(path: Path) -> Path:
     rng = np.random.default_rng(0)
     words = ["red", "green", "blue", "cat", "dog", "runs", "sleeps"]
-    path.write_text("".join(" ".join(rng.choice(words, rng.integers(3, 9))) + ".\n" for _ in range(200)))
+    path.write_text(
+        "".join(" ".join(rng.choice(words, rng.integers(3, 9))) + ".\n" for _ in range(200))
+    )
     return path
 
 
@@ -68,9 +70,11 @@ def test_timit(real_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     more = ("--data-dir", str(real_data))
     summary, lines, result = run_all(tmp_path, capsys, "timit", *more)
     assert lines[1].startswith("test ELBO: ")
-    assert " nats per utterance, " in lines[1] and " per frame, of normalised samples" in lines[1]
+    assert " nats per utterance, " in lines[1]
+    assert " per frame, of normalised samples" in lines[1]
     assert "a sample of TIMIT (160 utterances) (20 test utterances" in lines[1]
-    assert "iid Gaussian: -" in lines[1] and "higher is better" in lines[1]
+    assert "iid Gaussian: -" in lines[1]
+    assert "higher is better" in lines[1]
     assert "does NOT compare" in lines[2]
     assert summary["marginal_nats_per_step"] == result["marginal_nats_per_step"]
     folder = tmp_path / "run" / "figures"
@@ -86,7 +90,9 @@ def test_timit(real_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 def other_timit(tmp_path: Path) -> Path:
     for i, speaker in enumerate(("fabc0", "fdef0", "mghi0", "mjkl0")):
-        write_sounds(tmp_path / "other" / "timit" / f"dr1-{speaker}", number=2, seconds=0.3 + i / 10)
+        write_sounds(
+            tmp_path / "other" / "timit" / f"dr1-{speaker}", number=2, seconds=0.3 + i / 10
+        )
         for path in (tmp_path / "other" / "timit" / f"dr1-{speaker}").iterdir():
             path.rename(path.with_name(path.name.replace("tone", "sx")))
     return tmp_path / "other"
@@ -111,7 +117,10 @@ def test_penn_treebank(real_data: Path, tmp_path: Path, capsys: pytest.CaptureFi
     other = ["--output-dir", str(tmp_path / "other")]
     assert main(["train", *filtered, *other, *flags(), "--max-steps", "1"]) == 2
     assert "give --carry-state False" in capsys.readouterr().err
-    assert main(["train", *filtered, *other, *flags(), "--max-steps", "1", "--carry-state", "False"]) == 0
+    assert (
+        main(["train", *filtered, *other, *flags(), "--max-steps", "1", "--carry-state", "False"])
+        == 0
+    )
 
 
 def test_words_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
