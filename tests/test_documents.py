@@ -77,7 +77,11 @@ def test_the_memory_of_the_loaders(tmp_path: Path) -> None:
     command = [sys.executable, "benchmarks/data_memory.py", "--gigabytes", "0.4"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     subprocess.run(
-        [*command, "--json", str(results)], check=True, cwd=ROOT, env=environment, capture_output=True
+        [*command, "--json", str(results)],
+        check=True,
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
     )
     for figures in json.loads(results.read_text()).values():
         assert figures["values"] > 80_000_000

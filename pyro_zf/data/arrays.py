@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
-from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,8 +14,9 @@ import torch
 from jaxtyping import Int
 
 from pyro_zf.batch import SequenceBatch
+from pyro_zf.data import blocks
 from pyro_zf.data.datasets import DataError, DataSource, Splits, check_lengths
-from pyro_zf.data.store import BLOCK_BYTES, IN_MEMORY, KEPT_BYTES, SPLITS, key_of, prepared
+from pyro_zf.data.store import SPLITS, key_of, prepared
 from pyro_zf.data.values import Kind, Statistics, Values
 
 __all__ = ["H5Dataset", "load_hdf5"]
@@ -44,17 +43,9 @@ class H5Dataset:
     rows: Int[np.ndarray, " sequences"]
     steps: Int[np.ndarray, " sequences"] | None
     totals: Statistics
-    _open: dict[int, Any] = field(default_factory=dict, repr=False, compare=False)
-    _kept: OrderedDict[int, np.ndarray] = field(
-        default_factory=OrderedDict, repr=False, compare=False
-    )
 
     def __len__(self) -> int:
         return len(self.rows)
-
-    def __getstate__(self) -> dict[str, Any]:
-        names = ("path", "key", "values", "rows", "steps", "totals")
-        return {**{n: getattr(self, n) for n in names}, "_open": {}, "_kept": OrderedDict()}
 
     @property
     def lengths(self) -> Int[np.ndarray, " sequences"] | None:
@@ -64,19 +55,18 @@ class H5Dataset:
     @property
     def num_steps(self) -> int:
         """Steps of the longest sequence."""
-        return int(self._array().shape[1] if self.steps is None else self.steps.max(initial=1))
+        return int(self._blocks.array.shape[1] if self.steps is None else self.steps.max(initial=1))
 
     @cached_property
     def _rows_a_block(self) -> int:
-        return rows_a_block(self._array())
+        return rows_a_block(self._blocks.array)
 
     @cached_property
     def block(self) -> int | None:
         """Sequences that are read together, or None where all are in memory."""
-        array = self._array()
-        if array.size * array.dtype.itemsize <= IN_MEMORY:
+        if self._blocks.nbytes <= blocks.IN_MEMORY:
             return None
-        share = len(self.rows) / max(len(array), 1)
+        share = len(self.rows) / max(len(self._blocks.array), 1)
         return max(round(self._rows_a_block * share), 1)
 
     def statistics(self) -> Statistics:
@@ -106,31 +96,18 @@ class H5Dataset:
     def _row(self, row: int) -> np.ndarray:
         size = self._rows_a_block
         first = row // size * size
-        if (block := self._kept.get(first)) is None:
-            try:
-                block = self._array()[first : first + size]
-            except OSError as error:
-                raise DataError(f"{self.path}: {self.key} is damaged ({error})") from error
-            if block.ndim == 2 and self.values.kind != "categorical":
-                block = block[..., None]
-            self._kept[first] = block
-            while len(self._kept) > 1 and sum(b.nbytes for b in self._kept.values()) > KEPT_BYTES:
-                self._kept.popitem(last=False)
-        self._kept.move_to_end(first)
-        return block[row - first]
+        found = self._blocks.read(first, first + size)[row - first]
+        return found[:, None] if found.ndim == 1 and self.values.kind != "categorical" else found
 
-    def _array(self) -> h5py.Dataset:
-        process = os.getpid()
-        if process not in self._open:
-            self._open.clear()
-            self._open[process] = h5py.File(self.path, "r")
-        return self._open[process][self.key]
+    @cached_property
+    def _blocks(self) -> blocks.H5Blocks:
+        return blocks.H5Blocks(self.path, self.key)
 
 
 def rows_a_block(array: h5py.Dataset) -> int:
     """Rows that are read together: about a megabyte, and whole chunks where the file has them."""
     row = max(array.dtype.itemsize * array.size // max(len(array), 1), 1)
-    rows = max(BLOCK_BYTES // row, 1)
+    rows = max(blocks.BLOCK_BYTES // row, 1)
     if array.chunks:
         chunk = array.chunks[0]
         rows = max(rows // chunk, 1) * chunk

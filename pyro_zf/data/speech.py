@@ -139,7 +139,8 @@ def speech_splits(
     datasets = {split: stored.dataset(split, values) for split in SPLITS}
     for split in SPLITS:
         data = datasets[split]
-        speakers = f" of {notes['groups'][split]} speakers" if groups else ""
+        number = notes["groups"].get(split)
+        speakers = f" of {number} speaker{'s' if number != 1 else ''}" if groups else ""
         recordings = (
             f" from {notes['recordings'][split]} recordings{speakers}" if not stretches else ""
         )

@@ -13,9 +13,8 @@ import re
 import sys
 import tempfile
 import traceback
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ import torch
 from jaxtyping import Int, Shaped
 
 from pyro_zf.batch import SequenceBatch
+from pyro_zf.data import blocks
 from pyro_zf.data.datasets import DataError
 from pyro_zf.data.download import cache_dir, locked
 from pyro_zf.data.values import Statistics, Values
@@ -37,11 +37,6 @@ log = logging.getLogger(__name__)
 #: Of the files' layout and of how data are prepared: another one makes all of them anew.
 FORMAT = 1
 SPLITS = ("train", "valid", "test")
-#: A split of fewer bytes is read at once; larger ones block by block.
-IN_MEMORY = 128 * 2**20
-#: Bytes of a block, and of the blocks that are kept.
-BLOCK_BYTES = 2**20
-KEPT_BYTES = 128 * 2**20
 #: Values a chunk of a file, each with a checksum.
 CHUNK = 2**16
 
@@ -83,7 +78,7 @@ class Writer:
         self._lengths[split].append(len(sequence))
         self._waiting[split].append(sequence)
         self._bytes[split] += sequence.nbytes
-        if self._bytes[split] > 8 * BLOCK_BYTES:
+        if self._bytes[split] > 8 * blocks.BLOCK_BYTES:
             self._flush(split)
 
     def close(self) -> None:
@@ -151,19 +146,9 @@ class StoredDataset:
     split: str
     values: Values
     steps: Int[np.ndarray, " sequences"]
-    _open: dict[int, Any] = field(default_factory=dict, repr=False, compare=False)
-    _kept: OrderedDict[int, np.ndarray] = field(
-        default_factory=OrderedDict, repr=False, compare=False
-    )
 
     def __len__(self) -> int:
         return len(self.steps)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {
-            "path": self.path, "split": self.split, "values": self.values, "steps": self.steps,
-            "_open": {}, "_kept": OrderedDict(),
-        }  # fmt: skip
 
     @cached_property
     def lengths(self) -> Int[np.ndarray, " sequences"] | None:
@@ -179,9 +164,8 @@ class StoredDataset:
     @cached_property
     def block(self) -> int | None:
         """Sequences that are read together, or None where all are in memory."""
-        stored = self._values()
-        size = stored.size * stored.dtype.itemsize
-        return None if size <= IN_MEMORY else max(BLOCK_BYTES * len(self) // size, 1)
+        size = self._blocks.nbytes
+        return None if size <= blocks.IN_MEMORY else max(blocks.BLOCK_BYTES * len(self) // size, 1)
 
     def statistics(self) -> Statistics:
         """Sums over the split."""
@@ -216,27 +200,16 @@ class StoredDataset:
         size = self.block or max(len(self.steps), 1)
         first = i // size * size
         offsets = self._offsets
-        if (block := self._kept.get(first)) is None:
-            last = min(first + size, len(self.steps))
-            block = self._read(int(offsets[first]), int(offsets[last]))
-            self._kept[first] = block
-            while len(self._kept) > 1 and sum(b.nbytes for b in self._kept.values()) > KEPT_BYTES:
-                self._kept.popitem(last=False)
-        self._kept.move_to_end(first)
+        last = min(first + size, len(self.steps))
+        try:
+            block = self._blocks.read(int(offsets[first]), int(offsets[last]))
+        except DataError as error:
+            raise DataError(f"{self.path} is damaged: delete it and it is made anew") from error
         return block[offsets[i] - offsets[first] : offsets[i + 1] - offsets[first]]
 
-    def _read(self, first: int, last: int) -> np.ndarray:
-        try:
-            return self._values()[first:last]
-        except OSError as error:
-            raise DataError(f"{self.path} is damaged: delete it and it is made anew") from error
-
-    def _values(self) -> h5py.Dataset:
-        process = os.getpid()
-        if process not in self._open:
-            self._open.clear()
-            self._open[process] = h5py.File(self.path, "r")
-        return self._open[process][f"{self.split}/values"]
+    @cached_property
+    def _blocks(self) -> blocks.H5Blocks:
+        return blocks.H5Blocks(self.path, f"{self.split}/values")
 
     @cached_property
     def _offsets(self) -> Int[np.ndarray, " sequences_and_one"]:

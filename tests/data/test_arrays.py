@@ -12,8 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pyro_zf.data import Batches, DataError, arrays, load_hdf5, make_batches
-from pyro_zf.data import store as store_module
+from pyro_zf.data import Batches, DataError, blocks, load_hdf5, make_batches
 
 SPLITS = ("train", "valid", "test")
 RNG = np.random.default_rng(0)
@@ -170,15 +169,14 @@ def test_large_arrays_are_read_in_blocks(
             "x", data=array, chunks=(min(chunk, number), steps, 1), compression="gzip"
         )
     with monkeypatch.context() as patch:
-        for module in (store_module, arrays):
-            patch.setattr(module, "IN_MEMORY", 0)
-            patch.setattr(module, "BLOCK_BYTES", 64)
-            patch.setattr(module, "KEPT_BYTES", 200)
+        patch.setattr(blocks, "IN_MEMORY", 0)
+        patch.setattr(blocks, "BLOCK_BYTES", 64)
+        patch.setattr(blocks, "KEPT_BYTES", 200)
         data = load_hdf5(path)
         seen: list[float] = []
         for split in SPLITS:
             for batch in make_batches(data[split], 4, seed=seed).epoch(1):
                 seen += data.values.restored(batch.targets).ravel().tolist()  # type: ignore[arg-type]
-            kept = data[split]._kept  # type: ignore[attr-defined]
-            assert sum(b.nbytes for b in kept.values()) <= 200 or len(kept) == 1
+            read = data[split]._blocks  # type: ignore[attr-defined]
+            assert read.kept_bytes <= 200 or len(read._kept) == 1
         np.testing.assert_allclose(np.sort(seen), array.ravel(), atol=0.01)

@@ -20,10 +20,10 @@ from pyro_zf.data import (
     StreamBatches,
     TextStream,
     Values,
+    blocks,
     make_batches,
     padding_ratio,
 )
-from pyro_zf.data import store as store_module
 from pyro_zf.data.store import Writer, prepared
 
 SYMBOLS = Values("categorical", 1000, start=999)
@@ -84,9 +84,9 @@ def test_every_sequence_comes_whole_and_once(
 ) -> None:  # fmt: skip
     with monkeypatch.context() as patch:
         if not in_memory:  # blocks of a few sequences, of which few are kept
-            patch.setattr(store_module, "IN_MEMORY", 0)
-            patch.setattr(store_module, "BLOCK_BYTES", 40)
-            patch.setattr(store_module, "KEPT_BYTES", 100)
+            patch.setattr(blocks, "IN_MEMORY", 0)
+            patch.setattr(blocks, "BLOCK_BYTES", 40)
+            patch.setattr(blocks, "KEPT_BYTES", 100)
         data = in_file(lengths) if stored else in_array(lengths)
         assert isinstance(data, SequenceDataset)
         batches = Batches(data, batch_size, seed, bucketed=bucketed)
@@ -181,7 +181,7 @@ def timit_lengths(real_data: Path) -> list[int]:
 
 
 def test_workers_give_the_same_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_module, "IN_MEMORY", 0)
+    monkeypatch.setattr(blocks, "IN_MEMORY", 0)
     data = in_file([3, 5, 2, 8, 1, 1, 4, 9, 9, 2])
     data[0]  # type: ignore[index]  # opened here, before the workers are forked
     state = torch.get_rng_state()

