@@ -162,12 +162,14 @@ def data_record(splits: Splits) -> dict[str, Any]:
     }
 
 
-def check_same_data(run: Path, trained_on: dict[str, Any], splits: Splits) -> None:
+def check_same_data(run: Path, trained_on: Any, splits: Splits) -> None:
     """Refuse data other than those that a run was trained on.
 
     Raises:
         DataError: if they are others.
     """
+    if not isinstance(trained_on, dict):
+        raise DataError(f"{run} is of an older version, which did not note what its data are")
     found = json.loads(json.dumps(data_record(splits)))
     for name, value in trained_on.items():
         if found.get(name) == value:

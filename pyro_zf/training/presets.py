@@ -55,7 +55,7 @@ _BLIZZARD = {
 }  # fmt: skip
 #: Section 4.2.
 _IMDB = {**_SMALL, "hidden_size": 500, "latent_size": 64, "mlp_size": 500, "embedding_size": 300}
-#: Z-Forcing has no run on Penn Treebank: sizes of Shabanian et al. 2017.
+#: Goyal et al. 2017 has no run on Penn Treebank: sizes of Shabanian et al. 2017.
 _PTB = {**_SMALL, "hidden_size": 1024, "latent_size": 128, "mlp_size": 1024, "batch_size": 50}
 
 

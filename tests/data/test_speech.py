@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import math
 import re
+import string
 import zipfile
 from pathlib import Path
 
@@ -112,6 +114,25 @@ def test_any_layout_of_timit(layout: str, above: str, tmp_path: Path, cache: Pat
     assert [len(data[s]) for s in SPLITS] == [4, 2, 2]
     assert "3 speakers" not in data.findings[1]
     assert not data.source.comparable
+
+
+def test_the_counts_of_the_whole_corpus(tmp_path: Path, cache: Path) -> None:
+    """As many speakers and utterances as LDC93S1 has, of two frames each."""
+    content = io.BytesIO()
+    soundfile.write(content, tone(0.025), 16000, format="NIST", subtype="PCM_16")
+    letters = string.ascii_uppercase
+    for n in range(630):
+        speaker = f"{'FM'[n % 2]}{letters[n % 26]}{letters[n // 26]}X{n % 3}"
+        folder = tmp_path / "TIMIT" / ("TRAIN" if n < 462 else "TEST") / f"DR{n % 8 + 1}" / speaker
+        folder.mkdir(parents=True)
+        for i in range(10):
+            (folder / f"S{'AIX'[i % 3]}{i}.WAV").write_bytes(content.getvalue())
+    data = load_timit(tmp_path, protocol="srnn", segment=2)
+    assert [len(data[s]) for s in SPLITS] == [4389, 231, 1680]
+    assert data.source.name == "TIMIT, protocol srnn"
+    assert not data.source.comparable, "with other segments"
+    data = load_timit(tmp_path)
+    assert [len(data[s]) for s in SPLITS] == [4390, 230, 1680], "23 of 462 speakers"
 
 
 def test_a_broken_timit_is_refused(tmp_path: Path, cache: Path) -> None:
