@@ -12,6 +12,7 @@ from pyro import poutine
 
 from pyro_zf import SequenceBatch, ZForcing
 from pyro_zf.analysis import reconstruct, sample
+from pyro_zf.data import Values
 from pyro_zf.infer import Trace_ELBO, batch_bounds
 from pyro_zf.models.base import local_parameters
 from pyro_zf.nn import BernoulliEmission, CategoricalEmission, GaussianForm
@@ -88,7 +89,7 @@ def test_generation_is_ancestral(kind: str) -> None:
 def test_no_backward_network_in_generation() -> None:
     zf = MODELS["paper"]()
     zf.backward_network.forward = None
-    assert sample(zf, 3, 5, 4).shape == (3, 5, 4)
+    assert sample(zf, Values("binary", 4), 3, 5).shape == (3, 5, 4)
 
 
 def test_reconstruct() -> None:
