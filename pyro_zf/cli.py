@@ -55,7 +55,8 @@ class EvaluateConfig:
     """Where z is drawn: posterior gives the usual bounds, prior the bounds without looking at the
     targets, prior-mean the likelihood with z at the mean of the prior, no bound of the model."""
     max_sequences: int | None = None
-    """Only so many sequences of the split, a fixed random subset."""
+    """Only so many sequences of the split, a fixed random subset (of a stream about so many segments, the
+    first of each part of the text)."""
     checkpoint: Literal["best", "last"] = "best"
     """Which state of the model."""
     batch_size: int = 100
@@ -217,7 +218,7 @@ def _evaluate(config: EvaluateConfig) -> None:
             result[f"{name}_nats_per_{where}_stderr"] = estimate.stderr
         if name in ("elbo", "iwae", "fivo"):
             result |= text_numbers(name, result[f"{name}_nats_per_step"], splits.step_unit)
-    result |= marginal_numbers(splits, config.split)
+    result |= marginal_numbers(splits, config.split, bounds)
     result["kl_nats_at_steps"] = [round(x, 5) for x in bounds.kl_at_steps()]
     print(json_text(result))
 

@@ -173,6 +173,8 @@ def load_hdf5(path: Path | str, key: str | None = None, kind: Kind | None = None
         f"{split}: {len(datasets[split]):,} sequences of {notes['arrays'][split]}, {totals[split].num_steps:,} steps"
         for split in SPLITS
     ]
+    if notes["empty"]:
+        findings.append(f"{notes['empty']:,} sequences of length 0 were left out")
     return Splits(
         train=datasets["train"], valid=datasets["valid"], test=datasets["test"],
         source=DataSource(f"arrays of {path.name}", f"{path}, {notes['how']}", False, stored.key),
@@ -190,7 +192,10 @@ def _arrays(file: h5py.File, path: Path, key: str | None) -> dict[str, str]:
         return {"": key}
     if all(isinstance(file.get(split), h5py.Dataset) for split in SPLITS):
         return {split: split for split in SPLITS}
-    names = [n for n in _names(file) if not n.endswith("lengths")]
+    names = [
+        n for n in _names(file)
+        if n.rpartition("/")[2] != "lengths" and not n.endswith("_lengths")
+    ]  # fmt: skip
     if len(names) != 1:
         raise DataError(
             f"{path} has {len(names)} arrays ({', '.join(names[:5]) or 'none'}): name one by --hdf5-key, or "
@@ -224,7 +229,7 @@ def _scan(
     """Read all once, block by block: the kind, the sums, and that all is finite."""
     shapes = {n: file[n].shape for n in arrays.values()}
     for name, shape in shapes.items():
-        if len(shape) not in (2, 3) or 0 in shape:
+        if shape is None or len(shape) not in (2, 3) or 0 in shape:
             raise DataError(f"{path}: {name} has shape {shape}; it should be (N, T, D) or (N, T)")
         if file[name].dtype.kind not in "fiub":
             raise DataError(f"{path}: {name} holds {file[name].dtype}, which are no numbers")
@@ -252,7 +257,7 @@ def _scan(
         for _, block in _blocks(file, path, name, lengths[name]):
             first, rows = block
             for i, split in enumerate(SPLITS):
-                mine = [row for j, row in enumerate(rows) if owner[first + j] == i]
+                mine = [r for j, r in enumerate(rows) if owner[first + j] == i and len(r)]
                 if mine:
                     steps = np.concatenate(mine)
                     totals[split].add(
@@ -260,19 +265,27 @@ def _scan(
                         len(mine),
                     )
     used = {}
+    empty = 0
     for split in SPLITS:
         name = arrays.get(split) or arrays[""]
         chosen = np.asarray(split_of[name][split])
         used[split] = name
         kept = lengths[name]
         counted = np.full(len(chosen), shapes[name][1]) if kept is None else kept[chosen]
+        empty += int((counted == 0).sum())
+        chosen, counted = chosen[counted > 0], counted[counted > 0]
+        if not len(chosen):
+            raise DataError(
+                f"{path}: no sequence of {name} that has a step is left for the {split} split"
+            )
         target.create_dataset(f"{split}/rows", data=chosen)
         target.create_dataset(f"{split}/lengths", data=counted)
         target.create_dataset(f"{split}/sums", data=totals[split].sums)
         target.create_dataset(f"{split}/squares", data=totals[split].squares)
+        target.create_dataset(f"{split}/shift", data=totals[split]._shift)
     return {
         "kind": found, "why": why, "size": size, "arrays": used,
-        "ragged": any(x is not None for x in lengths.values()),
+        "ragged": any(x is not None for x in lengths.values()), "empty": empty,
         "how": "as it is split there" if "" not in arrays else "split 90/5/5 at random",
     }  # fmt: skip
 
@@ -284,7 +297,10 @@ def _blocks(
     array = file[name]
     size = rows_a_block(array)
     for first in range(0, len(array), size):
-        block = array[first : first + size]
+        try:
+            block = array[first : first + size]
+        except OSError as error:
+            raise DataError(f"{path}: {name} is damaged ({error})") from error
         rows = list(block) if lengths is None else [
             row[:n] for row, n in zip(block, lengths[first : first + size], strict=True)
         ]  # fmt: skip
@@ -317,9 +333,9 @@ def _kind(
         return "real", "inferred"
     if given == "binary" and not (whole and low >= 0 and high <= 1):
         raise DataError(f"{path} is not binary: its values run from {low:g} to {high:g}")
-    if given == "categorical" and not (whole and low >= 0 and symbols):
+    if given == "categorical" and not (whole and 0 <= low <= high < MAX_SYMBOLS and symbols):
         raise DataError(
-            f"{path} is not categorical: that is whole numbers from 0 of shape (N, T); its values run from "
+            f"{path} is not categorical: that is whole numbers from 0 to {MAX_SYMBOLS - 1} of shape (N, T); its values run from "
             f"{low:g} to {high:g}"
         )
     return given, "as given"
@@ -327,10 +343,10 @@ def _kind(
 
 def _split_rows(
     file: h5py.File, shapes: dict[str, tuple[int, ...]], arrays: dict[str, str]
-) -> dict[str, dict[str, list[int]]]:
+) -> dict[str, dict[str, np.ndarray]]:
     """Array -> split -> rows, in order. Rows that are read together stay together where they are many."""
     if "" not in arrays:
-        return {name: {split: list(range(shapes[name][0]))} for split, name in arrays.items()}
+        return {name: {split: np.arange(shapes[name][0])} for split, name in arrays.items()}
     name = arrays[""]
     number = shapes[name][0]
     if number < 3:
@@ -340,16 +356,10 @@ def _split_rows(
         )
     together = rows_a_block(file[name])
     together = together if number >= 100 * together else 1
-    blocks = np.random.default_rng(0).permutation(-(-number // together))
-    small = max(round(0.05 * len(blocks)), 1)
-    parts = {
-        "valid": blocks[:small],
-        "test": blocks[small : 2 * small],
-        "train": blocks[2 * small :],
-    }
-    return {
-        name: {
-            split: [r for b in sorted(part) for r in range(b * together, min((b + 1) * together, number))]
-            for split, part in parts.items()
-        }
-    }  # fmt: skip
+    blocks_of_rows = -(-number // together)
+    order = np.random.default_rng(0).permutation(blocks_of_rows)
+    small = max(round(0.05 * blocks_of_rows), 1)
+    owner = np.zeros(blocks_of_rows, dtype=np.int8)  # 0 train, 1 valid, 2 test
+    owner[order[:small]], owner[order[small : 2 * small]] = 1, 2
+    owner_of_row = np.repeat(owner, together)[:number]
+    return {name: {split: np.flatnonzero(owner_of_row == i) for i, split in enumerate(SPLITS)}}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -262,7 +263,9 @@ class _sound:
             raise DataError(f"{file.name} is empty (0 bytes)")
         try:
             self.bytes = file.open()
-        except (OSError, zipfile.BadZipFile) as error:
+        except (
+            OSError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError
+        ) as error:  # fmt: skip
             raise DataError(f"{file.name} cannot be opened: {error}") from error
         try:
             self.sound = soundfile.SoundFile(self.bytes)

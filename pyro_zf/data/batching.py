@@ -13,7 +13,7 @@ from jaxtyping import Int
 from torch.utils.data import DataLoader, Dataset
 
 from pyro_zf.batch import SequenceBatch
-from pyro_zf.data.datasets import SequenceDataset, TextStream
+from pyro_zf.data.datasets import DataError, SequenceDataset, TextStream
 
 __all__ = ["Batches", "StreamBatches", "make_batches", "padding_ratio"]
 
@@ -65,8 +65,15 @@ class _Epochs(ABC):
             )  # fmt: skip
         else:
             source = (made[k].pin_memory() if pinned else made[k] for k in numbers)
-        for batch in source:
-            yield batch.to(device, non_blocking=True)
+        try:
+            for batch in source:
+                yield batch.to(device, non_blocking=True)
+        except DataError as error:
+            if not self.workers:
+                raise
+            # From a worker it comes with the text of a traceback, of which the last line says it.
+            line = str(error).strip().splitlines()[-1]
+            raise DataError(line.partition("DataError: ")[2] or line) from None
 
 
 class Batches(_Epochs):
@@ -169,7 +176,7 @@ class StreamBatches(_Epochs):
     def __init__(
         self, stream: TextStream, num_streams: int, limit: int | None = None, workers: int = 0
     ) -> None:
-        num_streams = min(num_streams, max(len(stream), 1))
+        num_streams = min(num_streams, max(len(stream), 1), limit or num_streams)
         super().__init__(num_streams, workers)
         self.stream = stream
         total = len(stream.symbols)

@@ -79,11 +79,10 @@ def load_blizzard(
 
 def _find(dirs: list[Path], named: bool) -> Path:
     names = ("blizzard", "blizzard2013", "lessac_blizzard2013", "blizzard.zip", "speech")
-    for folder in dirs:
-        if (path := find([folder], names)) is not None:
-            return path
-    if named:  # the recordings themselves
-        return dirs[0]
+    if named:  # the recordings themselves, or what holds them; no other folder takes its place
+        return find(dirs[:1], names) or dirs[0]
+    if (path := find(dirs, names)) is not None:
+        return path
     raise DataError(
         f"no Blizzard in {', '.join(map(str, dirs))} (looked for {', '.join(names)}): it is given out at "
         "https://www.cstr.ed.ac.uk/projects/blizzard/2013/lessac_blizzard2013/; name the folder of your "

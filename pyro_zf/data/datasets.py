@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -333,6 +334,24 @@ class Splits:
         return {
             "real": "iid Gaussian", "categorical": "unigram frequencies", "binary": "independent bits"
         }[self.kind]  # fmt: skip
+
+    @property
+    def hidden_symbol(self) -> int:
+        """What takes the place of an input that is hidden from a model: ``<unk>``, the start, or 0."""
+        if self.unknown is not None:
+            return self.unknown
+        return self.values.start if self.kind == "categorical" else 0
+
+    def content_key(self) -> str:
+        """A hash of the sums over the splits, by which other data of the same kind are told apart."""
+        if self.is_image:  # there is one of each name
+            return ""
+        digest = hashlib.sha256()
+        for split in ("train", "valid", "test"):
+            s = self.statistics(split)
+            digest.update(f"{s.num_sequences} {s.num_steps}".encode())
+            digest.update(np.round(np.concatenate([s.sums, s.squares]), 3).tobytes())
+        return digest.hexdigest()[:16]
 
     def text(self, symbols: Shaped[np.ndarray, " time"]) -> str:
         """Symbols as a reader sees them."""

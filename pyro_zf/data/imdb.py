@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import lzma
+import re
 import tarfile
 import zlib
 from collections import Counter
@@ -34,6 +35,8 @@ NAMES = (
     "aclImdb_v1.tar.gz", "imdb/aclImdb_v1.tar.gz", "aclImdb", "imdb/aclImdb",
     "aclimdb_reviews.jsonl.xz", "imdb/aclimdb_reviews.jsonl.xz",
 )  # fmt: skip
+#: The file of a review, in folders and archives.
+_REVIEW = re.compile(r"(^|/)(train|test)/(pos|neg|unsup)/[^/]+\.txt$")
 SHARES = (0.85, 0.05, 0.10)
 MAX_TOKENS = 15
 #: Reviews from which the sentence splitter learns abbreviations.
@@ -72,22 +75,15 @@ def load_imdb(
         raise DataError(f"--protocol {protocol}: IMDB has default and sentences")
     if vocabulary_size < 1:
         raise DataError(f"--vocabulary-size must be at least 1, it is {vocabulary_size}")
-    dirs = search_dirs(data_dir)
-    source = find(dirs, NAMES)
-    if source is None and data_dir is not None and (dirs[0] / "train").is_dir():
-        source = dirs[0]
-    if source is None:
-        if not download:
-            raise DataError(f"no {', '.join(NAMES[::2])} in {', '.join(map(str, dirs))}")
-        source = fetch(urls, SHA256, dirs[-1], NAMES[0])
-    stat = source.stat()
+    source = _source(search_dirs(data_dir), data_dir is not None, download, urls)
+    files = _texts_of(source) if source.is_dir() else [source]
     key = key_of(
-        [source.name, stat.st_size if source.is_file() else 0, stat.st_mtime_ns],
+        [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files],
         {"protocol": protocol, "size": vocabulary_size, "max": max_reviews},
     )
 
     def build(file: h5py.File) -> dict[str, Any]:
-        return _build(file, _reviews(source), protocol, vocabulary_size, max_reviews)
+        return _build(file, source, protocol, vocabulary_size, max_reviews)
 
     stored = prepared("imdb", key, build)
     notes = stored.notes
@@ -121,11 +117,9 @@ def load_imdb(
 
 
 def _build(
-    file: h5py.File, reviews: Iterator[str], protocol: str, size: int, limit: int | None
+    file: h5py.File, source: Path, protocol: str, size: int, limit: int | None
 ) -> dict[str, Any]:
-    texts = list(reviews)
-    if len(texts) < 3:
-        raise DataError(f"{len(texts)} reviews cannot be split into training, validation and test")
+    texts = list(_reviews(source))
     rng = np.random.default_rng(42)
     # Copies of a review carry the same label, so that they go to the same split.
     labels = np.unique([zlib.crc32(t.encode()) for t in texts], return_inverse=True)[1]
@@ -134,8 +128,7 @@ def _build(
     if limit is not None:
         chosen = np.argsort(rank, kind="stable")[:limit]
         texts, rank = [texts[i] for i in chosen], rank[chosen]
-    edges = np.quantile(rank, np.cumsum(SHARES)[:2])
-    split_of = np.searchsorted(edges, rank, side="left")
+    split_of = _dealt(rank)
     splitter = _splitter([t for t, s in zip(texts, split_of, strict=True) if s == 0])
     total, sentences, owners = 0, [], []
     for i, (number, short) in enumerate(_tokenized(texts, splitter)):
@@ -143,13 +136,13 @@ def _build(
         sentences += short
         owners += [split_of[i]] * len(short)
     if protocol == "sentences":
-        edges = np.quantile(np.arange(len(sentences)), np.cumsum(SHARES)[:2])
-        owners = list(np.searchsorted(edges, rng.permutation(len(sentences)), side="left"))
+        owners = list(_dealt(rng.permutation(len(sentences))))
     counts = Counter(
         t for s, o in zip(sentences, owners, strict=True) if o == 0 for t in s.split(" ")
     )
     vocabulary = Vocabulary.from_counts(counts, size + 3)
-    writer = Writer(file, Values("categorical", len(vocabulary)), np.uint16)
+    dtype = np.min_scalar_type(len(vocabulary))
+    writer = Writer(file, Values("categorical", len(vocabulary)), dtype)
     eos = vocabulary.indices(["<eos>"])
     known = {s for s, o in zip(sentences, owners, strict=True) if o == 0}
     repeated, unknown, tokens = (
@@ -163,13 +156,48 @@ def _build(
         unknown[split] += int((indices == 2).sum())
         tokens[split] += len(indices)
         repeated[split] += sentence in known
-        writer.add(split, np.concatenate([indices, eos]).astype(np.uint16))
+        writer.add(split, np.concatenate([indices, eos]).astype(dtype))
+    for split in SPLITS:
+        if not writer.statistics[split].num_sequences:
+            raise DataError(
+                f"{source}: {len(texts)} reviews with {len(sentences)} short sentences leave none for "
+                f"the {split} split"
+            )
     writer.close()
     return {
         "vocabulary": vocabulary.symbols, "reviews": len(texts), "copies": copies, "sentences": total,
         "kept": len(sentences), "repeated": repeated,
         "unknown": {s: unknown[s] / max(tokens[s], 1) for s in SPLITS},
     }  # fmt: skip
+
+
+def _dealt(rank: np.ndarray) -> np.ndarray:
+    """0, 1 or 2 for training, validation and test by rank; each has one where there are three."""
+    different = np.unique(rank)
+    valid, test = (max(round(share * len(different)), 1) for share in SHARES[1:])
+    place = np.searchsorted(different, rank)
+    train = len(different) - valid - test
+    return np.where(place < train, 0, np.where(place < train + valid, 1, 2))
+
+
+def _source(dirs: list[Path], named: bool, download: bool, urls: Sequence[str]) -> Path:
+    """The reviews. A folder that was named has them; no other takes its place."""
+    found = find(dirs[:1] if named else dirs, NAMES)
+    if found is None and named and _texts_of(dirs[0]):
+        return dirs[0]
+    if found is not None:
+        return found
+    if named or not download:
+        raise DataError(
+            f"no reviews in {', '.join(map(str, dirs[:1] if named else dirs))} (looked for "
+            f"{', '.join(NAMES[::2])}); without --data-dir they are downloaded"
+        )
+    return fetch(urls, SHA256, dirs[-1], NAMES[0])
+
+
+def _texts_of(folder: Path) -> list[Path]:
+    """The files of single reviews."""
+    return sorted(p for p in folder.glob("*/*/*.txt") if _REVIEW.search(p.as_posix()))
 
 
 def _reviews(source: Path) -> Iterator[str]:
@@ -180,7 +208,7 @@ def _reviews(source: Path) -> Iterator[str]:
     """
     try:
         if source.is_dir():
-            for path in sorted(source.glob("*/*/*.txt")):
+            for path in _texts_of(source):
                 yield _clean(path.read_bytes(), str(path))
         elif source.name.endswith(".xz"):
             with lzma.open(source, "rt", encoding="utf-8") as file:
@@ -191,7 +219,7 @@ def _reviews(source: Path) -> Iterator[str]:
                 texts = {
                     m.name: archive.extractfile(m).read()  # type: ignore[union-attr]
                     for m in archive
-                    if m.isfile() and m.name.count("/") == 3 and m.name.endswith(".txt")
+                    if m.isfile() and _REVIEW.search(m.name)
                 }
             for name in sorted(texts):
                 yield _clean(texts[name], name)
@@ -202,6 +230,8 @@ def _reviews(source: Path) -> Iterator[str]:
         zlib.error,
         KeyError,
         ValueError,
+        TypeError,
+        AttributeError,
         OSError,
     ) as error:
         raise DataError(f"{source} is damaged or no archive of reviews ({error})") from error

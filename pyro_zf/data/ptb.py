@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -60,7 +61,7 @@ def load_ptb(
         try:
             raw = path.read_bytes()
             raw = gzip.decompress(raw) if path.suffix == ".gz" else raw
-        except (OSError, EOFError) as error:
+        except (OSError, EOFError, zlib.error) as error:
             raise DataError(f"{path} is damaged or cannot be read ({error})") from error
         if hashlib.sha256(raw).hexdigest() != SHA256[split]:
             raise DataError(

@@ -47,7 +47,7 @@ def speech_splits(
     frame_size: int = FRAME_SIZE,
     groups: Callable[[Recording], str] | None = None,
     stretches: Mapping[str, tuple[float, float]] | None = None,
-    protocol: str = "default",
+    protocol: Any = "default",
 ) -> Splits:
     """Prepare recordings, or find them prepared.
 
@@ -125,7 +125,7 @@ def speech_splits(
             "skipped": files.skipped,
         }  # fmt: skip
 
-    stored = prepared(name, key_of([str(files.root), files.fingerprint()], options), build)
+    stored = prepared(name, key_of(files.fingerprint(), options), build)
     mean, std = stored.statistics("train", raw).moments()
     values = Values("real", frame_size, mean, std)
     notes = stored.notes

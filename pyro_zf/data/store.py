@@ -35,7 +35,7 @@ __all__ = ["Prepared", "StoredDataset", "Writer", "key_of", "prepared"]
 log = logging.getLogger(__name__)
 
 #: Of the files' layout and of how data are prepared: another one makes all of them anew.
-FORMAT = 1
+FORMAT = 2
 SPLITS = ("train", "valid", "test")
 #: Values a chunk of a file, each with a checksum.
 CHUNK = 2**16
@@ -89,6 +89,7 @@ class Writer:
             self._file.create_dataset(f"{split}/lengths", data=lengths)
             self._file.create_dataset(f"{split}/sums", data=self.statistics[split].sums)
             self._file.create_dataset(f"{split}/squares", data=self.statistics[split].squares)
+            self._file.create_dataset(f"{split}/shift", data=self.statistics[split]._shift)
 
     def _flush(self, split: str) -> None:
         if not self._waiting[split]:
@@ -115,7 +116,7 @@ class Prepared:
             lengths = group["lengths"][...]
             return Statistics(
                 values.kind, values.size, len(lengths), int(lengths.sum(dtype=np.int64)),
-                group["sums"][...], group["squares"][...],
+                group["sums"][...], group["squares"][...], group["shift"][...],
             )  # fmt: skip
 
     def dataset(self, split: str, values: Values) -> StoredDataset:
@@ -240,6 +241,8 @@ def prepared(
         with locked(folder, path.stem):
             notes = None if again else _notes(path)  # another process may have made it meanwhile
             if notes is None:
+                for left in folder.glob(f".{path.stem}.*.part"):  # by a process that was killed
+                    left.unlink()
                 notes = _build(path, build)
         return Prepared(path, notes, key)
     except PermissionError as error:
@@ -262,6 +265,9 @@ def _build(path: Path, build: Callable[[h5py.File], dict[str, Any]]) -> dict[str
             notes = build(file)
             file.attrs["notes"] = json.dumps(notes)
             file.attrs["format"] = FORMAT
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)  # others may share the cache
         os.replace(temporary, path)
     finally:
         with contextlib.suppress(FileNotFoundError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import sys
 from collections import Counter
 from pathlib import Path
@@ -20,7 +21,15 @@ from pyro_zf.data.datasets import (
 )
 from pyro_zf.data.store import SPLITS, key_of
 from pyro_zf.data.values import Values
-from pyro_zf.data.vocabulary import EOS, UNK, Vocabulary, lines_of, read_text, tokenize_sentence
+from pyro_zf.data.vocabulary import (
+    EOS,
+    SPECIALS,
+    UNK,
+    Vocabulary,
+    lines_of,
+    read_text,
+    tokenize_sentence,
+)
 
 __all__ = ["Level", "load_text"]
 
@@ -61,12 +70,13 @@ def load_text(
     if not stream and carried:
         raise DataError("--carry-state goes with a stream: give --segment, or --level character")
     limit = None if stream else max_tokens or 200
-    lines = {split: list(lines_of(text)) for split, text in texts.items()}
+    keep = level == "character"  # then every character counts, those before and after lines too
+    lines = {s: text.splitlines() if keep else list(lines_of(text)) for s, text in texts.items()}
     if level == "character":
         symbols_of, vocabulary = _characters(lines, vocabulary_size)
         dropped = 0
     else:
-        made = {split: [tokenize_sentence(line) for line in lines[split]] for split in SPLITS}
+        made = {split: [_words(line) for line in lines[split]] for split in SPLITS}
         words = {s: [w for w in made[s] if limit is None or len(w) <= limit] for s in SPLITS}
         dropped = sum(len(made[split]) - len(words[split]) for split in SPLITS)
         vocabulary = Vocabulary.of(words["train"], vocabulary_size or 16_000)
@@ -109,6 +119,17 @@ def load_text(
     )  # fmt: skip
 
 
+def _words(line: str) -> list[str]:
+    """Words and punctuation of a line; ``<unk>`` and the like stay whole."""
+    words: list[str] = []
+    for part in _SPECIAL.split(line):
+        words += [part] if part in SPECIALS else tokenize_sentence(part)
+    return words
+
+
+_SPECIAL = re.compile("(" + "|".join(SPECIALS) + ")")
+
+
 def _characters(
     lines: dict[str, list[str]], size: int | None
 ) -> tuple[dict[str, list[np.ndarray]], Vocabulary]:
@@ -146,16 +167,14 @@ def _split_texts(path: Path) -> dict[str, str]:
         return {split: read_text(path / f"{split}.txt") for split in SPLITS}
     if not path.is_file():
         raise DataError(f"{path} is no file")
-    lines = list(lines_of(read_text(path)))
-    number = len(lines)
+    lines = read_text(path).splitlines()
+    number = sum(1 for line in lines if line.strip())
     if number < 3:
         raise DataError(
             f"{path} has {number} lines with text; at least 3 are needed for training, validation and test"
         )
+    places = [i for i, line in enumerate(lines) if line.strip()]
     small = max(round(0.05 * number), 1)
-    parts = (
-        lines[: number - 2 * small],
-        lines[number - 2 * small : number - small],
-        lines[number - small :],
-    )
-    return {split: "\n".join(part) for split, part in zip(SPLITS, parts, strict=True)}
+    first, second = places[number - 2 * small], places[number - small]
+    parts = lines[:first], lines[first:second], lines[second:]
+    return {split: "\n".join(part) + "\n" for split, part in zip(SPLITS, parts, strict=True)}

@@ -54,7 +54,7 @@ def load_timit(
     """
     if protocol not in ("default", "srnn"):
         raise DataError(f"--protocol {protocol}: TIMIT has default and srnn")
-    files = _utterances(_find(search_dirs(data_dir)))
+    files = _utterances(_find(search_dirs(data_dir), data_dir is not None))
     test = _test_speakers(files)
     by_speaker: dict[str, list[Recording]] = {}
     for file in files.files:
@@ -86,7 +86,9 @@ def load_timit(
     def describe(stored: Prepared) -> DataSource:
         name = "TIMIT" if complete else f"a sample of TIMIT ({len(files.files)} utterances)"
         how = (
-            "segments of 40 frames for training" if protocol == "srnn" else "validation by speaker"
+            f"segments of {segment or 40} frames for training"
+            if protocol == "srnn"
+            else "validation by speaker"
         )
         detail = f"{files.root}, {len(by_speaker)} speakers, {how}"
         return DataSource(
@@ -96,29 +98,20 @@ def load_timit(
 
     return speech_splits(
         "timit", files, lambda: assigned, cuttings, describe, "utterance", groups=_speaker,
-        protocol=protocol,
+        protocol=[protocol, {split: [f.name for f in part] for split, part in assigned.items()}],
     )  # fmt: skip
 
 
-def _find(dirs: Sequence[Path]) -> Path:
+def _find(dirs: Sequence[Path], named: bool) -> Path:
+    """The corpus. A folder that was named is the corpus or holds it; no other takes its place."""
     names = ("timit", "TIMIT_LDC93S1", "LDC93S1", "timit_nltk_sample", "timit.zip")
-    for folder in dirs[:-1]:
-        if (path := find([folder], names)) is not None:
-            return path
-        try:
-            entries = [p.name.lower() for p in folder.iterdir()]
-        except OSError:
-            continue
-        if {"train", "test"} <= set(entries) or any(re.match(r"dr\d", e) for e in entries):
-            return folder
-        if any("timit" in e and e.endswith(".zip") for e in entries):
-            return folder
-    if (path := find(dirs[-1:], names)) is not None:
+    if named:
+        return find(dirs[:1], names) or dirs[0]
+    if (path := find(dirs, names)) is not None:
         return path
     raise DataError(
-        f"no TIMIT in {', '.join(map(str, dirs))} (looked for {', '.join(names)}, or train and test): "
-        "it is licensed (https://catalog.ldc.upenn.edu/LDC93S1); name the folder of your copy by "
-        "--data-dir"
+        f"no TIMIT in {', '.join(map(str, dirs))} (looked for {', '.join(names)}): it is licensed "
+        "(https://catalog.ldc.upenn.edu/LDC93S1); name the folder of your copy by --data-dir"
     )
 
 

@@ -48,7 +48,8 @@ class Values:
             return torch.from_numpy(stored.astype(np.int64))
         if self.kind == "binary":
             return torch.from_numpy(np.ascontiguousarray(stored)).to(dtype)
-        return torch.from_numpy((stored - self.mean) / self.std).to(dtype)
+        centred = stored.astype(np.float64, copy=False) - self.mean
+        return torch.from_numpy(centred / self.std).to(dtype)
 
     def restored(self, targets: Tensor) -> Shaped[np.ndarray, "..."]:
         """The way back, for pictures and sounds."""
@@ -69,8 +70,9 @@ class Statistics:
     Args:
         kind, size: as of :class:`Values`.
         num_sequences, num_steps: of the split.
-        sums: of the values of each dimension, or counts of each symbol.
-        squares: of the values of each dimension.
+        sums: of the values of each dimension (real numbers: less ``shift``), or counts of each symbol.
+        squares: likewise of their squares.
+        shift: the first values of real numbers, so that large numbers of small spread lose nothing.
     """
 
     kind: Kind
@@ -79,6 +81,7 @@ class Statistics:
     num_steps: int = 0
     sums: Float[np.ndarray, " size"] = field(default=None)  # type: ignore[arg-type]
     squares: Float[np.ndarray, " size"] = field(default=None)  # type: ignore[arg-type]
+    shift: Float[np.ndarray, " size"] | None = None
 
     def __post_init__(self) -> None:
         if self.sums is None:
@@ -93,21 +96,36 @@ class Statistics:
         if self.kind == "categorical":
             self.sums += np.bincount(steps.astype(np.int64).ravel(), minlength=self.size)
             return
+        if not len(steps):
+            return
         values = steps.reshape(len(steps), -1).astype(np.float64)
+        if self.kind == "real":
+            if self.shift is None:
+                self.shift = values[0].copy()
+            values -= self.shift
         self.sums += values.sum(0)
         self.squares += (values**2).sum(0)
 
     def moments(self) -> tuple[float, float]:
         """Mean and standard deviation of all values together; a deviation of 0 is given as 1."""
-        count = max(self.num_steps * self.size, 1)
-        mean = self.sums.sum() / count
-        return float(mean), float(_deviation(self.squares.sum() / count, mean))
+        means, variances = self._moments()
+        mean = means.mean()
+        variance = (variances + np.square(means - mean)).mean()
+        return float(mean), float(_deviation(variance))
 
     def moments_by_dimension(self) -> tuple[np.ndarray, np.ndarray]:
         """Likewise for each value of a step."""
+        means, variances = self._moments()
+        return means, _deviation(variances)
+
+    def _moments(self) -> tuple[np.ndarray, np.ndarray]:
         count = max(self.num_steps, 1)
         mean = self.sums / count
-        return mean, _deviation(self.squares / count, mean)
+        return mean + self._shift, np.maximum(self.squares / count - np.square(mean), 0.0)
+
+    @property
+    def _shift(self) -> np.ndarray:
+        return np.zeros(self.size) if self.shift is None else self.shift
 
     def nats(self, train: Statistics, values: Values) -> float:
         """Negative log-likelihood of the split, in nats in all, under the marginal of ``train``.
@@ -124,7 +142,8 @@ class Statistics:
                 -(self.sums * np.log(p) + (self.num_steps - self.sums) * np.log1p(-p)).sum()
             )
         n = self.num_steps
-        deviation = self.squares - 2 * values.mean * self.sums + n * np.square(values.mean)
+        mean = values.mean - self._shift
+        deviation = self.squares - 2 * mean * self.sums + n * np.square(mean)
         return float(
             (0.5 * deviation / np.square(values.std) + 0.5 * n * math.log(2 * math.pi)).sum()
         )
@@ -138,6 +157,5 @@ class Statistics:
         return statistics
 
 
-def _deviation(mean_square: Any, mean: Any) -> Any:
-    deviation = np.sqrt(np.maximum(mean_square - np.square(mean), 0.0))
-    return np.where(deviation > 1e-12 * np.maximum(np.abs(mean), 1e-300), deviation, 1.0)
+def _deviation(variance: Any) -> Any:
+    return np.where(variance > 0, np.sqrt(variance), 1.0)

@@ -129,7 +129,8 @@ class TrainConfig(DataConfig):
     checkpoint_minutes: float = 5.0
     """Save at least so often; also at the end of each epoch."""
     train_sequences: int | None = None
-    """Train on so many sequences, a fixed random subset; without it on all."""
+    """Train on so many sequences, a fixed random subset (of a stream its first segments); without it on
+    all."""
     valid_sequences: int | None = None
     """Validate on so many sequences, a fixed random subset; without it on all."""
     test_sequences: int | None = None
@@ -289,6 +290,6 @@ def resumed(given: TrainConfig) -> TrainConfig:
     for name in ("data_dir", "data"):
         if getattr(given, name) is not None:
             changed[name] = getattr(given, name)
-    if given.workers:
+    if given.workers is not None:
         changed["workers"] = given.workers
     return resolve(dataclasses.replace(config, **changed))

@@ -66,8 +66,8 @@ class DataConfig:
     """Name of the array to take from an HDF5 file."""
     kind: Kind | None = None
     """Of the values of your own arrays. Default: inferred, and printed."""
-    workers: int = 0
-    """Processes that read batches ahead; 0 reads them in the training process."""
+    workers: int | None = None
+    """Processes that read batches ahead. Default: none, they are read in the training process."""
 
 
 #: Options that only some data sets have.
@@ -111,7 +111,7 @@ def check_data(config: DataConfig) -> None:
         value = getattr(config, option)
         if value is not None and value < 1:
             raise UsageError(f"--{option.replace('_', '-')} must be at least 1, it is {value}")
-    if config.workers < 0:
+    if config.workers is not None and config.workers < 0:
         raise UsageError(f"--workers must not be negative, it is {config.workers}")
 
 
@@ -159,6 +159,7 @@ def data_record(splits: Splits) -> dict[str, Any]:
         "sample_rate": splits.sample_rate,
         "joiner": splits.joiner,
         "vocabulary": None if splits.vocabulary is None else list(splits.vocabulary),
+        "content": splits.content_key(),
     }
 
 
@@ -176,7 +177,7 @@ def check_same_data(run: Path, trained_on: Any, splits: Splits) -> None:
             continue
         if name in ("mean", "std") and np.allclose(found[name], value, rtol=1e-9):
             continue
-        differs = "" if name == "name" else f" with another {name}"
+        differs = "" if name == "name" else f" with {'' if name == 'content' else 'an'}other {name}"
         raise DataError(
             f"{run} was trained on {trained_on['name']}, but what is found here is "
             f"{splits.source.name}{differs}; name its data by --data-dir or --data, prepared in the same way"

@@ -103,7 +103,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     model = build_model(config, splits).to(device)
     assert config.batch_size and config.learning_rate
     train_batches = make_batches(
-        splits.train, config.batch_size, config.seed, config.train_sequences, config.workers
+        splits.train, config.batch_size, config.seed, config.train_sequences, config.workers or 0
     )
     carried = CarriedState(model.model) if isinstance(train_batches, StreamBatches) else None
     if carried is not None and config.objective == "fivo":
@@ -130,7 +130,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     )
     kl_weight = LinearSchedule(config.kl_start, max(config.kl_start, 1.0), config.kl_increment)
     aux_weight = LinearSchedule(config.aux_start, config.aux_stop, config.aux_increment)
-    word_dropout = WordDropout(config.word_dropout, splits.unknown or 0)
+    word_dropout = WordDropout(config.word_dropout, splits.hidden_symbol)
     progress = Progress()
     losses: list[torch.Tensor] = []  # since the last entry of the log
     last, best = run / "checkpoints" / "last.pt", run / "checkpoints" / "best.pt"
@@ -305,7 +305,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         "test_num_sequences": bounds.num_sequences,
         "test_num_samples": bounds.num_samples,
         **{f"test_{name}": value for name, value in numbers.items()},
-        **marginal_numbers(splits, "test"),
+        **marginal_numbers(splits, "test", bounds),
         "figures": [str(path) for path in figures],
     }
     write_text(run / "summary.json", json_text(summary, indent=2) + "\n")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from pyro_zf.data import Splits
+from pyro_zf.data import Splits, TextStream
 from pyro_zf.infer import Bounds
 
 __all__ = ["brief", "headline", "marginal_numbers", "text_numbers", "training_numbers"]
@@ -37,11 +37,16 @@ def training_numbers(bounds: Bounds, splits: Splits) -> dict[str, float]:
     return numbers
 
 
-def marginal_numbers(splits: Splits, split: str) -> dict[str, Any]:
-    """The log-likelihood of a model that knows no past, in the same units."""
+def marginal_numbers(splits: Splits, split: str, bounds: Bounds | None = None) -> dict[str, Any]:
+    """The log-likelihood of a model that knows no past, in the same units, on the whole split.
+
+    Segments of a stream are those of ``bounds``: how many there are depends on how it was read.
+    """
     nats = -splits.marginal_nats(split)
     statistics = splits.statistics(split)
     per_step = nats * statistics.num_sequences / max(statistics.num_steps, 1)
+    if bounds is not None and isinstance(splits[split], TextStream):
+        nats = per_step * bounds.num_steps / bounds.num_sequences
     return {
         "marginal": splits.marginal_name,
         "marginal_nats_per_sequence": nats,
@@ -94,7 +99,9 @@ def headline(summary: dict[str, Any]) -> str:
             lead = f"test {words} {bound}{summary[f'test_elbo_{name}']:.3f}, {lead[5:]}"
             baseline = f"{words} {summary[f'marginal_{name}']:.3f}"
     better = "higher is better" if real else "lower is better"
-    normalised = ", of normalised samples" if summary["sample_rate"] else ""
+    normalised = ""
+    if real:
+        normalised = f", of normalised {'samples' if summary['sample_rate'] else 'values'}"
     return (
         f"{lead}: {main}{normalised} on {summary['data']} ({summary['test_num_sequences']} test {unit}s, "
         f"{what}; {better}; {summary['marginal']}: {baseline})"

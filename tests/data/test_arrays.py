@@ -93,6 +93,44 @@ def test_given_splits_lengths_and_keys(write: Any) -> None:
     )  # type: ignore[arg-type, attr-defined]
 
 
+def test_sequences_without_steps_are_left_out(write: Any) -> None:
+    lengths = RNG.integers(1, 7, 40)
+    lengths[::3] = 0
+    data = load_hdf5(write(x=REAL, x_lengths=lengths))
+    assert sum(len(data[s]) for s in SPLITS) == 26
+    assert all(data[s].lengths.min() > 0 for s in SPLITS)  # type: ignore[union-attr]
+    assert data.findings[-1] == "14 sequences of length 0 were left out"
+    assert sum(data.statistics(s).num_sequences for s in SPLITS) == 26
+    with pytest.raises(DataError, match="has no steps: all lengths are 0"):
+        load_hdf5(write(x=REAL, x_lengths=0 * lengths))
+    with pytest.raises(DataError, match="no sequence of valid that has a step is left"):
+        load_hdf5(write(train=REAL, valid=REAL, valid_lengths=0 * lengths, test=REAL))
+
+
+def test_large_numbers_of_small_spread(write: Any) -> None:
+    times = 1.7e9 + RNG.normal(0.0, 6.5, (50, 8, 1))
+    data = load_hdf5(write(wavelengths=times))
+    assert data.values.std == pytest.approx(times.std(), rel=0.05)
+    rows = np.concatenate([rows_of(data, s) for s in SPLITS])
+    assert abs(rows.mean()) < 0.05
+    assert rows.std() == pytest.approx(1.0, abs=0.05)
+    assert data.marginal_nats("train") == pytest.approx(8 * 0.5 * (1 + np.log(2 * np.pi)), rel=1e-6)
+    wide = load_hdf5(write(x=REAL.astype(np.longdouble)))
+    np.testing.assert_allclose(rows_of(wide, "test"), rows_of(load_hdf5(write(x=REAL)), "test"))
+
+
+def test_a_damaged_chunk_of_the_users_file(write: Any, tmp_path: Path) -> None:
+    path = tmp_path / "crc.h5"
+    with h5py.File(path, "w") as file:
+        array = file.create_dataset("x", data=REAL, chunks=(10, 6, 2), fletcher32=True)
+        place = array.id.get_chunk_info(1).byte_offset
+    content = bytearray(path.read_bytes())
+    content[place + 5] ^= 0xFF
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"crc\.h5: x is damaged"):
+        load_hdf5(path)
+
+
 def broken(value: float) -> np.ndarray:
     array = REAL.copy()
     array[7, 3, 1] = value
@@ -113,6 +151,7 @@ def broken(value: float) -> np.ndarray:
         ({"x": REAL, "lengths": np.full(40, 2.5)}, r"float64 of shape \(40,\)"),
         ({"x": REAL[0, 0]}, r"x has shape \(2,\); it should be \(N, T, D\) or \(N, T\)"),
         ({"x": REAL[:0]}, r"x has shape \(0, 6, 2\)"),
+        ({"x": h5py.Empty("f")}, "x has shape None"),
         ({"x": REAL[:2]}, "x has 2 sequences; at least 3 are needed"),
         ({"x": np.full((5, 2), b"a")}, "x holds .*, which are no numbers"),
         ({"train": REAL, "valid": REAL, "test": REAL[..., :1]}, "differ in the values of a step"),
@@ -134,6 +173,10 @@ def test_arrays_that_are_refused(
 def test_kinds_that_do_not_fit_and_files_that_are_none(write: Any, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="is not binary: its values run from 0 to 8"):
         load_hdf5(write(x=SYMBOLS), kind="binary")
+    with pytest.raises(
+        DataError, match="is not categorical: that is whole numbers from 0 to 99999"
+    ):
+        load_hdf5(write(x=SYMBOLS + 10**12), kind="categorical")
     with pytest.raises(DataError, match="is not categorical"):
         load_hdf5(write(x=REAL), kind="categorical")
     with pytest.raises(DataError, match="is no file"):

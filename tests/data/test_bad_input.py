@@ -147,6 +147,7 @@ def test_the_command_ends_with_2(
         (["train", "--dataset", "mnist", "--workers", "-1"], "--workers must not be negative"),
         (["train", "--dataset", "blizzard"], "no Blizzard in "),
         (["train", "--dataset", "imdb"], "aclImdb_v1.tar.gz is not in"),
+        (["train", "--dataset", "imdb", "--data-dir", "."], "no reviews in"),
     ],
 )
 def test_wrong_settings(
@@ -209,8 +210,11 @@ def test_flipped_bits_are_found(tmp_path: Path, cache: Path) -> None:
     content = bytearray(path.read_bytes())
     content[place] ^= 0xFF
     path.write_bytes(content)
-    with pytest.raises(DataError, match="is damaged: delete it and it is made anew"):
-        list(make_batches(load_wav(folder).train, 4))
+    for workers in (0, 2):
+        with pytest.raises(DataError, match="is damaged: delete it and it is made anew") as error:
+            list(make_batches(load_wav(folder).train, 4, workers=workers))
+        assert str(error.value).startswith(str(path))
+        assert "\n" not in str(error.value)
 
 
 def in_child(act: Callable[[], object]) -> str:
@@ -233,6 +237,12 @@ def in_child(act: Callable[[], object]) -> str:
         return file.read()
 
 
+def umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
 def test_a_full_disk(tmp_path: Path, cache: Path) -> None:
     folder = write_sounds(tmp_path / "sounds", number=10, seconds=30.0)
 
@@ -245,7 +255,15 @@ def test_a_full_disk(tmp_path: Path, cache: Path) -> None:
     assert "free some space there, or name another folder by $PYRO_ZF_CACHE" in message
     assert "\n" not in message
     assert [p.name for p in (cache / "prepared").iterdir()] == [".locks"], "nothing half-written"
+    left = cache / "prepared" / ".wav-{}.killed.part"
+    key = load_wav(folder).source.key
+    (cache / "prepared" / f"wav-{key}.h5").unlink()
+    Path(str(left).format(key)).touch()
     assert load_wav(folder).findings[0].startswith("10 recordings"), "and all is well afterwards"
+    names = sorted(p.name for p in (cache / "prepared").iterdir())
+    assert names == [".locks", f"wav-{key}.h5"], "what a killed process left is gone"
+    mode = (cache / "prepared" / names[1]).stat().st_mode & 0o777
+    assert mode == 0o666 & ~umask(), "others may share the cache"
 
 
 def test_no_permission(tmp_path: Path, cache: Path) -> None:

@@ -105,7 +105,7 @@ def write_timit(root: Path, layout: str) -> Path:
 
 
 @pytest.mark.parametrize("layout", ["upper", "lower", "kaggle"])
-@pytest.mark.parametrize("above", ["", "TIMIT", "lisa/Timit"])
+@pytest.mark.parametrize("above", ["", "TIMIT", "lisa/Timit", "x/data"])
 def test_any_layout_of_timit(layout: str, above: str, tmp_path: Path, cache: Path) -> None:
     write_timit(tmp_path / "data" / above, layout)
     data = load_timit(
@@ -137,6 +137,8 @@ def test_the_counts_of_the_whole_corpus(tmp_path: Path, cache: Path) -> None:
 
 def test_a_broken_timit_is_refused(tmp_path: Path, cache: Path) -> None:
     with pytest.raises(DataError, match=r"no TIMIT in .*LDC93S1.*--data-dir"):
+        load_timit()
+    with pytest.raises(DataError, match=r"no utterances of TIMIT in .*: it holds nothing"):
         load_timit(tmp_path)
     root = write_timit(tmp_path / "timit", "upper")
     (root / "TEST").rename(root / "other")
@@ -168,8 +170,26 @@ def test_one_speaker(real_data: Path, cache: Path) -> None:
     across = load_blizzard(real_data, protocol="vrnn")
     assert sum(len(across[s]) for s in SPLITS) == 2_945, "across files"
     assert len(across.train) == math.ceil(2945 * 2_040_064 / 2_266_880)
+    sizes = {s: len(across[s]) / 2945 for s in SPLITS}
+    assert sizes == pytest.approx(SHARES, abs=1e-3)
     with pytest.raises(DataError, match="Blizzard has default and vrnn"):
         load_blizzard(real_data, protocol="srnn")
+
+
+def test_a_folder_that_is_named_is_the_one(
+    real_data: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYRO_ZF_DATA", str(real_data))
+    write_sounds(tmp_path / "mine", number=5, seconds=2.0)
+    assert load_blizzard(tmp_path / "mine").findings[0].startswith("5 recordings")
+    assert load_blizzard().findings[0].startswith("554 recordings")
+    with pytest.raises(DataError, match="none is named like TIMIT's"):
+        load_timit(tmp_path / "mine")
+    assert "160 utterances" in load_timit().source.name
+    (tmp_path / "empty").mkdir()
+    for load in (load_blizzard, load_timit):
+        with pytest.raises(DataError, match=r"in .*empty: it holds nothing"):
+            load(tmp_path / "empty")
 
 
 def test_no_blizzard(tmp_path: Path, cache: Path) -> None:
@@ -264,9 +284,46 @@ def test_archives(tmp_path: Path, cache: Path) -> None:
             np.testing.assert_array_equal(ours, theirs)
 
 
-def test_prepared_anew_when_files_change(tmp_path: Path, cache: Path) -> None:
+def test_prepared_anew_when_files_change(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = write_sounds(tmp_path / "a", number=5)
     first = load_wav(folder)
     soundfile.write(folder / "tone0.wav", 0.1 * tone(1.0), 16000)
     assert load_wav(folder).source.key != first.source.key
-    assert load_wav(folder, segment=7).source.key != first.source.key
+    keys = [
+        load_wav(folder, **options).source.key
+        for options in ({}, {"segment": 7}, {"frame_size": 50}, {"sample_rate": 8000})
+    ]
+    assert len(set(keys)) == 4
+    assert load_wav(folder, frame_size=50).data_size == 50
+    monkeypatch.chdir(tmp_path)
+    assert load_wav("a").source.key == keys[0], "wherever it is named from"
+
+
+def test_timit_is_split_anew_when_its_table_of_speakers_comes(tmp_path: Path, cache: Path) -> None:
+    root = tmp_path / "timit"
+    for speaker in ("fabc0", "fdef0", "mghi0", "mjkl0", "mxyz0"):
+        write_sounds(root / f"dr1-{speaker}", number=2, seconds=0.3)
+        for path in (root / f"dr1-{speaker}").iterdir():
+            path.rename(path.with_name(path.name.replace("tone", "sx")))
+    before = load_timit(tmp_path)
+    table = "; comments\nABC0 F 1 TRN x\nDEF0 F 1 TST x\nGHI0 M 1 TST x\nJKL0 M 1 TRN x\nXYZ0 M 1 TRN x\n"
+    (root / "SPKRINFO.TXT").write_text(table)
+    after = load_timit(tmp_path)
+    assert before.source.key != after.source.key
+    assert [len(after[s]) for s in SPLITS] == [4, 2, 4]
+
+
+def test_a_damaged_archive(tmp_path: Path, cache: Path) -> None:
+    write_sounds(tmp_path / "a", number=5)
+    with zipfile.ZipFile(tmp_path / "sounds.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in sorted((tmp_path / "a").iterdir()):
+            archive.write(path, path.name)
+        place = archive.getinfo("tone2.wav").header_offset
+    content = bytearray((tmp_path / "sounds.zip").read_bytes())
+    content[place + 100 : place + 200] = b"\xff" * 100
+    (tmp_path / "sounds.zip").write_bytes(content)
+    data = load_wav(tmp_path / "sounds.zip")
+    assert data.findings[0].startswith("4 recordings")
+    assert "1 files were skipped; the first: tone2.wav" in data.findings[1]

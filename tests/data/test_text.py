@@ -101,7 +101,7 @@ def test_reviews_by_any_road(tmp_path: Path, cache: Path) -> None:
         (folder / f"{i:05d}_0.txt").write_text(text)
     (tmp_path / "c").mkdir()
     with tarfile.open(tmp_path / "c" / "aclImdb_v1.tar.gz", "w:gz") as archive:
-        archive.add(tmp_path / "b" / "aclImdb", "aclImdb")
+        archive.add(tmp_path / "b" / "aclImdb", "./aclImdb")
         archive.addfile(tarfile.TarInfo("aclImdb/README"), io.BytesIO(b""))
     for root in ("b", "c"):
         data = load_imdb(tmp_path / root, vocabulary_size=20)
@@ -111,6 +111,18 @@ def test_reviews_by_any_road(tmp_path: Path, cache: Path) -> None:
             assert all(a == b for a, b in rows)
     found = load_imdb(tmp_path / "b" / "aclImdb", vocabulary_size=20)
     assert found.vocabulary == first.vocabulary, "the folder itself"
+    for i, path in enumerate(folder.iterdir()):
+        path.write_text(f"Completely different words here now, {i}.")
+    assert "completely" in (load_imdb(tmp_path / "b", vocabulary_size=20).vocabulary or ())
+
+
+def test_more_words_than_sixteen_bits_hold(tmp_path: Path, cache: Path) -> None:
+    texts = [" ".join(f"w{10 * i + j}" for j in range(10)) + "." for i in range(8000)]
+    write_jsonl(tmp_path / "aclimdb_reviews.jsonl.xz", texts)
+    data = load_imdb(tmp_path, vocabulary_size=100_000)
+    assert data.data_size > 2**16
+    shown = set(" ".join(sentences(data, "train")).split())
+    assert shown == set(data.vocabulary or ()) - {"<bos>", "<unk>"}
 
 
 def sentences(data, split):  # type: ignore[no-untyped-def]
@@ -172,6 +184,8 @@ def test_real_reviews(real_data: Path, cache: Path) -> None:
 
 def test_damaged_reviews(tmp_path: Path, cache: Path) -> None:
     with pytest.raises(DataError, match=r"aclImdb_v1\.tar\.gz is not in"):
+        load_imdb()
+    with pytest.raises(DataError, match=r"no reviews in .* \(looked for aclImdb_v1.tar.gz"):
         load_imdb(tmp_path)
     (tmp_path / "aclImdb_v1.tar.gz").write_bytes(b"\x1f\x8bno archive")
     with pytest.raises(DataError, match="is damaged or no archive of reviews"):
@@ -183,8 +197,16 @@ def test_damaged_reviews(tmp_path: Path, cache: Path) -> None:
     with pytest.raises(DataError, match="is damaged or no archive of reviews"):
         load_imdb(tmp_path)
     write_jsonl(tmp_path / "aclimdb_reviews.jsonl.xz", ["One."])
-    with pytest.raises(DataError, match="1 reviews cannot be split"):
+    with pytest.raises(DataError, match=r"xz: 1 reviews with 1 short sentences leave none for"):
         load_imdb(tmp_path)
+    write_jsonl(tmp_path / "aclimdb_reviews.jsonl.xz", [f"Number {i}." for i in range(5)])
+    assert [len(load_imdb(tmp_path)[s]) for s in SPLITS] == [3, 1, 1]
+    with lzma.open(tmp_path / "aclimdb_reviews.jsonl.xz", "wt") as file:
+        file.write('{"text": null}\n')
+    with pytest.raises(DataError, match="is damaged or no archive of reviews"):
+        load_imdb(tmp_path)
+    for path in (cache / "prepared").glob("*.h5"):
+        path.unlink()
     assert [p.name for p in (cache / "prepared").iterdir()] == [".locks"]
     with pytest.raises(DataError, match="--vocabulary-size must be at least 1"):
         load_imdb(tmp_path, vocabulary_size=0)
@@ -217,6 +239,11 @@ def test_words(tmp_path: Path) -> None:
         load_text(path, max_tokens=5)
     with pytest.raises(DataError, match="--carry-state goes with a stream"):
         load_text(path, carried=True)
+    path.write_text('The <unk> cat says "N".\r\n' * 30)
+    other = load_text(path)
+    batch = next(iter(make_batches(other.train, 1)))
+    assert batch.targets is not None
+    assert other.text(batch.targets[0].numpy()) == "the <unk> cat says `` n '' . <eos>"
     stream = load_text(path, segment=10)
     assert isinstance(make_batches(stream.train, 2), StreamBatches)
 
@@ -228,6 +255,10 @@ def test_characters_and_folders(tmp_path: Path) -> None:
     assert data.vocabulary == ("<bos>", "\n", "<unk>", "a", "b", "c")
     assert data.text(data.train.symbols) == "abc\ncab\n"  # type: ignore[attr-defined]
     assert data.text(data.test.symbols) == "ab<unk>\n"  # type: ignore[attr-defined]
+    (tmp_path / "program.py").write_text("def f(x):\n    if x:\n\n        return 1\n" * 9)
+    kept = load_text(tmp_path / "program.py", "character")
+    text = "".join(kept.text(kept[s].symbols) for s in SPLITS)  # type: ignore[attr-defined]
+    assert text == (tmp_path / "program.py").read_text()
     (tmp_path / "valid.txt").unlink()
     with pytest.raises(DataError, match=r"is a folder without valid.txt"):
         load_text(tmp_path)

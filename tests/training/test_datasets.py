@@ -14,8 +14,9 @@ import soundfile
 import torch
 
 from pyro_zf.cli import main
-from pyro_zf.data import DataError
+from pyro_zf.data import Batches, DataError, load_hdf5, load_text
 from pyro_zf.training import TrainConfig, load_run, read_metrics, train
+from pyro_zf.training.config import resumed
 from tests.data.conftest import cache, write_sounds  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("single_precision", "cache")
@@ -78,6 +79,12 @@ def test_timit(real_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "does NOT compare" in lines[2]
     assert summary["marginal_nats_per_step"] == result["marginal_nats_per_step"]
     folder = tmp_path / "run" / "figures"
+    splits = load_run(tmp_path / "run")[1]
+    few = next(iter(Batches(splits.test, 10, limit=10)))
+    assert few.targets is not None
+    wave = splits.values.restored(few.targets[1, :160].flatten()) / 32768
+    sound, _ = soundfile.read(folder / "test-data-2.wav")
+    np.testing.assert_allclose(sound, wave[: len(sound)], atol=2 / 32768)
     for name in ("samples-1", "test-data-2", "from-z-alone-1"):
         sound, rate = soundfile.read(folder / f"{name}.wav")
         assert rate == 16000
@@ -106,6 +113,11 @@ def test_penn_treebank(real_data: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert lines[1].startswith(f"test bits per character <= {bits:.3f}, -ELBO: ")
     assert "unigram frequencies: bits per character 4.3" in lines[1]
     assert result["iwae_bits_per_character"] < result["elbo_bits_per_character"]
+    per_step = result["marginal_nats_per_step"]
+    assert summary["marginal_nats_per_step"] == pytest.approx(per_step)
+    length = summary["test_elbo_nats_per_sequence"] / summary["test_elbo_nats_per_step"]
+    assert summary["marginal_nats_per_sequence"] == pytest.approx(per_step * length), "of the same"
+    assert per_step == pytest.approx(-4.345873 * math.log(2), rel=1e-6)
     assert summary["test_num_sequences"] == 24, "20 segments and more: as many of each stream"
     samples = (tmp_path / "run" / "figures" / "samples.txt").read_text()
     assert len(samples.split("-" * 40)) == 3
@@ -146,6 +158,18 @@ def test_arrays(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert summary["kind"] == kind
     assert ("test ELBO: " if kind == "real" else "test -ELBO: ") in lines[1]
     assert "nats per sequence" in lines[1]
+    assert ("of normalised values" in lines[1]) == (kind == "real")
+    lengths = load_run(tmp_path / "run")[1].test.lengths
+    assert lengths is not None
+    ratio = summary["marginal_nats_per_sequence"] / summary["marginal_nats_per_step"]
+    assert ratio == pytest.approx(lengths.mean())
+    with h5py.File(path, "a") as file:  # other data of the same shape
+        file["x"][:] = (
+            np.random.default_rng(1).permutation(file["x"][:] ** 2 % 7).astype(file["x"].dtype)
+        )
+    if kind != "binary":
+        assert main(["train", "--resume", str(tmp_path / "run"), "--max-steps", "9"]) == 2
+        assert "was trained on arrays of mine.h5" in capsys.readouterr().err
 
 
 def test_sounds_with_workers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -161,6 +185,20 @@ def test_sounds_with_workers(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert main(["train", "--dataset", "wav", *options, "--output-dir", str(tmp_path / "run"), *[f for f in flags(max_steps=3) if "latent" not in f]]) == 0  # fmt: skip
     lines = capsys.readouterr().out.splitlines()
     assert "the exact log-likelihood" in lines[1]
+
+
+def test_settings_of_a_resumed_run(tmp_path: Path) -> None:
+    options = {**TINY, "dataset": "text", "data": text_file(tmp_path / "mine.txt"), "workers": 2}
+    train(TrainConfig(output_dir=tmp_path / "run", max_steps=1, **options))
+    assert resumed(TrainConfig(resume=tmp_path / "run")).workers == 2
+    assert resumed(TrainConfig(resume=tmp_path / "run", workers=0)).workers == 0
+
+
+def test_hidden_inputs_are_no_symbols_of_the_data(tmp_path: Path) -> None:
+    splits = load_hdf5(array_file(tmp_path / "mine.h5", "categorical"))
+    assert splits.hidden_symbol == 6, "the start symbol"
+    assert load_text(text_file(tmp_path / "mine.txt")).hidden_symbol == 2, "<unk>"
+    assert load_hdf5(array_file(tmp_path / "r.h5", "real")).hidden_symbol == 0
 
 
 def states(run: Path) -> dict[str, Any]:
