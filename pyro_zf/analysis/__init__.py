@@ -1,6 +1,6 @@
 """Generation, reconstruction and figures."""
 
-from pyro_zf.analysis.figures import curves, digits, kl_per_step, paths, waveforms
+from pyro_zf.analysis.figures import curves, digits, kl_per_step, series, waveforms
 from pyro_zf.analysis.generation import Reconstruction, reconstruct, sample
 from pyro_zf.analysis.run_figures import save_run_figures
 
@@ -9,9 +9,9 @@ __all__ = [
     "curves",
     "digits",
     "kl_per_step",
-    "paths",
     "reconstruct",
     "sample",
     "save_run_figures",
+    "series",
     "waveforms",
 ]

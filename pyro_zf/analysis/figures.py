@@ -11,7 +11,7 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 from torch import Tensor
 
-__all__ = ["curves", "digits", "kl_per_step", "paths", "waveforms"]
+__all__ = ["curves", "digits", "kl_per_step", "series", "waveforms"]
 
 _BLUE, _ORANGE, _GREY = "#3b6ea8", "#d9822b", "#9a9a9a"
 _SIDE = 28
@@ -112,7 +112,7 @@ def waveforms(
     return figure
 
 
-def paths(rows: Sequence[Float[Tensor, "sequences time data"]], titles: Sequence[str]) -> Figure:
+def series(rows: Sequence[Float[Tensor, "sequences time data"]], titles: Sequence[str]) -> Figure:
     """Sequences of numbers as pictures: time to the right, values upwards."""
     columns = max(len(row) for row in rows)
     figure = Figure(figsize=(2.4 * columns, 1.5 * len(rows) + 0.3), layout="constrained")

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from pyro_zf.analysis.figures import curves, digits, kl_per_step, paths, waveforms
+from pyro_zf.analysis.figures import curves, digits, kl_per_step, series, waveforms
 from pyro_zf.analysis.generation import Reconstruction, reconstruct, sample
 from pyro_zf.batch import SequenceBatch
 from pyro_zf.data import Batches, Splits
@@ -62,8 +62,8 @@ def save_run_figures(
     elif splits.vocabulary is not None:
         written = _texts(folder, samples, reconstructions, few, splits)
     elif splits.kind != "categorical":
-        figures["samples"] = paths([samples[:5]], ["samples"])
-        figures["reconstructions"] = paths([x[:5] for x in reconstructions], _TITLES)
+        figures["samples"] = series([samples[:5]], ["samples"])
+        figures["reconstructions"] = series([x[:5] for x in reconstructions], _TITLES)
     pictures = []
     for name, figure in figures.items():
         pictures.append(folder / f"{name}.png")

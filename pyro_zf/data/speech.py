@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import h5py
@@ -12,7 +12,7 @@ import numpy as np
 from pyro_zf.data.audio import Cutter, Recording, SoundFiles, announced
 from pyro_zf.data.datasets import DataError, DataSource, Splits
 from pyro_zf.data.progress import progress_bar
-from pyro_zf.data.store import SPLITS, Prepared, Writer, key_of, prepared
+from pyro_zf.data.store import SPLITS, Prepared, StoredDataset, Writer, key_of, prepared
 from pyro_zf.data.values import Values
 
 __all__ = ["FRAME_SIZE", "Cutting", "by_share", "speech_splits"]
@@ -77,37 +77,22 @@ def speech_splits(
     def build(file: h5py.File) -> dict[str, Any]:
         assigned = assign()
         writer = Writer(file, raw, np.int16)
-        samples, used = dict.fromkeys(SPLITS, 0), {split: set() for split in SPLITS}  # type: ignore[var-annotated]
-        read, total = 0, 0
-        if stretches:
-            total = sum(_expected(f, sample_rate) for f in assigned["train"])
-        bar = progress_bar(name, "file", sum(map(len, assigned.values())))
-        with bar:
+        tallies = {split: _Tally() for split in SPLITS}
+        read, total = 0, max(sum(_expected(f, sample_rate) for f in assigned["train"]), 1)
+        with progress_bar(name, "file", sum(map(len, assigned.values()))) as bar:
             for split in SPLITS:
-                cutting = cuttings[split]
-                cutter = Cutter(frame_size, cutting.segment, cutting.keep_rest)
+                cutter = Cutter(frame_size, cuttings[split].segment, cuttings[split].keep_rest)
                 for recording in assigned[split]:
-                    for block in files.blocks(recording, sample_rate):
-                        samples[split] += len(block)
-                        used[split].add(recording.name)
-                        for sequence in cutter.push(block):
-                            into = split
-                            if stretches:
-                                share = read / max(total, 1)
-                                into = next(
-                                    (s for s, (a, b) in stretches.items() if a <= share < b), "test"
-                                )
-                            writer.add(into, sequence)
-                            read += sequence.size
-                    if not cutting.across:
-                        for sequence in cutter.finish():
-                            writer.add(split, sequence)
+                    blocks = files.blocks(recording, sample_rate)
+                    for sequence in tallies[split].cut(recording, blocks, cutter, cuttings[split]):
+                        writer.add(
+                            _owner(stretches, read / total) if stretches else split, sequence
+                        )
+                        read += sequence.size
                     bar.update()
-                if not cutting.across:
-                    continue
-                for sequence in cutter.finish() if cutting.keep_rest else ():
+                for sequence in cutter.finish():
                     writer.add(split, sequence)
-        if not any(samples.values()):
+        if not any(tally.samples for tally in tallies.values()):
             raise files.none_usable()
         for split in SPLITS:
             if not writer.statistics[split].num_sequences:
@@ -117,45 +102,75 @@ def speech_splits(
                     "would help"
                 )
         writer.close()
-        by_name = {f.name: f for f in files.files}
         return {
-            "recordings": {s: len(used[s]) for s in SPLITS},
-            "groups": {s: len({groups(by_name[n]) for n in used[s]}) for s in SPLITS} if groups else {},
-            "samples": samples,
+            "recordings": {s: len(tallies[s].used) for s in SPLITS},
+            "groups": {s: len(set(map(groups, tallies[s].used))) for s in SPLITS} if groups else None,
+            "samples": {s: tallies[s].samples for s in SPLITS},
             "skipped": files.skipped,
         }  # fmt: skip
 
     stored = prepared(name, key_of(files.fingerprint(), options), build)
     mean, std = stored.statistics("train", raw).moments()
     values = Values("real", frame_size, mean, std)
-    notes = stored.notes
-    findings = [
-        f"{sum(notes['recordings'].values())} recordings, {sum(notes['samples'].values()):,} samples "
-        f"({sum(notes['samples'].values()) / sample_rate / 60:.1f} minutes at {sample_rate} Hz)"
-    ]
-    if notes["skipped"]:
-        first = next(iter(notes["skipped"].values()))
-        findings.append(f"{len(notes['skipped'])} files were skipped; the first: {first}")
     datasets = {split: stored.dataset(split, values) for split in SPLITS}
-    for split in SPLITS:
-        data = datasets[split]
-        number = notes["groups"].get(split)
-        speakers = f" of {number} speaker{'s' if number != 1 else ''}" if groups else ""
-        recordings = (
-            f" from {notes['recordings'][split]} recordings{speakers}" if not stretches else ""
-        )
-        findings.append(
-            f"{split}: {len(data):,} {unit}s of {data.steps.min()} to {data.steps.max()} frames"
-            f"{recordings}, {int(data.steps.sum()):,} frames of {frame_size} samples"
-        )
-    findings.append(
-        f"16-bit samples of the training set: mean {mean:.4f}, standard deviation {std:.3f}; "
-        "likelihoods are of samples normalised by these"
-    )
+    findings = _findings(stored.notes, datasets, values, unit, sample_rate, not stretches)
     return Splits(
-        train=datasets["train"], valid=datasets["valid"], test=datasets["test"], source=describe(stored), unit=unit, step_unit="frame", sample_rate=sample_rate,
+        train=datasets["train"], valid=datasets["valid"], test=datasets["test"],
+        source=describe(stored), unit=unit, step_unit="frame", sample_rate=sample_rate,
         findings=tuple(findings),
     )  # fmt: skip
+
+
+@dataclass
+class _Tally:
+    """What was read for a split."""
+
+    samples: int = 0
+    used: list[Recording] = field(default_factory=list)
+
+    def cut(
+        self, recording: Recording, blocks: Iterable[np.ndarray], cutter: Cutter, cutting: Cutting
+    ) -> Iterator[np.ndarray]:
+        """The sequences of a recording."""
+        for i, block in enumerate(blocks):
+            if i == 0:
+                self.used.append(recording)
+            self.samples += len(block)
+            yield from cutter.push(block)
+        if not cutting.across:
+            yield from cutter.finish()
+
+
+def _owner(stretches: Mapping[str, tuple[float, float]], share: float) -> str:
+    return next((s for s, (first, last) in stretches.items() if first <= share < last), "test")
+
+
+def _findings(
+    notes: Mapping[str, Any], datasets: Mapping[str, StoredDataset], values: Values, unit: str,
+    sample_rate: int, whole: bool,
+) -> Iterator[str]:  # fmt: skip
+    """What was found, a line each; ``whole`` recordings belong to one split."""
+    samples = sum(notes["samples"].values())
+    yield (
+        f"{sum(notes['recordings'].values())} recordings, {samples:,} samples "
+        f"({samples / sample_rate / 60:.1f} minutes at {sample_rate} Hz)"
+    )
+    if notes["skipped"]:
+        first = next(iter(notes["skipped"].values()))
+        yield f"{len(notes['skipped'])} files were skipped; the first: {first}"
+    for split, data in datasets.items():
+        origin = f" from {notes['recordings'][split]} recordings" if whole else ""
+        if notes["groups"]:
+            number = notes["groups"][split]
+            origin += f" of {number} speaker{'s' if number != 1 else ''}"
+        yield (
+            f"{split}: {len(data):,} {unit}s of {data.steps.min()} to {data.steps.max()} frames"
+            f"{origin}, {int(data.steps.sum()):,} frames of {values.size} samples"
+        )
+    yield (
+        f"16-bit samples of the training set: mean {values.mean:.4f}, standard deviation "
+        f"{values.std:.3f}; likelihoods are of samples normalised by these"
+    )
 
 
 def by_share(

@@ -217,9 +217,7 @@ class StoredDataset:
         return np.concatenate([[0], np.cumsum(self.steps, dtype=np.int64)])
 
 
-def prepared(
-    name: str, key: str, build: Callable[[h5py.File], dict[str, Any]], again: bool = False
-) -> Prepared:
+def prepared(name: str, key: str, build: Callable[[h5py.File], dict[str, Any]]) -> Prepared:
     """The prepared file of a name and a key; made by ``build`` if it is not there.
 
     Of several processes that want the same file one makes it, and the others wait. It is written
@@ -228,18 +226,17 @@ def prepared(
     Args:
         name, key: the file is ``prepared/NAME-KEY.h5`` in the cache.
         build: fills an open file and returns what is to be noted, as plain types.
-        again: whether to make it even if it is there.
 
     Raises:
         DataError: if it cannot be written.
     """
     folder = cache_dir() / "prepared"
     path = folder / f"{name}-{key}.h5"
-    if not again and (notes := _notes(path)) is not None:
+    if (notes := _notes(path)) is not None:
         return Prepared(path, notes, key)
     try:
         with locked(folder, path.stem):
-            notes = None if again else _notes(path)  # another process may have made it meanwhile
+            notes = _notes(path)  # another process may have made it meanwhile
             if notes is None:
                 for left in folder.glob(f".{path.stem}.*.part"):  # by a process that was killed
                     left.unlink()
