@@ -26,5 +26,8 @@ def always_shown() -> Iterator[None]:
 
 def progress_bar(what: str, unit: str, total: int) -> tqdm:
     """A bar on the standard error; hidden where that is no terminal."""
-    shown = _always.get() or sys.stderr.isatty()
-    return tqdm(total=total, unit=unit, desc=what, disable=not shown)
+    watched = sys.stderr.isatty()
+    return tqdm(
+        total=total, unit=unit, desc=what, disable=not (watched or _always.get()),
+        mininterval=0.1 if watched else 10.0,  # in a log, a line now and then
+    )  # fmt: skip
