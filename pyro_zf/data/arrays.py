@@ -16,7 +16,7 @@ from jaxtyping import Int
 from pyro_zf.batch import SequenceBatch
 from pyro_zf.data import blocks
 from pyro_zf.data.datasets import DataError, DataSource, Splits, check_lengths
-from pyro_zf.data.store import SPLITS, key_of, prepared
+from pyro_zf.data.store import SPLITS, key_of, prepared, reserve
 from pyro_zf.data.values import Kind, Statistics, Values
 
 __all__ = ["H5Dataset", "load_hdf5"]
@@ -278,6 +278,7 @@ def _scan(
             raise DataError(
                 f"{path}: no sequence of {name} that has a step is left for the {split} split"
             )
+        reserve(target, 4 * chosen.nbytes)
         target.create_dataset(f"{split}/rows", data=chosen)
         target.create_dataset(f"{split}/lengths", data=counted)
         target.create_dataset(f"{split}/sums", data=totals[split].sums)

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import sys
 import tempfile
 import traceback
@@ -37,6 +38,8 @@ log = logging.getLogger(__name__)
 #: Of the files' layout and of how data are prepared: another one makes all of them anew.
 FORMAT = 2
 SPLITS = ("train", "valid", "test")
+#: Bytes that HDF5 may write beside the data.
+MARGIN = 16 * 2**20
 #: Values a chunk of a file, each with a checksum.
 CHUNK = 2**16
 
@@ -45,6 +48,23 @@ def key_of(source: Any, options: Mapping[str, Any]) -> str:
     """A hash of what data are made of and how."""
     text = json.dumps([FORMAT, source, dict(sorted(options.items()))], default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def reserve(file: h5py.File, nbytes: int) -> None:
+    """Make sure of the space for so many bytes before HDF5 writes them.
+
+    HDF5 does not survive a write that fails: what it holds in memory can be neither written nor let
+    go, and the process may crash. So the file is made longer beforehand, with room for what HDF5
+    writes on closing.
+
+    Raises:
+        OSError: if there is no such space.
+    """
+    end = file.id.get_filesize()
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.id.get_vfd_handle(), 0, end + nbytes + MARGIN)
+    elif shutil.disk_usage(Path(file.filename).parent).free < nbytes + MARGIN:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 class Writer:
@@ -86,6 +106,7 @@ class Writer:
         for split in SPLITS:
             self._flush(split)
             lengths = np.asarray(self._lengths[split], dtype=np.int32)
+            reserve(self._file, lengths.nbytes)
             self._file.create_dataset(f"{split}/lengths", data=lengths)
             self._file.create_dataset(f"{split}/sums", data=self.statistics[split].sums)
             self._file.create_dataset(f"{split}/squares", data=self.statistics[split].squares)
@@ -96,6 +117,7 @@ class Writer:
             return
         values = self._file[f"{split}/values"]
         block = np.concatenate(self._waiting[split])
+        reserve(self._file, block.nbytes)
         values.resize(len(values) + len(block), axis=0)
         values[len(values) - len(block) :] = block
         self._waiting[split], self._bytes[split] = [], 0
@@ -277,9 +299,13 @@ def _writing(path: Path) -> Iterator[h5py.File]:
     """An open file; where HDF5 cannot write, one OSError with the reason of the system."""
     file = h5py.File(path, "w")
     try:
+        reserve(file, 0)
         yield file
         file.flush()
+        size = file.id.get_filesize()
         file.close()
+        if path.stat().st_size > size:
+            os.truncate(path, size)  # what was reserved and not needed
     except DataError:
         file.close()
         raise
