@@ -25,6 +25,7 @@ from pyro_zf.training import (
     TrainConfig,
     TrainingError,
     UsageError,
+    baseline_line,
     build_data,
     headline,
     json_text,
@@ -152,16 +153,7 @@ def _prepare(config: DataConfig) -> None:
     print(f"{splits.source.name} ({splits.source.detail})")
     for finding in splits.findings:
         print(f"  {finding}")
-    numbers = marginal_numbers(splits, "test")
-    print(
-        f"  {splits.marginal_name}, test: {numbers['marginal_nats_per_sequence']:.2f} nats of log-likelihood "
-        f"per {splits.unit}, {numbers['marginal_nats_per_step']:.4f} per {splits.step_unit}"
-        + "".join(
-            f", {symbol.replace('_', ' ')} {numbers[f'marginal_{symbol}']:.3f}"
-            for symbol in ("perplexity", "bits_per_character")
-            if f"marginal_{symbol}" in numbers
-        )
-    )
+    print(f"  {baseline_line(splits)}")
 
 
 def _evaluate(config: EvaluateConfig) -> None:

@@ -16,7 +16,7 @@ from jaxtyping import Int
 from pyro_zf.batch import SequenceBatch
 from pyro_zf.data import blocks
 from pyro_zf.data.datasets import DataError, DataSource, Splits, check_lengths
-from pyro_zf.data.store import SPLITS, key_of, prepared, reserve
+from pyro_zf.data.store import SPLITS, key_of, prepared, reserve, write_statistics
 from pyro_zf.data.values import Kind, Statistics, Values
 
 __all__ = ["H5Dataset", "load_hdf5"]
@@ -175,8 +175,8 @@ def load_hdf5(path: Path | str, key: str | None = None, kind: Kind | None = None
     ]
     if notes["empty"]:
         findings.append(f"{notes['empty']:,} sequences of length 0 were left out")
-    return Splits(
-        train=datasets["train"], valid=datasets["valid"], test=datasets["test"],
+    return Splits.of(
+        datasets,
         source=DataSource(f"arrays of {path.name}", f"{path}, {notes['how']}", False, stored.key),
         findings=tuple(findings),
     )  # fmt: skip
@@ -248,27 +248,19 @@ def _scan(
     found, why = _kind(kind, low, high, whole, symbols, path, {file[n].dtype.kind for n in shapes})
     size = int(high) + 1 if found == "categorical" else next(iter(shapes.values()))[2:] or (1,)
     size = size if isinstance(size, int) else int(size[0])
-    split_of = _split_rows(file, shapes, arrays)
+    owners = _owners(file, shapes, arrays)
     totals = {split: Statistics(found, size) for split in SPLITS}
-    for name, rows_of in split_of.items():
-        owner = np.full(shapes[name][0], -1)
-        for i, split in enumerate(SPLITS):
-            owner[rows_of.get(split, [])] = i
-        for _, block in _blocks(file, path, name, lengths[name]):
-            first, rows = block
+    for name, owner in owners.items():
+        for _, (first, rows) in _blocks(file, path, name, lengths[name]):
             for i, split in enumerate(SPLITS):
                 mine = [r for j, r in enumerate(rows) if owner[first + j] == i and len(r)]
                 if mine:
-                    steps = np.concatenate(mine)
-                    totals[split].add(
-                        steps if steps.ndim == 2 or found == "categorical" else steps[:, None],
-                        len(mine),
-                    )
+                    totals[split].add(np.concatenate(mine), len(mine))
     used = {}
     empty = 0
-    for split in SPLITS:
+    for i, split in enumerate(SPLITS):
         name = arrays.get(split) or arrays[""]
-        chosen = np.asarray(split_of[name][split])
+        chosen = np.flatnonzero(owners[name] == i)
         used[split] = name
         kept = lengths[name]
         counted = np.full(len(chosen), shapes[name][1]) if kept is None else kept[chosen]
@@ -281,9 +273,7 @@ def _scan(
         reserve(target, 4 * chosen.nbytes)
         target.create_dataset(f"{split}/rows", data=chosen)
         target.create_dataset(f"{split}/lengths", data=counted)
-        target.create_dataset(f"{split}/sums", data=totals[split].sums)
-        target.create_dataset(f"{split}/squares", data=totals[split].squares)
-        target.create_dataset(f"{split}/shift", data=totals[split]._shift)
+        write_statistics(target, split, totals[split])
     return {
         "kind": found, "why": why, "size": size, "arrays": used,
         "ragged": any(x is not None for x in lengths.values()), "empty": empty,
@@ -342,12 +332,15 @@ def _kind(
     return given, "as given"
 
 
-def _split_rows(
+def _owners(
     file: h5py.File, shapes: dict[str, tuple[int, ...]], arrays: dict[str, str]
-) -> dict[str, dict[str, np.ndarray]]:
-    """Array -> split -> rows, in order. Rows that are read together stay together where they are many."""
+) -> dict[str, np.ndarray]:
+    """Array -> the split of each row, as its place in ``SPLITS``.
+
+    Rows that are read together stay together where they are many.
+    """
     if "" not in arrays:
-        return {name: {split: np.arange(shapes[name][0])} for split, name in arrays.items()}
+        return {arrays[s]: np.full(shapes[arrays[s]][0], i) for i, s in enumerate(SPLITS)}
     name = arrays[""]
     number = shapes[name][0]
     if number < 3:
@@ -360,7 +353,6 @@ def _split_rows(
     blocks_of_rows = -(-number // together)
     order = np.random.default_rng(0).permutation(blocks_of_rows)
     small = max(round(0.05 * blocks_of_rows), 1)
-    owner = np.zeros(blocks_of_rows, dtype=np.int8)  # 0 train, 1 valid, 2 test
+    owner = np.zeros(blocks_of_rows, dtype=np.int8)
     owner[order[:small]], owner[order[small : 2 * small]] = 1, 2
-    owner_of_row = np.repeat(owner, together)[:number]
-    return {name: {split: np.flatnonzero(owner_of_row == i) for i, split in enumerate(SPLITS)}}
+    return {name: np.repeat(owner, together)[:number]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import zipfile
@@ -249,59 +250,43 @@ def announced(file: Recording) -> tuple[int, int]:
         return sound.frames, sound.samplerate
 
 
-class _sound:
-    """An open sound file, in a ``with`` block."""
+@contextlib.contextmanager
+def _sound(file: Recording) -> Iterator[Any]:
+    """An open sound file, whose header has been looked at."""
+    import soundfile
 
-    def __init__(self, file: Recording) -> None:
-        self.file = file
-
-    def __enter__(self) -> Any:
-        import soundfile
-
-        file = self.file
-        if not file.size:
-            raise DataError(f"{file.name} is empty (0 bytes)")
+    if not file.size:
+        raise DataError(f"{file.name} is empty (0 bytes)")
+    try:
+        opened = file.open()
+    except (
+        OSError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError
+    ) as error:  # fmt: skip
+        raise DataError(f"{file.name} cannot be opened: {error}") from error
+    with opened:
+        head = opened.read(8)
+        opened.seek(0)
         try:
-            self.bytes = file.open()
-        except (
-            OSError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError
-        ) as error:  # fmt: skip
-            raise DataError(f"{file.name} cannot be opened: {error}") from error
-        try:
-            self.sound = soundfile.SoundFile(self.bytes)
+            sound = soundfile.SoundFile(opened)
         except RuntimeError as error:
-            head = self._head()
-            self.bytes.close()
             looks = "; it begins like an MP3" if _is_mp3(head) else ""
             raise DataError(f"{file.name} is no sound file: {_reason(error)}{looks}") from error
-        suffix = Path(file.name).suffix.lower()
-        if self.sound.format not in _FORMATS.get(suffix, (self.sound.format,)):
-            found = self.sound.format
-            self.__exit__()
-            raise DataError(f"{file.name} is {found} in spite of its name: rename or convert it")
-        if suffix == ".wav" and self.sound.format != "NIST":
-            self._check_riff()
-        return self.sound
+        with sound:
+            suffix = Path(file.name).suffix.lower()
+            if sound.format not in _FORMATS.get(suffix, (sound.format,)):
+                raise DataError(
+                    f"{file.name} is {sound.format} in spite of its name: rename or convert it"
+                )
+            _check_riff(file, head)
+            yield sound
 
-    def __exit__(self, *_: object) -> None:
-        self.sound.close()
-        self.bytes.close()
 
-    def _head(self, size: int = 16) -> bytes:
-        self.bytes.seek(0)
-        return self.bytes.read(size)
-
-    def _check_riff(self) -> None:
-        """libsndfile reads a file that was cut off as if it ended there."""
-        place = self.bytes.tell()
-        head = self._head(8)
-        self.bytes.seek(place)
-        announced = int.from_bytes(head[4:8], "little") + 8
-        # Programs that write to a pipe leave 0 or the highest number.
-        if head[:4] == b"RIFF" and 8 < announced < 0xFFFFFF00 and self.file.size < announced - 8:
-            size, name = self.file.size, self.file.name
-            self.__exit__()
-            raise DataError(f"{name} is cut off: {size} of {announced} bytes are there")
+def _check_riff(file: Recording, head: bytes) -> None:
+    """libsndfile reads a file that was cut off as if it ended there."""
+    told = int.from_bytes(head[4:8], "little") + 8
+    # Programs that write to a pipe leave 0 or the highest number.
+    if head[:4] == b"RIFF" and 8 < told < 0xFFFFFF00 and file.size < told - 8:
+        raise DataError(f"{file.name} is cut off: {file.size} of {told} bytes are there")
 
 
 def _is_mp3(head: bytes) -> bool:

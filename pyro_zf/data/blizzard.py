@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pyro_zf.data.audio import Recording, sound_files
 from pyro_zf.data.datasets import DataError, DataSource, Splits
-from pyro_zf.data.download import find, search_dirs
+from pyro_zf.data.download import find_corpus
 from pyro_zf.data.speech import Cutting, by_share, speech_splits
 from pyro_zf.data.store import SPLITS, Prepared
 
@@ -23,6 +23,8 @@ SHARES = {
     "train": _TRAIN / _ALL, "valid": (_VALID - _TRAIN) / _ALL, "test": (_ALL - _VALID) / _ALL
 }  # fmt: skip
 _HOURS = 290
+NAMES = ("blizzard", "blizzard2013", "lessac_blizzard2013", "blizzard.zip", "speech")
+ADDRESS = "https://www.cstr.ed.ac.uk/projects/blizzard/2013/lessac_blizzard2013/"
 
 
 def load_blizzard(
@@ -45,7 +47,9 @@ def load_blizzard(
     """
     if protocol not in ("default", "vrnn"):
         raise DataError(f"--protocol {protocol}: Blizzard has default and vrnn")
-    files = sound_files(_find(search_dirs(data_dir), data_dir is not None), "recordings")
+    files = sound_files(
+        find_corpus(data_dir, "Blizzard", NAMES, f"it is given out at {ADDRESS}"), "recordings"
+    )
     cut = Cutting(segment or 40, across=protocol == "vrnn", keep_rest=False)
     stretches = None
     if protocol == "vrnn":
@@ -75,16 +79,3 @@ def load_blizzard(
         "blizzard", files, assign, dict.fromkeys(SPLITS, cut), describe, stretches=stretches,
         unit="half-second sequence" if segment in (None, 40) else "sequence", protocol=protocol,
     )  # fmt: skip
-
-
-def _find(dirs: list[Path], named: bool) -> Path:
-    names = ("blizzard", "blizzard2013", "lessac_blizzard2013", "blizzard.zip", "speech")
-    if named:  # the recordings themselves, or what holds them; no other folder takes its place
-        return find(dirs[:1], names) or dirs[0]
-    if (path := find(dirs, names)) is not None:
-        return path
-    raise DataError(
-        f"no Blizzard in {', '.join(map(str, dirs))} (looked for {', '.join(names)}): it is given out at "
-        "https://www.cstr.ed.ac.uk/projects/blizzard/2013/lessac_blizzard2013/; name the folder of your "
-        "copy by --data-dir"
-    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
@@ -268,6 +268,14 @@ class Splits:
     unknown: int | None = None
     sample_rate: int | None = None
     findings: tuple[str, ...] = ()
+
+    @classmethod
+    def of(
+        cls, datasets: Mapping[str, SequenceDataset], source: DataSource, **options: Any
+    ) -> Splits:
+        """From a data set for each name of a split."""
+        train, valid, test = (datasets[split] for split in ("train", "valid", "test"))
+        return cls(train, valid, test, source, **options)
 
     def __getitem__(self, split: str) -> SequenceDataset:
         if split not in ("train", "valid", "test"):

@@ -13,7 +13,7 @@ from filelock import BaseFileLock, FileLock
 
 from pyro_zf.data.datasets import DataError
 
-__all__ = ["cache_dir", "fetch", "find", "locked", "search_dirs"]
+__all__ = ["cache_dir", "fetch", "find", "find_corpus", "locked", "search_dirs"]
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +65,24 @@ def find(dirs: Sequence[Path], names: Sequence[str]) -> Path | None:
             if found is not None:
                 return found
     return None
+
+
+def find_corpus(data_dir: Path | str | None, what: str, names: Sequence[str], origin: str) -> Path:
+    """A corpus that cannot be downloaded: the folder that was named, or one of these names in it.
+
+    Where none was named, the other folders are searched; they never take the place of one that was.
+
+    Raises:
+        DataError: if there is none; ``origin`` says where to get it.
+    """
+    dirs = search_dirs(data_dir)
+    found = find(dirs[:1] if data_dir is not None else dirs, names)
+    if found is not None or data_dir is not None:
+        return found or dirs[0]
+    raise DataError(
+        f"no {what} in {', '.join(map(str, dirs))} (looked for {', '.join(names)}): {origin}; name the "
+        "folder of your copy by --data-dir"
+    )
 
 
 def _entry(folder: Path, name: str) -> Path | None:

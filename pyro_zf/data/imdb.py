@@ -25,7 +25,7 @@ from pyro_zf.data.download import fetch, find, search_dirs
 from pyro_zf.data.progress import progress_bar
 from pyro_zf.data.store import SPLITS, Writer, key_of, prepared
 from pyro_zf.data.values import Values
-from pyro_zf.data.vocabulary import Vocabulary, tokenize_sentence
+from pyro_zf.data.vocabulary import EOS, UNKNOWN, Vocabulary, tokenize_sentence
 
 __all__ = ["load_imdb"]
 
@@ -105,13 +105,13 @@ def load_imdb(
                 else ""
             )
         )
-    return Splits(
-        train=datasets["train"], valid=datasets["valid"], test=datasets["test"],
+    return Splits.of(
+        datasets,
         source=DataSource(
             "aclImdb, short sentences", f"{source}, split 85/5/10 by "
             + ("review" if protocol == "default" else "sentence"), False, stored.key,
         ),
-        unit="sentence", step_unit="word", vocabulary=symbols, joiner=" ", unknown=2,
+        unit="sentence", step_unit="word", vocabulary=symbols, joiner=" ", unknown=UNKNOWN,
         findings=tuple(findings),
     )  # fmt: skip
 
@@ -143,20 +143,12 @@ def _build(
     vocabulary = Vocabulary.from_counts(counts, size + 3)
     dtype = np.min_scalar_type(len(vocabulary))
     writer = Writer(file, Values("categorical", len(vocabulary)), dtype)
-    eos = vocabulary.indices(["<eos>"])
     known = {s for s, o in zip(sentences, owners, strict=True) if o == 0}
-    repeated, unknown, tokens = (
-        dict.fromkeys(SPLITS, 0),
-        dict.fromkeys(SPLITS, 0),
-        dict.fromkeys(SPLITS, 0),
-    )
+    repeated = dict.fromkeys(SPLITS, 0)
     for sentence, owner in zip(sentences, owners, strict=True):
-        split = SPLITS[owner]
-        indices = vocabulary.indices(sentence.split(" "))
-        unknown[split] += int((indices == 2).sum())
-        tokens[split] += len(indices)
-        repeated[split] += sentence in known
-        writer.add(split, np.concatenate([indices, eos]).astype(dtype))
+        repeated[SPLITS[owner]] += sentence in known
+        indices = vocabulary.indices([*sentence.split(" "), EOS])
+        writer.add(SPLITS[owner], indices.astype(dtype))
     for split in SPLITS:
         if not writer.statistics[split].num_sequences:
             raise DataError(
@@ -164,10 +156,11 @@ def _build(
                 f"the {split} split"
             )
     writer.close()
+    counted = {s: writer.statistics[s] for s in SPLITS}
     return {
         "vocabulary": vocabulary.symbols, "reviews": len(texts), "copies": copies, "sentences": total,
         "kept": len(sentences), "repeated": repeated,
-        "unknown": {s: unknown[s] / max(tokens[s], 1) for s in SPLITS},
+        "unknown": {s: n.sums[UNKNOWN] / (n.num_steps - n.num_sequences) for s, n in counted.items()},
     }  # fmt: skip
 
 

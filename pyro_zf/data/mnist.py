@@ -74,7 +74,7 @@ def load_mnist(
         raise DataError(f"unknown frame {frame!r}; a step is a pixel or a row")
     if binarization not in ("fixed", "stochastic"):
         raise DataError(f"unknown binarization {binarization!r}; it is fixed or stochastic")
-    dirs = search_dirs(None if data_dir is None else Path(data_dir))
+    dirs = search_dirs(data_dir)
     shape = (784, 1) if frame == "pixel" else (28, 28)
     if binarization == "fixed":
         found = _find_fixed(dirs)
@@ -88,10 +88,8 @@ def load_mnist(
             bits, detail = found
             source = DataSource("Larochelle binarized MNIST", detail, comparable=True)
             parts = {k: ArrayDataset(v.reshape(-1, *shape)) for k, v in bits.items()}
-            return Splits(
-                train=parts["train"],
-                valid=parts["valid"],
-                test=parts["test"],
+            return Splits.of(
+                parts,
                 source=source,
                 unit="image",
                 step_unit=frame,
@@ -239,10 +237,8 @@ def _binarized(
         parts["train"] = ArrayDataset(
             parts["train"].targets, resample=lambda epoch: draw("train", 3, epoch)
         )
-    return Splits(
-        train=parts["train"],
-        valid=parts["valid"],
-        test=parts["test"],
+    return Splits.of(
+        parts,
         source=source,
         unit="image",
         step_unit="row" if shape[0] == 28 else "pixel",

@@ -84,8 +84,8 @@ def load_ptb(
         f"{split}: {len(datasets[split].symbols):,} characters with <eos>" for split in SPLITS
     ]
     how = "state carried" if carried else "independent"
-    return Splits(
-        train=datasets["train"], valid=datasets["valid"], test=datasets["test"],
+    return Splits.of(
+        datasets,
         source=DataSource(
             "Penn Treebank characters", f"{where}, segments of {segment or 100}, {how}", True,
         ),

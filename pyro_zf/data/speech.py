@@ -114,8 +114,8 @@ def speech_splits(
     values = Values("real", frame_size, mean, std)
     datasets = {split: stored.dataset(split, values) for split in SPLITS}
     findings = _findings(stored.notes, datasets, values, unit, sample_rate, not stretches)
-    return Splits(
-        train=datasets["train"], valid=datasets["valid"], test=datasets["test"],
+    return Splits.of(
+        datasets,
         source=describe(stored), unit=unit, step_unit="frame", sample_rate=sample_rate,
         findings=tuple(findings),
     )  # fmt: skip

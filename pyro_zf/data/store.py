@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import gc
 import hashlib
 import json
 import logging
 import os
-import re
 import shutil
-import sys
 import tempfile
-import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,7 +27,15 @@ from pyro_zf.data.datasets import DataError
 from pyro_zf.data.download import cache_dir, locked
 from pyro_zf.data.values import Statistics, Values
 
-__all__ = ["Prepared", "StoredDataset", "Writer", "key_of", "prepared"]
+__all__ = [
+    "Prepared",
+    "StoredDataset",
+    "Writer",
+    "key_of",
+    "prepared",
+    "reserve",
+    "write_statistics",
+]
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +69,24 @@ def reserve(file: h5py.File, nbytes: int) -> None:
         os.posix_fallocate(file.id.get_vfd_handle(), 0, end + nbytes + MARGIN)
     elif shutil.disk_usage(Path(file.filename).parent).free < nbytes + MARGIN:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def write_statistics(file: h5py.File, split: str, statistics: Statistics) -> None:
+    """Sums over a split, beside its ``lengths``."""
+    for name in _SUMS:
+        file.create_dataset(f"{split}/{name}", data=getattr(statistics, name))
+
+
+def _read_statistics(path: Path, split: str, values: Values) -> Statistics:
+    with _opened(path) as file:
+        group = file[split]
+        lengths = group["lengths"][...]
+        sums = {name: group[name][...] for name in _SUMS}
+    num_steps = int(lengths.sum(dtype=np.int64))
+    return Statistics(values.kind, values.size, len(lengths), num_steps, **sums)
+
+
+_SUMS = ("sums", "squares", "shift")
 
 
 class Writer:
@@ -108,9 +130,7 @@ class Writer:
             lengths = np.asarray(self._lengths[split], dtype=np.int32)
             reserve(self._file, lengths.nbytes)
             self._file.create_dataset(f"{split}/lengths", data=lengths)
-            self._file.create_dataset(f"{split}/sums", data=self.statistics[split].sums)
-            self._file.create_dataset(f"{split}/squares", data=self.statistics[split].squares)
-            self._file.create_dataset(f"{split}/shift", data=self.statistics[split]._shift)
+            write_statistics(self._file, split, self.statistics[split])
 
     def _flush(self, split: str) -> None:
         if not self._waiting[split]:
@@ -133,13 +153,7 @@ class Prepared:
 
     def statistics(self, split: str, values: Values) -> Statistics:
         """Sums over a split."""
-        with _opened(self.path) as file:
-            group = file[split]
-            lengths = group["lengths"][...]
-            return Statistics(
-                values.kind, values.size, len(lengths), int(lengths.sum(dtype=np.int64)),
-                group["sums"][...], group["squares"][...], group["shift"][...],
-            )  # fmt: skip
+        return _read_statistics(self.path, split, values)
 
     def dataset(self, split: str, values: Values) -> StoredDataset:
         """The sequences of a split."""
@@ -192,7 +206,7 @@ class StoredDataset:
 
     def statistics(self) -> Statistics:
         """Sums over the split."""
-        return Prepared(self.path, {}, "").statistics(self.split, self.values)
+        return _read_statistics(self.path, self.split, self.values)
 
     def at_epoch(self, epoch: int) -> StoredDataset:
         """The same in every epoch."""
@@ -296,7 +310,7 @@ def _build(path: Path, build: Callable[[h5py.File], dict[str, Any]]) -> dict[str
 
 @contextlib.contextmanager
 def _writing(path: Path) -> Iterator[h5py.File]:
-    """An open file; where HDF5 cannot write, one OSError with the reason of the system."""
+    """An open file, closed whatever happens, and no longer than it has to be."""
     file = h5py.File(path, "w")
     try:
         reserve(file, 0)
@@ -306,21 +320,10 @@ def _writing(path: Path) -> Iterator[h5py.File]:
         file.close()
         if path.stat().st_size > size:
             os.truncate(path, size)  # what was reserved and not needed
-    except DataError:
-        file.close()
-        raise
-    except (OSError, RuntimeError) as error:
-        code = re.search(r"errno = (\d+)|\[Errno (\d+)\]", str(error))
-        number = int(code[1] or code[2]) if code else errno.EIO
-        # What h5py has open cannot be closed in order now, and would say so, object by object.
-        traceback.clear_frames(error.__traceback__)
-        hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    except BaseException:
         with contextlib.suppress(Exception):
             file.close()
-        del file
-        gc.collect()
-        sys.unraisablehook = hook
-        raise OSError(number, os.strerror(number)) from None
+        raise
 
 
 def _notes(path: Path) -> dict[str, Any] | None:

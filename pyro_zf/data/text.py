@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import sys
 from collections import Counter
@@ -19,12 +18,12 @@ from pyro_zf.data.datasets import (
     Splits,
     TextStream,
 )
-from pyro_zf.data.store import SPLITS, key_of
+from pyro_zf.data.store import SPLITS
 from pyro_zf.data.values import Values
 from pyro_zf.data.vocabulary import (
     EOS,
     SPECIALS,
-    UNK,
+    UNKNOWN,
     Vocabulary,
     lines_of,
     read_text,
@@ -93,7 +92,7 @@ def load_text(
                 f"{path}: no line is left for the {split} split ({len(lines[split])} were there)"
             )
         joined = np.concatenate(parts)
-        unknown = 100 * float((joined == 2).mean())
+        unknown = 100 * float((joined == UNKNOWN).mean())
         findings.append(
             f"{split}: {len(lines[split]):,} lines, {len(joined):,} {level}s with <eos>, {unknown:.2f} % <unk>"
         )
@@ -105,17 +104,14 @@ def load_text(
         for row, line in zip(padded, parts, strict=True):
             row[: len(line)] = line
         datasets[split] = ArrayDataset(padded, lengths, None, values)
-    key = key_of(
-        {s: hash_text(t) for s, t in texts.items()}, {"level": level, "size": vocabulary_size}
-    )
     symbols = vocabulary.symbols
     if level == "character":
         symbols = tuple("\n" if s == "<eos>" else s for s in symbols)
-    return Splits(
-        train=datasets["train"], valid=datasets["valid"], test=datasets["test"],
-        source=DataSource(f"text of {path.name}", f"{path}, by {level}, split 90/5/5", False, key),
+    return Splits.of(
+        datasets,
+        source=DataSource(f"text of {path.name}", f"{path}, by {level}, split 90/5/5", False),
         unit="segment" if stream else "line", step_unit=level, vocabulary=symbols,
-        joiner=" " if level == "word" else "", unknown=2, findings=tuple(findings),
+        joiner=" " if level == "word" else "", unknown=UNKNOWN, findings=tuple(findings),
     )  # fmt: skip
 
 
@@ -143,17 +139,12 @@ def _characters(
         {chr(c): int(n) for c, n in zip(found, counts, strict=True) if c != ord("\n")}
     )
     vocabulary = Vocabulary.from_counts(counted, size)
-    table = np.full(sys.maxunicode + 1, vocabulary.index[UNK], dtype=np.int32)
+    table = np.full(sys.maxunicode + 1, UNKNOWN, dtype=np.int32)
     for symbol, index in vocabulary.index.items():
         if len(symbol) == 1:
             table[ord(symbol)] = index
     table[ord("\n")] = vocabulary.index[EOS]
     return {split: [table[c]] for split, c in codes.items()}, vocabulary
-
-
-def hash_text(text: str) -> str:
-    """A hash of what a text holds."""
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _split_texts(path: Path) -> dict[str, str]:
@@ -168,12 +159,12 @@ def _split_texts(path: Path) -> dict[str, str]:
     if not path.is_file():
         raise DataError(f"{path} is no file")
     lines = read_text(path).splitlines()
-    number = sum(1 for line in lines if line.strip())
+    places = [i for i, line in enumerate(lines) if line.strip()]
+    number = len(places)
     if number < 3:
         raise DataError(
             f"{path} has {number} lines with text; at least 3 are needed for training, validation and test"
         )
-    places = [i for i, line in enumerate(lines) if line.strip()]
     small = max(round(0.05 * number), 1)
     first, second = places[number - 2 * small], places[number - small]
     parts = lines[:first], lines[first:second], lines[second:]

@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import re
 import zipfile
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from pyro_zf.data.audio import Recording, SoundFiles, sound_files
 from pyro_zf.data.datasets import DataError, DataSource, Splits
-from pyro_zf.data.download import find, search_dirs
+from pyro_zf.data.download import find_corpus
 from pyro_zf.data.speech import Cutting, speech_splits
 from pyro_zf.data.store import Prepared
 
@@ -28,7 +26,7 @@ _UTTERANCE = re.compile(r"s[aix]\d+")
 #: Shares of the full corpus: 168 of 630 speakers are for test, 231 of 4,620 utterances for validation.
 _TEST, _VALID = 168 / 630, 0.05
 
-TimitProtocol = Literal["default", "srnn"]
+NAMES = ("timit", "TIMIT_LDC93S1", "LDC93S1", "timit_nltk_sample", "timit.zip")
 
 
 def load_timit(
@@ -54,7 +52,11 @@ def load_timit(
     """
     if protocol not in ("default", "srnn"):
         raise DataError(f"--protocol {protocol}: TIMIT has default and srnn")
-    files = _utterances(_find(search_dirs(data_dir), data_dir is not None))
+    files = _utterances(
+        find_corpus(
+            data_dir, "TIMIT", NAMES, "it is licensed (https://catalog.ldc.upenn.edu/LDC93S1)"
+        )
+    )
     test = _test_speakers(files)
     by_speaker: dict[str, list[Recording]] = {}
     for file in files.files:
@@ -100,19 +102,6 @@ def load_timit(
         "timit", files, lambda: assigned, cuttings, describe, "utterance", groups=_speaker,
         protocol=[protocol, {split: [f.name for f in part] for split, part in assigned.items()}],
     )  # fmt: skip
-
-
-def _find(dirs: Sequence[Path], named: bool) -> Path:
-    """The corpus. A folder that was named is the corpus or holds it; no other takes its place."""
-    names = ("timit", "TIMIT_LDC93S1", "LDC93S1", "timit_nltk_sample", "timit.zip")
-    if named:
-        return find(dirs[:1], names) or dirs[0]
-    if (path := find(dirs, names)) is not None:
-        return path
-    raise DataError(
-        f"no TIMIT in {', '.join(map(str, dirs))} (looked for {', '.join(names)}): it is licensed "
-        "(https://catalog.ldc.upenn.edu/LDC93S1); name the folder of your copy by --data-dir"
-    )
 
 
 def _utterances(root: Path) -> SoundFiles:

@@ -81,16 +81,16 @@ class Statistics:
     num_steps: int = 0
     sums: Float[np.ndarray, " size"] = field(default=None)  # type: ignore[arg-type]
     squares: Float[np.ndarray, " size"] = field(default=None)  # type: ignore[arg-type]
-    shift: Float[np.ndarray, " size"] | None = None
+    shift: Float[np.ndarray, " size"] = field(default=None)  # type: ignore[arg-type]
 
     def __post_init__(self) -> None:
-        if self.sums is None:
-            self.sums = np.zeros(self.size)
-        if self.squares is None:
-            self.squares = np.zeros(self.size)
+        for name in ("sums", "squares", "shift"):
+            if getattr(self, name) is None:
+                setattr(self, name, np.zeros(self.size))
 
     def add(self, steps: Shaped[np.ndarray, "..."], num_sequences: int = 1) -> None:
         """Count the steps (steps, size), or symbols (steps,), of so many sequences."""
+        first = self.num_steps == 0
         self.num_sequences += num_sequences
         self.num_steps += len(steps)
         if self.kind == "categorical":
@@ -100,7 +100,7 @@ class Statistics:
             return
         values = steps.reshape(len(steps), -1).astype(np.float64)
         if self.kind == "real":
-            if self.shift is None:
+            if first:
                 self.shift = values[0].copy()
             values -= self.shift
         self.sums += values.sum(0)
@@ -121,11 +121,7 @@ class Statistics:
     def _moments(self) -> tuple[np.ndarray, np.ndarray]:
         count = max(self.num_steps, 1)
         mean = self.sums / count
-        return mean + self._shift, np.maximum(self.squares / count - np.square(mean), 0.0)
-
-    @property
-    def _shift(self) -> np.ndarray:
-        return np.zeros(self.size) if self.shift is None else self.shift
+        return mean + self.shift, np.maximum(self.squares / count - np.square(mean), 0.0)
 
     def nats(self, train: Statistics, values: Values) -> float:
         """Negative log-likelihood of the split, in nats in all, under the marginal of ``train``.
@@ -142,7 +138,7 @@ class Statistics:
                 -(self.sums * np.log(p) + (self.num_steps - self.sums) * np.log1p(-p)).sum()
             )
         n = self.num_steps
-        mean = values.mean - self._shift
+        mean = values.mean - self.shift
         deviation = self.squares - 2 * mean * self.sums + n * np.square(mean)
         return float(
             (0.5 * deviation / np.square(values.std) + 0.5 * n * math.log(2 * math.pi)).sum()

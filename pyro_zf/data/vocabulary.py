@@ -13,10 +13,12 @@ from jaxtyping import Int32
 
 from pyro_zf.data.datasets import DataError
 
-__all__ = ["BOS", "EOS", "UNK", "Vocabulary", "read_text", "tokenize_sentence"]
+__all__ = ["BOS", "EOS", "UNK", "UNKNOWN", "Vocabulary", "read_text", "tokenize_sentence"]
 
 BOS, EOS, UNK = "<bos>", "<eos>", "<unk>"
 SPECIALS = (BOS, EOS, UNK)
+#: The index of ``<unk>``.
+UNKNOWN = SPECIALS.index(UNK)
 
 
 @dataclass(frozen=True)
@@ -65,22 +67,12 @@ class Vocabulary:
         return {symbol: i for i, symbol in enumerate(self.symbols)}
 
     def indices(self, tokens: Iterable[str]) -> Int32[np.ndarray, " tokens"]:
-        """Indices of symbols; those that are not known have that of ``<unk>``.
-
-        Raises:
-            DataError: if one is not known and the vocabulary has no ``<unk>``.
-        """
-        unknown = self.index.get(UNK)
-        if unknown is not None:
-            return np.array([self.index.get(token, unknown) for token in tokens], dtype=np.int32)
-        try:
-            return np.array([self.index[token] for token in tokens], dtype=np.int32)
-        except KeyError as error:
-            raise DataError(f"{error.args[0]!r} is not among the {len(self)} symbols") from error
+        """Indices of symbols; those that are not known have that of ``<unk>``."""
+        return np.array([self.index.get(token, UNKNOWN) for token in tokens], dtype=np.int32)
 
 
-def tokenize_sentence(sentence: str, lower: bool = True) -> list[str]:
-    """Words and punctuation of a sentence, by NLTK's tokeniser (that of the Penn Treebank).
+def tokenize_sentence(sentence: str) -> list[str]:
+    """Words and punctuation of a sentence in lower case, by NLTK's tokeniser (that of the Penn Treebank).
 
     Example:
         >>> tokenize_sentence("Can't get enough.")
@@ -91,7 +83,7 @@ def tokenize_sentence(sentence: str, lower: bool = True) -> list[str]:
     global _tokenizer
     if _tokenizer is None:
         _tokenizer = NLTKWordTokenizer()
-    tokens: list[str] = _tokenizer.tokenize(sentence.lower() if lower else sentence)
+    tokens: list[str] = _tokenizer.tokenize(sentence.lower())
     return tokens
 
 

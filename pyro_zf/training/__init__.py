@@ -4,7 +4,7 @@ from pyro_zf.training.checks import UsageError
 from pyro_zf.training.config import TrainConfig, resolve, resolve_device
 from pyro_zf.training.data import DATASETS, DataConfig, build_data
 from pyro_zf.training.loop import Interrupted, TrainingError, train
-from pyro_zf.training.numbers import headline, marginal_numbers, text_numbers
+from pyro_zf.training.numbers import baseline_line, headline, marginal_numbers, text_numbers
 from pyro_zf.training.presets import PRESETS, VARIATIONAL_BILSTM_SETTINGS
 from pyro_zf.training.record import json_text, read_metrics
 from pyro_zf.training.setup import build_model, load_run
@@ -18,6 +18,7 @@ __all__ = [
     "TrainConfig",
     "TrainingError",
     "UsageError",
+    "baseline_line",
     "build_data",
     "build_model",
     "headline",

@@ -17,6 +17,7 @@ __all__ = [
     "aux_weights",
     "check_names",
     "check_numbers",
+    "check_options",
     "without_effect",
 ]
 
@@ -84,6 +85,35 @@ def aux_weights(config: Any) -> dict[str, float] | None:
     return weights
 
 
+_HINTS = dict.fromkeys(("alpha", "beta"), "; other systems take --aux NAME=WEIGHT")
+
+
+def check_options(
+    config: Any,
+    only_of: Mapping[str, tuple[str, ...]],
+    choice: str,
+    shown: str,
+    hints: Mapping[str, str],
+) -> None:
+    """Refuse options that were given and that a choice does not have.
+
+    Args:
+        config: the settings.
+        only_of: option -> the choices that have it.
+        choice, shown: what was chosen, and how to call it.
+        hints: option -> what else to say.
+
+    Raises:
+        UsageError: for the first of them.
+    """
+    for option, choices in only_of.items():
+        if getattr(config, option) != getattr(type(config), option) and choice not in choices:
+            flag = option.replace("_", "-")
+            raise UsageError(
+                f"--{flag} is no option of {shown}, but of {', '.join(choices)}{hints.get(option, '')}"
+            )
+
+
 def check_names(config: Any) -> None:
     _check_name("model", config.model, MODELS)
     _check_name("objective", config.objective, OBJECTIVES)
@@ -93,14 +123,8 @@ def check_names(config: Any) -> None:
     ):  # fmt: skip
         if (name := getattr(config, option)) is not None:
             _check_name(option, name, known)
-    for option, models in _ONLY_OF.items():
-        given = getattr(config, option) != getattr(type(config), option)
-        if given and config.model in BUILT_IN and config.model not in models:
-            flag = option.replace("_", "-")
-            raise UsageError(
-                f"--{flag} is no option of {config.model}, but of {', '.join(models)}"
-                + ("; other systems take --aux NAME=WEIGHT" if option in ("alpha", "beta") else "")
-            )
+    if config.model in BUILT_IN:
+        check_options(config, _ONLY_OF, config.model, config.model, _HINTS)
     if config.aux is not None and any(
         getattr(config, letter) is not None for letter in ("alpha", "beta", "gamma")
     ):

@@ -196,10 +196,9 @@ def resolve(config: TrainConfig) -> TrainConfig:
     if config.model == "rnn":
         values.pop("latent_size")
     values = {k: v for k, v in values.items() if getattr(config, k) is None}
-    if config.data_dir is not None:  # a run outlives the folder that it was started in
-        values["data_dir"] = config.data_dir.expanduser().absolute()
-    if config.data is not None:
-        values["data"] = config.data.expanduser().absolute()
+    for name in ("data_dir", "data"):  # a run outlives the folder that it was started in
+        if (given := getattr(config, name)) is not None:
+            values[name] = given.expanduser().absolute()
     config = dataclasses.replace(config, preset=preset, device=device, **values)
     if config.model == "zforcing" and config.aux is None:
         assert config.hidden_size is not None
@@ -287,9 +286,7 @@ def resumed(given: TrainConfig) -> TrainConfig:
     changed = {"output_dir": given.resume, **limits}
     if given.device != "auto":
         changed["device"] = given.device
-    for name in ("data_dir", "data"):
+    for name in ("data_dir", "data", "workers"):
         if getattr(given, name) is not None:
             changed[name] = getattr(given, name)
-    if given.workers is not None:
-        changed["workers"] = given.workers
     return resolve(dataclasses.replace(config, **changed))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ from pyro_zf.data import (
 from pyro_zf.data.mnist import Binarization, Frame
 from pyro_zf.data.text import Level
 from pyro_zf.data.values import Kind
-from pyro_zf.training.checks import UsageError
+from pyro_zf.training.checks import UsageError, check_options
 
 __all__ = ["DATASETS", "DataConfig", "build_data", "check_data", "data_record"]
 
@@ -86,6 +85,7 @@ _ONLY_OF: dict[str, tuple[str, ...]] = {
     "hdf5_key": ("hdf5",),
     "kind": ("hdf5",),
 }
+_HINTS = {"data_dir": "; your own files are named by --data"}
 _EXAMPLES = {"wav": "a folder of sounds", "text": "a file of UTF-8", "hdf5": "an HDF5 file"}
 
 
@@ -95,14 +95,8 @@ def check_data(config: DataConfig) -> None:
     Raises:
         UsageError: for the first of them.
     """
-    for option, datasets in _ONLY_OF.items():
-        given = getattr(config, option) != getattr(DataConfig, option)
-        if given and config.dataset not in datasets:
-            flag = option.replace("_", "-")
-            hint = "; your own files are named by --data" if option == "data_dir" else ""
-            raise UsageError(
-                f"--{flag} is no option of --dataset {config.dataset}, but of {', '.join(datasets)}{hint}"
-            )
+    shown = f"--dataset {config.dataset}"
+    check_options(config, _ONLY_OF, config.dataset, shown, _HINTS)
     if config.dataset in _EXAMPLES and config.data is None:
         raise UsageError(
             f"--dataset {config.dataset} needs --data, {_EXAMPLES[config.dataset]} of yours"
@@ -163,15 +157,14 @@ def data_record(splits: Splits) -> dict[str, Any]:
     }
 
 
-def check_same_data(run: Path, trained_on: Any, splits: Splits) -> None:
-    """Refuse data other than those that a run was trained on.
+def check_same_data(run: Path, trained_on: Any, found: dict[str, Any]) -> None:
+    """Refuse data other than those that a run was trained on, by the records of both.
 
     Raises:
         DataError: if they are others.
     """
     if not isinstance(trained_on, dict):
         raise DataError(f"{run} is of an older version, which did not note what its data are")
-    found = json.loads(json.dumps(data_record(splits)))
     for name, value in trained_on.items():
         if found.get(name) == value:
             continue
@@ -180,5 +173,5 @@ def check_same_data(run: Path, trained_on: Any, splits: Splits) -> None:
         differs = "" if name == "name" else f" with {'' if name == 'content' else 'an'}other {name}"
         raise DataError(
             f"{run} was trained on {trained_on['name']}, but what is found here is "
-            f"{splits.source.name}{differs}; name its data by --data-dir or --data, prepared in the same way"
+            f"{found['name']}{differs}; name its data by --data-dir or --data, prepared in the same way"
         )

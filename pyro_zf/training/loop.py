@@ -100,6 +100,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     # Data, model, optimiser
     torch.manual_seed(config.seed)
     splits = build_data(config)
+    data = data_record(splits)
     model = build_model(config, splits).to(device)
     assert config.batch_size and config.learning_rate
     train_batches = make_batches(
@@ -136,7 +137,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     last, best = run / "checkpoints" / "last.pt", run / "checkpoints" / "best.pt"
     if resuming:
         checkpoint = load_checkpoint(last, device)
-        check_same_data(run, checkpoint["data"], splits)
+        check_same_data(run, checkpoint["data"], data)
         load_weights(model, checkpoint, last)
         optimiser.load_state_dict(checkpoint["optimizer"])
         restore_random_state(checkpoint["random"])
@@ -172,7 +173,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
             "format": 1,
             "step": progress.step,
             "config": config.to_json(),
-            "data": data_record(splits),
+            "data": data,
             "carried": carried.state if carried else None,
             "progress": dataclasses.asdict(progress),
             "model": model.state_dict(),

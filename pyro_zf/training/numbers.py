@@ -8,7 +8,14 @@ from typing import Any
 from pyro_zf.data import Splits, TextStream
 from pyro_zf.infer import Bounds
 
-__all__ = ["brief", "headline", "marginal_numbers", "text_numbers", "training_numbers"]
+__all__ = [
+    "baseline_line",
+    "brief",
+    "headline",
+    "marginal_numbers",
+    "text_numbers",
+    "training_numbers",
+]
 
 
 def text_numbers(name: str, nats_per_step: float, step_unit: str) -> dict[str, float]:
@@ -66,6 +73,21 @@ def brief(numbers: dict[str, Any], splits: Splits) -> str:
 
 
 _SYMBOLS = {"perplexity": "perplexity", "bits_per_character": "bits per character"}
+
+
+def baseline_line(splits: Splits) -> str:
+    """What a model without past scores on the test split, in one line."""
+    numbers = marginal_numbers(splits, "test")
+    symbols = "".join(
+        f", {words} {numbers[f'marginal_{name}']:.3f}"
+        for name, words in _SYMBOLS.items()
+        if f"marginal_{name}" in numbers
+    )
+    return (
+        f"{splits.marginal_name}, test: {numbers['marginal_nats_per_sequence']:.2f} nats of "
+        f"log-likelihood per {splits.unit}, {numbers['marginal_nats_per_step']:.4f} per "
+        f"{splits.step_unit}{symbols}"
+    )
 
 
 def headline(summary: dict[str, Any]) -> str:

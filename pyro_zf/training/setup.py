@@ -15,7 +15,7 @@ from pyro_zf.nn.mlp import declared
 from pyro_zf.training.checkpoint import load_checkpoint, load_weights
 from pyro_zf.training.checks import BUILT_IN, UsageError, aux_weights
 from pyro_zf.training.config import TrainConfig, read_config
-from pyro_zf.training.data import build_data, check_data, check_same_data
+from pyro_zf.training.data import build_data, check_data, check_same_data, data_record
 
 __all__ = ["LETTERS", "build_model", "load_run"]
 
@@ -102,7 +102,7 @@ def load_run(
         raise DataError(f"{run} has no checkpoint {which!r} (looked for {path})")
     splits = build_data(config)
     checkpoint = load_checkpoint(path, torch.device(device))
-    check_same_data(run, checkpoint["data"], splits)
+    check_same_data(run, checkpoint["data"], data_record(splits))
     model = build_model(config, splits).to(device)
     load_weights(model, checkpoint, path)
     return config, splits, model.eval(), int(checkpoint["step"])
