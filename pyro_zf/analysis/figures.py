@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -47,8 +47,18 @@ def digits(
     return figure
 
 
-def curves(events: Sequence[dict[str, Any]], unit: str = "sequence") -> Figure:
-    """-ELBO, KL and auxiliary costs against updates, from the events of ``metrics.jsonl``."""
+def curves(
+    events: Sequence[dict[str, Any]],
+    unit: str = "sequence",
+    per: Literal["sequence", "step"] = "sequence",
+) -> Figure:
+    """-ELBO, KL and auxiliary costs against updates, from the events of ``metrics.jsonl``.
+
+    Args:
+        events: the events.
+        unit: what a sequence, or a step, is called.
+        per: which of the two; steps where training and validation sequences differ in length.
+    """
     train = [e for e in events if e["event"] == "train"]
     valid = [e for e in events if e["event"] == "valid"]
     figure = Figure(figsize=(10, 3), layout="constrained")
@@ -57,7 +67,7 @@ def curves(events: Sequence[dict[str, Any]], unit: str = "sequence") -> Figure:
         panels,
         ("elbo", "kl", "aux"),
         (-1, 1, 1),
-        ("-ELBO", "KL(q || p)", "weighted auxiliary log-probability"),
+        ("-ELBO", "KL(q || p)", "weighted auxiliary log-prob"),
         strict=True,
     ):
         for series, colour, label in (
@@ -65,13 +75,13 @@ def curves(events: Sequence[dict[str, Any]], unit: str = "sequence") -> Figure:
             (valid, _ORANGE, "validation"),
         ):
             steps = [e["step"] for e in series]
-            values = [sign * e[f"{key}_nats_per_sequence"] for e in series]
+            values = [sign * e[f"{key}_nats_per_{per}"] for e in series]
             marker = "o" if label == "validation" else None
             axes.plot(steps, values, color=colour, label=label, lw=1.2, marker=marker, ms=4)
         axes.set(title=title, xlabel="update", ylabel=f"nats per {unit}")
         axes.spines[["top", "right"]].set_visible(False)
     # The first updates are far off; a scale that shows them hides everything after.
-    late = [-e["elbo_nats_per_sequence"] for e in train[len(train) // 10 :] + valid]
+    late = [-e[f"elbo_nats_per_{per}"] for e in train[len(train) // 10 :] + valid]
     if late:
         panels[0].set_ylim(min(late) - 2, max(late) + 2)
     panels[0].legend(frameon=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -48,7 +48,7 @@ def save_run_figures(
     folder.mkdir(exist_ok=True)
     figures = {
         "kl_per_step": kl_per_step((bounds.kl_per_step.sum(0) / reached).cpu(), splits.step_unit),
-        "curves": curves(events, splits.unit),
+        "curves": curves(events, *_measure(splits)),
     }
     written: list[Path] = []
     if splits.is_image:
@@ -69,6 +69,13 @@ def save_run_figures(
         pictures.append(folder / f"{name}.png")
         figure.savefig(pictures[-1], dpi=150)
     return pictures + written
+
+
+def _measure(splits: Splits) -> tuple[str, Literal["sequence", "step"]]:
+    """What the curves are per: sequences, unless those of training are cut to another length."""
+    if splits.train.num_steps == splits.valid.num_steps:
+        return splits.unit, "sequence"
+    return splits.step_unit, "step"
 
 
 def _steps(splits: Splits) -> int:

@@ -248,11 +248,12 @@ def train(config: TrainConfig) -> dict[str, Any]:
                 seconds = time.monotonic() - window_start
                 with _own_noise(config.seed + progress.step, device):
                     terms = batch_bounds(model.model, model.guide, batch)
+                steps = batch.num_steps if batch.lengths is None else batch.lengths.double().mean()
+                means = {n: getattr(terms, n).mean().item() for n in ("elbo", "kl", "aux")}
                 numbers = {
                     "loss_nats_per_sequence": loss,
-                    "elbo_nats_per_sequence": terms.elbo.mean().item(),
-                    "kl_nats_per_sequence": terms.kl.mean().item(),
-                    "aux_nats_per_sequence": terms.aux.mean().item(),
+                    **{f"{n}_nats_per_sequence": mean for n, mean in means.items()},
+                    **{f"{n}_nats_per_step": mean / float(steps) for n, mean in means.items()},
                     "kl_weight": float(model.kl_weight),
                     "sequences_per_second": sequences / seconds,
                 }

@@ -41,6 +41,7 @@ def training_numbers(bounds: Bounds, splits: Splits) -> dict[str, float]:
         numbers[f"{name}_nats_per_step"] = bounds.per_step(name).mean
     numbers |= text_numbers("elbo", numbers["elbo_nats_per_step"], splits.step_unit)
     numbers["aux_nats_per_sequence"] = bounds.per_sequence("aux").mean
+    numbers["aux_nats_per_step"] = bounds.per_step("aux").mean
     return numbers
 
 

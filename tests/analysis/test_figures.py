@@ -65,3 +65,21 @@ def test_kl_per_step() -> None:
     figure = kl_per_step([0.5, 1.5, 0.0], unit="row")
     assert [bar.get_height() for bar in figure.axes[0].patches] == [0.5, 1.5, 0.0]
     assert drawn(figure)
+
+
+def test_curves_per_step_where_sequences_differ_in_length() -> None:
+    def event(kind: str, step: int, length: int) -> dict[str, object]:
+        nats = {"elbo": -100.0, "kl": 3.0, "aux": 1.0}
+        whole = {f"{k}_nats_per_sequence": v * length for k, v in nats.items()}
+        return {
+            "event": kind,
+            "step": step,
+            **whole,
+            **{f"{k}_nats_per_step": v for k, v in nats.items()},
+        }
+
+    events = [event("train", 10 * i, 40) for i in range(9)] + [event("valid", 80, 300)]
+    train, valid = curves(events, "frame", "step").axes[0].lines
+    assert train.get_ydata()[-1] == valid.get_ydata()[0] == 100.0
+    train, valid = curves(events).axes[0].lines
+    assert (train.get_ydata()[-1], valid.get_ydata()[0]) == (4000.0, 30000.0)
