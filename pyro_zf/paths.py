@@ -2,16 +2,16 @@ r"""Distributions over whole paths: what lets one site stand for T of them.
 
 A latent that depends on its own past is not independent over time, so time is no plate here; it
 belongs to the event. :class:`PosteriorPath` and :class:`PriorPath` are distributions over
-:math:`z_{1:T}` with event shape (T, Z), :class:`OverTime` is one over :math:`y_{1:T}`.
+:math:`z_{1:T}` with event shape (T, Z); for :math:`y_{1:T}` see :mod:`pyro_zf.over_time`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any, ClassVar
 
-import pyro.distributions as dist
 import torch
 from jaxtyping import Bool, Float
 from pyro.distributions import TorchDistribution
@@ -21,8 +21,11 @@ from torch.distributions import constraints, kl_divergence
 from torch.distributions.kl import register_kl
 
 from pyro_zf.batch import masked, with_particles
+from pyro_zf.chunks import by_chunks
 from pyro_zf.cores import Path, sample_path, shielded
+from pyro_zf.nn.normal import DiagonalNormal
 from pyro_zf.nn.posteriors import gives_moments
+from pyro_zf.over_time import OverTime, over_steps
 from pyro_zf.recurrence import Recurrence
 
 __all__ = [
@@ -58,35 +61,58 @@ class _OverPath(TorchDistribution):
     ) -> TorchDistributionMixin:
         """The distribution of each step given the path before it; batch shape ``(time, *batch)``."""
         if self._cached is None or self._cached[0] is not z:
-            conditionals = self._conditionals(z)
-            expected = (z.shape[-2], *z.shape[:-2]), z.shape[-1:]
-            if (conditionals.batch_shape, conditionals.event_shape) != expected:
-                raise ValueError(
-                    f"{self._source} gives batch shape {tuple(conditionals.batch_shape)} and event "
-                    f"shape {tuple(conditionals.event_shape)} for all steps at once, not "
-                    f"{tuple(expected[0])} and {tuple(expected[1])}; is a .to_event(1) missing?"
-                )
-            self._cached = (z, conditionals)
+            self._cached = (z, self._conditional(*self._read(z)))
         return self._cached[1]
+
+    def _conditional(self, *read: Tensor) -> TorchDistributionMixin:
+        """The distribution of some steps, from what it reads of the path before each."""
+        conditionals = self._module(*read)
+        batch_shape, event_shape = read[0].shape[:-1], self.event_shape[1:]
+        if (conditionals.batch_shape, conditionals.event_shape) != (batch_shape, event_shape):
+            raise ValueError(
+                f"{self._source} gives batch shape {tuple(conditionals.batch_shape)} and event "
+                f"shape {tuple(conditionals.event_shape)} for all steps at once, not "
+                f"{tuple(batch_shape)} and {tuple(event_shape)}; is a .to_event(1) missing?"
+            )
+        return conditionals
 
     @property
     def _source(self) -> str:
+        return f"{type(self._module).__name__}"
+
+    @property
+    def _module(self) -> Callable[..., TorchDistributionMixin]:
+        """Gives the distribution of each step."""
         raise NotImplementedError
 
-    def _conditionals(self, z: Tensor) -> TorchDistributionMixin:
+    def _read(self, z: Tensor) -> tuple[Tensor, ...]:
+        """What it reads along a path, time first."""
         raise NotImplementedError
 
     def log_prob(
         self, value: Float[Tensor, "*particles batch time latent"]
     ) -> Float[Tensor, "*batch_shape"]:
-        return _over_steps(self.log_prob_per_step(value), self.batch_shape)
+        return over_steps(self.log_prob_per_step(value), self.batch_shape)
 
     def log_prob_per_step(
         self, value: Float[Tensor, "*particles batch time latent"]
     ) -> Float[Tensor, "time *particles batch"]:
         """Nats of each step, time first; zero behind the end of a sequence."""
-        per_step = self.conditionals(value).log_prob(value.movedim(-2, 0))
+        z = value.movedim(-2, 0)
+        if self.time_chunk is None:
+            per_step = self.conditionals(value).log_prob(z)
+        else:
+            per_step = by_chunks(
+                lambda z, *read: self._conditional(*read).log_prob(z),
+                (z, *self._read(value)),
+                self.time_chunk,
+            )
         return masked(per_step, self.step_mask)
+
+    @property
+    def time_chunk(self) -> int | None:
+        """How many steps are scored at a time; None for all."""
+        return self.recurrence.networks.time_chunk
 
     @property
     def step_mask(self) -> Bool[Tensor, "time batch"] | None:
@@ -115,6 +141,7 @@ class PosteriorPath(_OverPath):
         self.posterior = posterior
         self.context = context
         self._drawn: Tensor | None = None
+        self._drawn_path: Path | None = None
 
     @cached_property
     def has_rsample(self) -> bool:  # type: ignore[override]
@@ -126,26 +153,47 @@ class PosteriorPath(_OverPath):
 
     def rsample(self, sample_shape: Any = ()) -> Float[Tensor, "..."]:
         z, path = _draw(self, self.posterior, self.context, sample_shape)
+        self._drawn, self._drawn_path = z, path
         if path.q_mean is not None and path.q_log_scale is not None:
-            q = dist.Normal(path.q_mean, torch.exp(path.q_log_scale)).to_event(1)
-            self._cached = (z, q)
-        self._drawn = z
+            self._cached = (z, DiagonalNormal(path.q_mean, path.q_log_scale))
         self.recurrence.share()
         return z
 
     def sample(self, sample_shape: Any = ()) -> Float[Tensor, "..."]:
         with torch.no_grad():
             z = self.rsample(sample_shape)
-        self._cached = None  # made without a graph; who scores z may need one
+        self._cached = self._drawn_path = None  # made without a graph; who scores z may need one
         self.recurrence.forget()
         return z
 
-    def _conditionals(self, z: Tensor) -> TorchDistributionMixin:
+    def log_prob_per_step(
+        self, value: Float[Tensor, "*particles batch time latent"]
+    ) -> Float[Tensor, "time *particles batch"]:
+        """Nats of each step, time first; of the path that was drawn, from its noise."""
+        drawn = self._drawn_path if value is self._drawn else None
+        if drawn is None or drawn.noise is None or drawn.q_log_scale is None:
+            return super().log_prob_per_step(value)
+        squares = torch.linalg.vector_norm(drawn.noise, dim=-1).square()
+        constant = value.shape[-1] * math.log(2 * math.pi)
+        return masked(-0.5 * (squares + constant) - drawn.q_log_scale.sum(-1), self.step_mask)
+
+    @property
+    def _module(self) -> Callable[..., TorchDistributionMixin]:
+        return self.posterior
+
+    def _read(self, z: Tensor) -> tuple[Tensor, ...]:
         r = self.recurrence
         x = r.seen(z)
         context = with_particles(self.context, x.dim() - self.context.dim())
         context = context.expand(*x.shape[:-1], -1)
-        return self.posterior(x, shielded(context, r.skip))
+        return x, shielded(context, r.skip)
+
+    def drawn_moments(self, z: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Mean and log scale along the path that was drawn, if z is that and they are at hand."""
+        drawn = self._drawn_path if z is self._drawn else None
+        if drawn is None or drawn.q_mean is None or drawn.q_log_scale is None:
+            return None
+        return drawn.q_mean, drawn.q_log_scale
 
     @property
     def path(self) -> Tensor:
@@ -179,8 +227,12 @@ class PriorPath(_OverPath):
         """Ancestral sampling, in which each step sees the inputs that are given."""
         return _draw(self, FromPrior(self.prior), self.recurrence.inputs, sample_shape)[0]
 
-    def _conditionals(self, z: Tensor) -> TorchDistributionMixin:
-        return self.prior(self.recurrence.seen(z))
+    @property
+    def _module(self) -> Callable[..., TorchDistributionMixin]:
+        return self.prior
+
+    def _read(self, z: Tensor) -> tuple[Tensor, ...]:
+        return (self.recurrence.seen(z),)
 
     @property
     def _source(self) -> str:
@@ -207,95 +259,12 @@ def _draw(
     networks = r.networks
     drawn = sample_path(
         r.transition, networks.embed_latent, posterior, r.inputs, context, shape,
-        networks.echo, r.skip, r.start.state, r.start.read,
+        networks.echo, r.skip, r.start.state, r.start.read, networks.latent_layer, networks.core,
     )  # fmt: skip
     z = drawn.z.movedim(0, -2)
     b_tilde = None if drawn.b_tilde is None else drawn.b_tilde.movedim(0, -2)
-    r.remember(z, b_tilde, drawn.h, drawn.last)
+    r.remember(z, b_tilde, drawn)
     return z, drawn
-
-
-class OverTime(TorchDistribution):
-    """A distribution whose first batch dimension is time, as one whose event is the sequence.
-
-    Args:
-        steps: a distribution with batch shape ``(time, *batch)``.
-        mask: True on the steps of each sequence, (batch, time).
-    """
-
-    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
-
-    def __init__(
-        self, steps: TorchDistributionMixin, mask: Bool[Tensor, "batch time"] | None = None
-    ) -> None:
-        self.steps = steps
-        self.step_mask = None if mask is None else mask.transpose(0, 1)
-        num_steps, *batch_shape = steps.batch_shape
-        event_shape = torch.Size((num_steps, *steps.event_shape))
-        super().__init__(torch.Size(batch_shape), event_shape, validate_args=False)
-
-    @property
-    def has_rsample(self) -> bool:  # type: ignore[override]
-        return self.steps.has_rsample
-
-    @constraints.dependent_property
-    def support(self) -> constraints.Constraint:
-        return constraints.independent(self.steps.support, 1)
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> OverTime:
-        batch_shape = torch.Size(batch_shape)
-        if batch_shape == self.batch_shape:
-            return self
-        copy = OverTime.__new__(OverTime)
-        copy.__dict__.update(self.__dict__)
-        # New dimensions stay to the left of time in the steps, where broadcasting puts them.
-        kept = batch_shape[len(batch_shape) - self._num_batch_dims :]
-        copy.steps = self.steps.expand(torch.Size((self.event_shape[0], *kept)))
-        copy._batch_shape = batch_shape
-        return copy
-
-    def rsample(self, sample_shape: Any = ()) -> Tensor:
-        return self._draw(self.steps.rsample, sample_shape)
-
-    def sample(self, sample_shape: Any = ()) -> Tensor:
-        return self._draw(self.steps.sample, sample_shape)
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        return _over_steps(self.log_prob_per_step(value), self.batch_shape)
-
-    def conditionals(self, value: Tensor) -> TorchDistributionMixin:
-        """The distribution of each step, time first; here the steps do not depend on each other."""
-        return self.steps
-
-    def log_prob_per_step(self, value: Tensor) -> Tensor:
-        """Nats of each step, time first; zero behind the end of a sequence."""
-        missing = self._num_batch_dims + len(self.event_shape) - value.dim()
-        value = value.reshape(*(1,) * missing, *value.shape)
-        log_prob = self.steps.log_prob(value.movedim(self._time_in_value, self._time_in_steps))
-        return masked(log_prob.movedim(-1 - self._num_batch_dims, 0), self.step_mask)
-
-    @property
-    def _num_batch_dims(self) -> int:
-        return len(self.steps.batch_shape) - 1
-
-    @property
-    def _time_in_value(self) -> int:
-        return -1 - self.steps.event_dim
-
-    @property
-    def _time_in_steps(self) -> int:
-        return self._time_in_value - self._num_batch_dims
-
-    def _draw(self, draw: Callable[[torch.Size], Tensor], sample_shape: Any) -> Tensor:
-        left = self.batch_shape[: len(self.batch_shape) - self._num_batch_dims]
-        value = draw(torch.Size(sample_shape) + left)
-        return value.movedim(self._time_in_steps, self._time_in_value)
-
-
-def _over_steps(per_step: Tensor, batch_shape: torch.Size) -> Tensor:
-    """Sum over time, the first dimension; repeated over particles that the value does not have."""
-    total = per_step.sum(0)
-    return total.expand(torch.broadcast_shapes(total.shape, batch_shape))
 
 
 def kl_per_step(q: Any, p: Any, z: Tensor) -> Float[Tensor, "time *particles batch"]:
@@ -308,6 +277,8 @@ def kl_per_step(q: Any, p: Any, z: Tensor) -> Float[Tensor, "time *particles bat
             return kl_divergence(q, p).unsqueeze(0)
         except NotImplementedError:
             return (q.log_prob(z) - p.log_prob(z)).unsqueeze(0)
+    if isinstance(q, PosteriorPath) and isinstance(p, PriorPath) and q.time_chunk is not None:
+        return _kl_by_chunks(q, p, z)
     of_q, of_p = q.conditionals(z), p.conditionals(z)
     try:
         if len(of_q.batch_shape) != len(of_p.batch_shape):  # particles that one of them has not
@@ -318,9 +289,26 @@ def kl_per_step(q: Any, p: Any, z: Tensor) -> Float[Tensor, "time *particles bat
     return masked(kl, q.step_mask)
 
 
+def _kl_by_chunks(q: PosteriorPath, p: PriorPath, z: Tensor) -> Tensor:
+    moments = q.drawn_moments(z)
+    of_q = (DiagonalNormal, moments) if moments is not None else (q._conditional, q._read(z))
+    (make, read), of_p = of_q, p._read(z)
+
+    def kl(z: Tensor, *parts: Tensor) -> Tensor:
+        q_t, p_t = make(*parts[: len(read)]), p._conditional(*parts[len(read) :])
+        try:
+            return kl_divergence(q_t, p_t)
+        except NotImplementedError:
+            return q_t.log_prob(z) - p_t.log_prob(z)
+
+    return masked(by_chunks(kl, (z.movedim(-2, 0), *read, *of_p), q.time_chunk), q.step_mask)
+
+
 @register_kl(PosteriorPath, PriorPath)  # type: ignore[untyped-decorator]
 def _path_kl(q: PosteriorPath, p: PriorPath) -> Tensor:
     # The sum over steps of the KL between the conditionals, along one sampled path: an unbiased
     # estimate, and term by term what per-step sites give TraceMeanField_ELBO.
+    if q.time_chunk is not None:
+        return _kl_by_chunks(q, p, q.path).sum(0)
     kl = kl_divergence(q.conditionals(q.path), p.conditionals(q.path))
     return masked(kl, q.step_mask).sum(0)

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from pyro_zf.batch import SequenceBatch, with_particles
-from pyro_zf.cores import lagged, shielded
+from pyro_zf.cores import Core, Path, lagged, shielded
 from pyro_zf.nn.lstm import State, Transition
 
 __all__ = ["Recurrence", "RecurrentNetworks", "Shared", "Start"]
@@ -97,8 +97,18 @@ class RecurrentNetworks(Protocol):
 
     transition: Transition
     latent_size: int
-    #: Maps z to the distribution of b~, or None.
-    echo: Any
+    #: Which recurrence draws paths, see :func:`pyro_zf.cores.sample_path`.
+    core: Core
+    #: How many steps are scored at a time, None for all.
+    time_chunk: int | None
+
+    @property
+    def echo(self) -> Any:
+        """Maps z to the distribution of b~, or None."""
+
+    @property
+    def latent_layer(self) -> nn.Module | None:
+        """The layer on z that :meth:`embed_latent` consists of, None where it is something else."""
 
     def start(self, batch: SequenceBatch) -> Start:
         """What the batch begins with."""
@@ -148,6 +158,7 @@ class Recurrence:
         self.drawn: tuple[Tensor, Tensor | None] | None = None
         self._shared = shared
         self._h: Tensor | None = None
+        self._before: Tensor | None = None
         self._last: State = ()
         self._b: Tensor | None = None
         self._path: tuple[Tensor, Tensor | None] | None = None
@@ -180,9 +191,10 @@ class Recurrence:
         if not self._knows(z) or self._h is None:
             key = self._key(z, self.b_tilde)
             if (found := self._shared.take(key, self.networks.parameters())) is not None:
-                self._h, self._last, b, self.__dict__["_inputs"] = found
+                self._h, self._before, self._last, b, self.__dict__["_inputs"] = found
                 self._b = self._b if b is None else b
             else:
+                self._before = None
                 read = lagged(self.latent_inputs(z), self.transition.lag, self.start.read)
                 self._h, self._last = self.transition.run(self.inputs, read, self.start.state)
             self._path = (z, self.b_tilde)
@@ -195,6 +207,8 @@ class Recurrence:
         h = self.states(z)
         if self.transition.lag:
             return h
+        if self._before is not None:
+            return self._before
         first = self.transition.initial(h.shape[1:-1], self.start.state)[0].unsqueeze(0)
         return torch.cat([first, h[:-1]])
 
@@ -229,19 +243,20 @@ class Recurrence:
         read = (self.latent_inputs(z)[-1],) if self.transition.lag else ()
         return tuple(x.detach() for x in (*self._last, *read, *self._inputs[1]))
 
-    def remember(self, z: Tensor, b_tilde: Tensor | None, h: Tensor, last: State) -> None:
-        """Keep the states of a path that was drawn here."""
+    def remember(self, z: Tensor, b_tilde: Tensor | None, path: Path) -> None:
+        """Keep the states of a path that was drawn here; z and b~ have time last but one."""
         self.drawn = self._path = (z, b_tilde)
-        self.b_tilde, self._h, self._last = b_tilde, h, last
+        self.b_tilde, self._h, self._last = b_tilde, path.h, path.last
+        self._before = path.before
 
     def forget(self) -> None:
         """Compute the states anew at the next call of :meth:`states`."""
-        self._path = self._h = None
+        self._path = self._h = self._before = None
 
     def share(self) -> None:
         """Leave what is remembered for another recurrence on the same batch."""
         assert self._path is not None
-        values = (self._h, self._last, self._b, self._inputs)
+        values = (self._h, self._before, self._last, self._b, self._inputs)
         self._shared.put(self._key(*self._path), self.networks.parameters(), values)
 
     def _knows(self, z: Tensor) -> bool:

@@ -1,5 +1,6 @@
 """The recurrence in which states and latents depend on each other step by step."""
 
-from pyro_zf.cores.eager import Path, lagged, sample_path, shielded
+from pyro_zf.cores.path import Path, lagged, shielded
+from pyro_zf.cores.select import CORES, Core, sample_path
 
-__all__ = ["Path", "lagged", "sample_path", "shielded"]
+__all__ = ["CORES", "Core", "Path", "lagged", "sample_path", "shielded"]

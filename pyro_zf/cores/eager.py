@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -11,28 +11,14 @@ from torch import Tensor, nn
 from torch.distributions import Independent, Normal
 
 from pyro_zf.batch import with_particles
+from pyro_zf.cores.path import Path, draw_noise, lagged, shielded
 from pyro_zf.nn.lstm import State, Transition
 from pyro_zf.nn.posteriors import gives_moments
 
-__all__ = ["Path", "lagged", "sample_path", "shielded"]
+__all__ = ["sample_at_once", "sample_eagerly"]
 
 
-class Path(NamedTuple):
-    """A latent path and the states along it, time first.
-
-    ``last`` is the whole state after the last step. ``q_mean`` and ``q_log_scale`` are None for a posterior that does not give them as it goes,
-    ``b_tilde`` where there is no such latent.
-    """
-
-    h: Float[Tensor, "time *particles batch hidden"]
-    z: Float[Tensor, "time *particles batch latent"]
-    q_mean: Float[Tensor, "time *particles batch latent"] | None
-    q_log_scale: Float[Tensor, "time *particles batch latent"] | None
-    b_tilde: Float[Tensor, "time *particles batch backward"] | None = None
-    last: State = ()
-
-
-def sample_path(
+def sample_eagerly(
     transition: Transition,
     embed_latent: Callable[..., Tensor],
     posterior: nn.Module,
@@ -44,30 +30,7 @@ def sample_path(
     carried: State | None = None,
     carried_read: Tensor | None = None,
 ) -> Path:
-    r"""Draw :math:`z_t \sim q(z_t \mid h_{t-1}, b_t)` and step to :math:`h_t`, for t = 1..T.
-
-    Noise is drawn step by step, in the order in which a program with one site a step draws it: the
-    same seed gives the same path in both layouts.
-
-    Args:
-        transition: the forward recurrence.
-        embed_latent: applied to z, and to :math:`\tilde b` where there is one, before they enter it.
-        posterior: see :mod:`pyro_zf.nn.posteriors`.
-        inputs: embedded inputs.
-        context: what the posterior reads beside the state.
-        batch_shape: particles and sequences, for example ``(25, 64)``.
-        echo: maps :math:`z_t` to the distribution of :math:`\tilde b_t`, drawn after it.
-        skip: where the gradient with respect to state and context is skipped.
-        carried: the state to begin with; zeros without it.
-        carried_read: what a transition with lag reads at the first step; zeros without it.
-    """
-    if getattr(posterior, "ignores_state", False):
-        at_once = _sample_at_once(
-            transition, embed_latent, posterior, inputs, context, batch_shape, echo, skip, carried,
-            carried_read,
-        )  # fmt: skip
-        if at_once is not None:
-            return at_once
+    """A path, one step after the other; see :func:`pyro_zf.cores.sample_path`."""
     step = transition.stepper()
     state = transition.initial(batch_shape, carried)
     read = None if carried_read is None else carried_read.expand(*batch_shape, -1)
@@ -116,7 +79,7 @@ def sample_path(
     )
 
 
-def _sample_at_once(
+def sample_at_once(
     transition: Transition,
     embed_latent: Callable[..., Tensor],
     posterior: Any,
@@ -135,31 +98,13 @@ def _sample_at_once(
     if not (isinstance(q, Independent) and isinstance(q.base_dist, Normal)):
         return None
     mean, scale = q.base_dist.loc, q.base_dist.scale
-    noise: list[list[Tensor]] = [[], []]
-    for _ in range(len(inputs)):
-        noise[0].append(torch.empty_like(mean[0]).normal_())
-        if echo is not None:
-            noise[1].append(mean.new_empty(*batch_shape, echo.size).normal_())
-    z = mean + scale * torch.stack(noise[0])
+    sizes = (mean.shape[-1],) if echo is None else (mean.shape[-1], echo.size)
+    noise = draw_noise(len(inputs), batch_shape, sizes, mean)
+    z = mean + scale * noise[0]
     b_tilde = None
     if echo is not None:
         echo_mean, echo_log_scale = echo.moments(z)
-        b_tilde = echo_mean + torch.exp(echo_log_scale) * torch.stack(noise[1])
+        b_tilde = echo_mean + torch.exp(echo_log_scale) * noise[1]
     read = embed_latent(z) if b_tilde is None else embed_latent(z, b_tilde)
     h, last = transition.run(inputs, lagged(read, transition.lag, carried_read), carried)
-    return Path(h, z, mean, torch.log(scale), b_tilde, last)
-
-
-def shielded(x: Tensor, skip: Tensor | None) -> Tensor:
-    """The same values, without their gradient where ``skip`` is True."""
-    return x if skip is None else torch.where(skip, x.detach(), x)
-
-
-def lagged(
-    read: Float[Tensor, "time *batch latent"], lag: int, carried: Tensor | None = None
-) -> Float[Tensor, "time *batch latent"]:
-    """Each step's latent, ``lag`` steps late; before the first what is carried over, or zeros."""
-    if not lag:
-        return read
-    first = torch.zeros_like(read[:lag]) if carried is None else carried.expand_as(read[:lag])
-    return torch.cat([first, read[:-lag]])
+    return Path(h, z, mean, torch.log(scale), b_tilde, last, noise=noise[0])

@@ -9,9 +9,13 @@ from typing import Any
 
 import pyro.infer
 import torch
+from pyro import poutine
 from pyro.infer.elbo import ELBO
 from pyro.infer.enum import get_importance_trace
+from pyro.infer.util import is_validation_enabled
 from pyro.poutine import Trace
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
 from pyro_zf.batch import masked
@@ -96,32 +100,42 @@ class TraceMeanField_ELBO(pyro.infer.TraceMeanField_ELBO):
                 if site["is_observed"]:
                     elbo = elbo + site["log_prob_sum"]
                 elif not cancels(name, site, guide_trace):
-                    elbo = elbo - self._site_kl(guide_trace.nodes[name], site)
+                    elbo = elbo - self._site_kl(name, model_trace, guide_trace)
             for name, site in guide_trace.nodes.items():
                 if site["type"] == "sample" and name not in model_trace.nodes:
-                    elbo = elbo - site["score_parts"].entropy_term.sum()
+                    elbo = elbo - _log_prob_sum(guide_trace, name)
             loss = loss - elbo / self.num_particles
         return loss
 
     def loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
         """The loss as a number."""
-        if not self.free_bits:
-            return super().loss(model, guide, *args, **kwargs)
         return _loss(self, model, guide, *args, **kwargs)
 
     def loss_and_grads(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
         """The loss as a number; its gradient is added to the parameters."""
-        if not self.free_bits:
-            return super().loss_and_grads(model, guide, *args, **kwargs)
         return _loss_and_grads(self, model, guide, *args, **kwargs)
 
-    def _site_kl(self, guide_site: dict[str, Any], model_site: dict[str, Any]) -> Tensor:
+    def _get_trace(
+        self, model: Callable, guide: Callable, args: Any, kwargs: Any
+    ) -> tuple[Trace, Trace]:
+        unwrapped = poutine.unwrap(guide)  # type: ignore[no-untyped-call]
+        if is_validation_enabled() or isinstance(unwrapped, Messenger):
+            return super()._get_trace(model, guide, args, kwargs)
+        # As there, without the densities of latents: their KL has no need of them.
+        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+        replayed = poutine.replay(model, trace=guide_trace)
+        model_trace = prune_subsample_sites(poutine.trace(replayed).get_trace(*args, **kwargs))
+        model_trace.compute_log_prob(lambda _, site: site["is_observed"])
+        return model_trace, prune_subsample_sites(guide_trace)
+
+    def _site_kl(self, name: str, model_trace: Trace, guide_trace: Trace) -> Tensor:
+        guide_site, model_site = guide_trace.nodes[name], model_trace.nodes[name]
         scale, mask = guide_site["scale"], guide_site["mask"]
         if not self.free_bits:
             try:
                 kl = torch.distributions.kl_divergence(guide_site["fn"], model_site["fn"])
             except NotImplementedError:
-                return guide_site["score_parts"].entropy_term.sum() - model_site["log_prob_sum"]
+                return _log_prob_sum(guide_trace, name) - _log_prob_sum(model_trace, name)
             return pyro.distributions.util.scale_and_mask(kl, scale=scale, mask=mask).sum()
         q, p = guide_site["fn"], model_site["fn"]
         kl = kl_per_step(q, p, guide_site["value"]).clamp(min=self.free_bits)
@@ -195,6 +209,13 @@ class TraceIWAE(ELBO):
         self, model: Callable, guide: Callable, args: Any, kwargs: Any
     ) -> tuple[Trace, Trace]:
         return get_importance_trace("flat", self.max_plate_nesting, model, guide, args, kwargs)
+
+
+def _log_prob_sum(trace: Trace, name: str) -> Tensor:
+    """Of one site; scale and mask apply."""
+    trace.compute_log_prob(lambda other, _: other == name)
+    total: Tensor = trace.nodes[name]["log_prob_sum"]
+    return total
 
 
 def _loss(objective: Any, *args: Any, **kwargs: Any) -> float:

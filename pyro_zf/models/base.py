@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from pyro_zf.batch import SequenceBatch
 from pyro_zf.nn.lstm import State
+from pyro_zf.over_time import EmissionPath, OverTime
 
 __all__ = [
     "AUX_PREFIX",
@@ -81,10 +82,12 @@ class SequenceModel(nn.Module):
         kl_weight: weight of the latent sites in training, a float or a tensor. An attribute: set it
             to anneal.
         aux_weight: factor on the weights of all auxiliary costs. An attribute too.
+        time_chunk: in layout "time", how many steps priors, emissions and auxiliary costs score at a
+            time; what lies between is computed again in the backward, which saves memory. None for all.
         name: under which the parameters are registered with :func:`pyro.module`.
 
     Raises:
-        ValueError: if the layout is unknown.
+        ValueError: if the layout is unknown, or ``time_chunk`` below one.
     """
 
     def __init__(
@@ -93,8 +96,12 @@ class SequenceModel(nn.Module):
         kl_weight: float | Tensor = 1.0,
         name: str = "model",
         aux_weight: float | Tensor = 1.0,
+        time_chunk: int | None = None,
     ) -> None:
         super().__init__()
+        if time_chunk is not None and time_chunk < 1:
+            raise ValueError(f"time_chunk must be at least 1, not {time_chunk}")
+        self.time_chunk = time_chunk
         if layout not in LAYOUTS:
             raise ValueError(f"unknown layout {layout!r}; there are {LAYOUTS}")
         self.layout = layout
@@ -130,6 +137,13 @@ class SequenceModel(nn.Module):
     def sequences(self, batch: SequenceBatch) -> pyro.plate:
         """The plate over sequences."""
         return pyro.plate("sequences", batch.num_sequences, dim=-1)
+
+    def emitted(self, features: Tensor, batch: SequenceBatch) -> OverTime:
+        """The distribution of the targets of a sequence, from what the emission reads, time first."""
+        emission: Any = self.emission
+        if self.time_chunk is None:
+            return OverTime(emission(features), batch.mask)
+        return EmissionPath(emission, features, batch.mask, self.time_chunk)
 
     def latent_weight(self) -> LatentWeight:
         """The handler that gives the latent sites their weight."""

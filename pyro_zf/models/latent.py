@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_zf.batch import SequenceBatch
+from pyro_zf.cores import CORES, Core
 from pyro_zf.models.base import Layout
 from pyro_zf.models.programs import LATENTS, LatentPrograms, Latents, MeanOf
 from pyro_zf.nn.auxiliary import AuxiliaryCost, build_aux_cost
@@ -106,7 +107,8 @@ class LatentSequenceModel(LatentPrograms):
         skip_gradient: probability with which, at a step of a sequence, the inputs of prior and
             posterior are detached in training.
         skip_per: whether a coin is thrown for each ``"step"`` or for each ``"sequence"``.
-        layout, kl_weight, aux_weight, name: see :class:`~pyro_zf.models.SequenceModel`.
+        core: the recurrence that draws paths in layout "time", see :func:`pyro_zf.cores.sample_path`.
+        layout, kl_weight, aux_weight, time_chunk, name: see :class:`~pyro_zf.models.SequenceModel`.
 
     Raises:
         ValueError: for an unknown name, a weight below zero, or a probability outside 0..1.
@@ -142,16 +144,21 @@ class LatentSequenceModel(LatentPrograms):
         echo_emitted: bool = True,
         skip_gradient: float = 0.0,
         skip_per: Literal["step", "sequence"] = "step",
+        core: Core = "auto",
         layout: Layout = "time",
         kl_weight: float | Tensor = 1.0,
         aux_weight: float | Tensor = 1.0,
+        time_chunk: int | None = None,
         name: str = "model",
     ) -> None:
-        super().__init__(layout, kl_weight, name, aux_weight)
+        super().__init__(layout, kl_weight, name, aux_weight, time_chunk)
         if not 0 <= skip_gradient <= 1:
             raise ValueError(f"skip_gradient is a probability, not {skip_gradient}")
         if skip_per not in ("step", "sequence"):
             raise ValueError(f"a coin is thrown per 'step' or per 'sequence', not {skip_per!r}")
+        if core not in CORES:
+            raise ValueError(f"unknown core {core!r}; there are {CORES}")
+        self.core = core
         backward_size = backward_size or hidden_size
         mlp: dict[str, Any] = {"mlp_size": mlp_size, "activation": activation}
         rnn: dict[str, Any] = {"orthogonal": orthogonal, "forget_bias": forget_bias}
@@ -357,6 +364,12 @@ class LatentSequenceModel(LatentPrograms):
         """What the transition reads of the latents."""
         z = self.latent_embedding(z)
         return z if b_tilde is None else join(z, b_tilde)
+
+    @property
+    def latent_layer(self) -> nn.Module | None:
+        """The layer on z that :meth:`embed_latent` consists of; None where that is one's own."""
+        standard = type(self).embed_latent is LatentSequenceModel.embed_latent
+        return self.latent_embedding if standard else None
 
     @contextmanager
     def drawing_latents_from(self, latents: Latents) -> Iterator[None]:

@@ -12,11 +12,12 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
 from pyro_zf.batch import SequenceBatch, masked, with_particles
-from pyro_zf.cores import shielded
+from pyro_zf.chunks import by_chunks
+from pyro_zf.cores import Core, shielded
 from pyro_zf.models.base import AUX_PREFIX, SequenceModel, at_step
 from pyro_zf.nn.auxiliary import AuxiliaryCost, StepStates
 from pyro_zf.nn.lstm import InputLSTM, State, Transition
-from pyro_zf.paths import FromPrior, OverTime, PosteriorPath, PriorPath
+from pyro_zf.paths import FromPrior, PosteriorPath, PriorPath
 from pyro_zf.recurrence import Recurrence, Shared, Start
 from pyro_zf.shared_sites import NO_KL, EchoPath, SkipMask
 
@@ -41,6 +42,7 @@ class LatentPrograms(SequenceModel):
     skip_gradient: float
     skip_per: Literal["step", "sequence"]
     latents: Latents
+    core: Core
     #: Maps z to the distribution of a latent that follows it, where a system has one.
     echo: Any = None
     _shared: Shared
@@ -63,6 +65,11 @@ class LatentPrograms(SequenceModel):
 
     def embed_latent(self, z: Tensor, b_tilde: Tensor | None = None) -> Tensor:
         """What the transition reads of the latents."""
+        raise NotImplementedError
+
+    @property
+    def latent_layer(self) -> nn.Module | None:
+        """The layer on z that :meth:`embed_latent` consists of; None where that is something else."""
         raise NotImplementedError
 
     # One site a step: the specification, to be read beside the equations.
@@ -165,8 +172,7 @@ class LatentPrograms(SequenceModel):
             with self.latent_weight():
                 z = pyro.sample("z", PriorPath(recurrence, self._prior()))
             self._sample_echo(recurrence, z)
-            emission = self.emission(recurrence.output(z))
-            pyro.sample("y", OverTime(emission, batch.mask), obs=batch.targets)
+            pyro.sample("y", self.emitted(recurrence.output(z), batch), obs=batch.targets)
             costs = self._active_aux()
             if not costs:
                 return recurrence.end(z)
@@ -180,7 +186,7 @@ class LatentPrograms(SequenceModel):
                 b=with_particles(recurrence.b, particles) if read_b else None,
             )
             for name, cost in costs.items():
-                log_prob = masked(self._aux_cost(name, states), recurrence.mask)
+                log_prob = masked(self._aux_cost_over_time(name, states), recurrence.mask)
                 if cost.skips_start_symbol and batch.has_start_symbol:
                     log_prob = log_prob[1:]
                 pyro.factor(f"{AUX_PREFIX}{name}", log_prob.sum(0))
@@ -236,6 +242,15 @@ class LatentPrograms(SequenceModel):
     def _aux_cost(self, name: str, states: StepStates) -> Tensor:
         cost: Tensor = self.aux_weight * self.aux_weights[name] * self.aux[name](states)
         return cost
+
+    def _aux_cost_over_time(self, name: str, states: StepStates) -> Tensor:
+        given = {k: x for k, x in states._asdict().items() if x is not None}
+
+        def cost(*tensors: Tensor) -> Tensor:
+            of_chunk = dict.fromkeys(StepStates._fields) | dict(zip(given, tensors, strict=True))
+            return self._aux_cost(name, StepStates(**of_chunk))
+
+        return by_chunks(cost, list(given.values()), self.time_chunk)
 
     def _prior(self) -> nn.Module:
         return MeanOf(self.prior) if self.latents == "prior-mean" else self.prior

@@ -33,7 +33,6 @@ from pyro_zf.models.latent import embed_data
 from pyro_zf.nn.emissions import emits_symbols, make_emission
 from pyro_zf.nn.gaussian import GaussianForm
 from pyro_zf.nn.lstm import InputLSTM, State
-from pyro_zf.paths import OverTime
 
 __all__ = ["RNN"]
 
@@ -107,7 +106,7 @@ class RNN(SequenceModel):
     def _model_time(self, batch: SequenceBatch) -> State:
         with self.sequences(batch):
             states, last = self._states(batch)
-            pyro.sample("y", OverTime(self.emission(states), batch.mask), obs=batch.targets)
+            pyro.sample("y", self.emitted(states, batch), obs=batch.targets)
         return last
 
     def _guide_steps(self, batch: SequenceBatch) -> None:

@@ -62,7 +62,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_zf.batch import SequenceBatch
 from pyro_zf.models.latent import LatentSequenceModel
@@ -181,6 +181,11 @@ class VariationalBiLSTM(LatentSequenceModel):
             return None
         head = self.aux["b"].head
         return MeanOf(head) if self.latents == "prior-mean" else head  # type: ignore[arg-type]
+
+    @property
+    def latent_layer(self) -> nn.Module | None:
+        standard = type(self).embed_latent is VariationalBiLSTM.embed_latent
+        return self.latent_embedding if standard and self.b_tilde_by != "mean" else None
 
     def embed_latent(self, z: Tensor, b_tilde: Tensor | None = None) -> Tensor:
         if self.b_tilde_by == "mean":

@@ -141,13 +141,13 @@ class LSTMTransition(Transition):
         return join(h, z[..., self.latent_size - self.emitted :])
 
     def project(self, inputs: Float[Tensor, "*batch input"]) -> Float[Tensor, "*batch gates"]:
-        weight, _, bias_input, bias_recurrent = self._weights()
+        weight, _, bias_input, bias_recurrent = self.weights
         return F.linear(inputs, weight[:, : self.input_size], bias_input + bias_recurrent)
 
     def stepper(self) -> Callable[[Tensor, Tensor, State], State]:
         # Sliced here, once: a slice taken at each step would fill a whole weight with zeros in
         # each step's backward.
-        input_weight, recurrent_weight, _, _ = self._weights()
+        input_weight, recurrent_weight, _, _ = self.weights
         latent_weight = input_weight[:, self.input_size :]
 
         def step(u: Tensor, z: Tensor, state: State) -> State:
@@ -174,7 +174,7 @@ class LSTMTransition(Transition):
                 x.flatten(0, -2).unsqueeze(0).contiguous() for x in self.initial(shape[1:], carried)
             )
         states, last = self.lstm(both, start)
-        dtype = self._weights()[0].dtype
+        dtype = self.weights[0].dtype
         return (
             states.to(dtype).reshape(*shape, -1),
             tuple(x.to(dtype).reshape(*shape[1:], -1) for x in last),
@@ -183,7 +183,8 @@ class LSTMTransition(Transition):
     def _read(self, z: Tensor) -> Tensor:
         return z if self.read == self.latent_size else z[..., : self.read]
 
-    def _weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    @property
+    def weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Input and recurrent weights, input and recurrent biases."""
         input_weight, recurrent_weight, input_bias, recurrent_bias = self.lstm.all_weights[0]
         return input_weight, recurrent_weight, input_bias, recurrent_bias

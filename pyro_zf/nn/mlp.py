@@ -29,7 +29,8 @@ class ClippedLeakyReLU(nn.Module):
 
     def forward(self, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         leaky = torch.nn.functional.leaky_relu(x, self.negative_slope)
-        return leaky.clamp(-self.bound, self.bound)
+        # The same as a clamp, whose backward is four kernels instead of one.
+        return torch.nn.functional.hardtanh(leaky, -self.bound, self.bound)
 
     def extra_repr(self) -> str:
         return f"negative_slope={self.negative_slope:.3g}, bound={self.bound:g}"

@@ -13,8 +13,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ClassVar, Literal, Protocol, TypeGuard, runtime_checkable
 
-import pyro.distributions as dist
-import torch
 from jaxtyping import Float
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
@@ -23,6 +21,7 @@ from torch.nn import functional as F
 from pyro_zf.nn.flows import FlowHead
 from pyro_zf.nn.gaussian import GaussianForm, GaussianHead
 from pyro_zf.nn.mlp import MLP, declared, join
+from pyro_zf.nn.normal import DiagonalNormal
 
 __all__ = [
     "POSTERIORS",
@@ -189,7 +188,7 @@ class ResidualPosterior(SmoothingPosterior):
         self, h: Float[Tensor, "*batch hidden"], b: Float[Tensor, "*batch context"]
     ) -> TorchDistributionMixin:
         mean, log_scale = self.moments(join(self._read(h), b))
-        return dist.Normal(self._prior_mean(h) + mean, torch.exp(log_scale)).to_event(1)
+        return DiagonalNormal(self._prior_mean(h) + mean, log_scale)
 
     def project(self, b: Float[Tensor, "*batch context"]) -> Float[Tensor, "*batch features"]:
         return super().project(b)
@@ -203,8 +202,13 @@ class ResidualPosterior(SmoothingPosterior):
 
         return moments
 
+    @property
+    def prior(self) -> nn.Module:
+        """The prior whose mean it corrects."""
+        return self._prior[0]
+
     def _prior_mean(self, h: Tensor) -> Tensor:
-        prior: Any = self._prior[0]
+        prior: Any = self.prior
         return prior.moments(h)[0] if hasattr(prior, "moments") else prior(h).mean
 
 
