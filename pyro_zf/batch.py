@@ -159,6 +159,12 @@ class SequenceBatch:
 
         return self._mapped(move)
 
+    def numeric(self, dtype: torch.dtype = torch.float32) -> SequenceBatch:
+        """With bits, which are kept as bytes, as numbers."""
+        if self.inputs.dtype not in (torch.uint8, torch.bool):
+            return self
+        return self._mapped(lambda x: x.to(dtype) if x.dtype in (torch.uint8, torch.bool) else x)
+
     def pin_memory(self) -> SequenceBatch:
         """In memory that a GPU can copy from while the host goes on."""
         return self._mapped(Tensor.pin_memory)

@@ -97,6 +97,9 @@ def prepare_main(argv: Sequence[str] | None = None) -> int:
     return _run(_prepare, tyro.cli(DataConfig, args=arguments, prog="prepare_data.py"))
 
 
+#: Steps that are scored at a time in an evaluation.
+EVALUATION_CHUNK = 64
+
 #: Commands of ``pyro-zf``.
 COMMANDS: dict[str, Callable[[Sequence[str] | None], int]] = {
     "train": train_main,
@@ -166,6 +169,8 @@ def _evaluate(config: EvaluateConfig) -> None:
         config.run, config.checkpoint, device, config.data_dir, config.data
     )
     torch.manual_seed(config.seed)
+    # Without gradients nothing is computed twice: pieces cost no time and bound the memory.
+    model.time_chunk = model.time_chunk or EVALUATION_CHUNK
     batches = make_batches(splits[config.split], config.batch_size, limit=config.max_sequences)
     if config.fivo and isinstance(batches, StreamBatches):
         raise UsageError(f"--fivo filters whole sequences, and {settings.dataset} is one stream")

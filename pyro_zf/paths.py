@@ -290,12 +290,16 @@ def kl_per_step(q: Any, p: Any, z: Tensor) -> Float[Tensor, "time *particles bat
 
 
 def _kl_by_chunks(q: PosteriorPath, p: PriorPath, z: Tensor) -> Tensor:
-    moments = q.drawn_moments(z)
-    of_q = (DiagonalNormal, moments) if moments is not None else (q._conditional, q._read(z))
-    (make, read), of_p = of_q, p._read(z)
+    make: Callable[..., Any] = DiagonalNormal
+    of_p = p._read(z)
+    read: tuple[Tensor, ...] | None = q.drawn_moments(z)
+    if read is None:
+        make, read = q._conditional, q._read(z)
+
+    number = len(read)
 
     def kl(z: Tensor, *parts: Tensor) -> Tensor:
-        q_t, p_t = make(*parts[: len(read)]), p._conditional(*parts[len(read) :])
+        q_t, p_t = make(*parts[:number]), p._conditional(*parts[number:])
         try:
             return kl_divergence(q_t, p_t)
         except NotImplementedError:

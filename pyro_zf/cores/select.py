@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from pyro_zf.batch import with_particles
 from pyro_zf.cores.eager import sample_at_once, sample_eagerly
-from pyro_zf.cores.fused import run_chain, run_lstm
+from pyro_zf.cores.fused_chain import run_chain
+from pyro_zf.cores.fused_lstm import run_lstm
 from pyro_zf.cores.path import Path, draw_noise, shielded
 from pyro_zf.cores.standard import StandardParts, standard_parts
 from pyro_zf.nn.lstm import LSTMTransition, State, Transition
 
-__all__ = ["CORES", "Core", "sample_path"]
+__all__ = ["CORES", "Core", "recurrence_in_use", "sample_path"]
 
 Core = Literal["auto", "eager", "fused"]
 CORES: tuple[Core, ...] = ("auto", "eager", "fused")
@@ -68,22 +69,51 @@ def sample_path(
         )  # fmt: skip
         if at_once is not None:
             return at_once
-    if core != "eager":
-        # A b~ that the transition does not read is drawn along, but follows afterwards.
-        reads_echo = echo is not None and getattr(transition, "read", None) == getattr(
-            transition, "latent_size", None
-        )
-        parts = standard_parts(transition, latent_layer, posterior, echo if reads_echo else None)
-        if isinstance(parts, StandardParts):
-            return _sample_fused(
-                parts, inputs, context, batch_shape, echo, skip, carried, carried_read
-            )
-        if core == "fused":
-            raise ValueError(f"core='fused' does not know this model: {parts}; take 'auto'")
+    parts = _standard_parts(transition, latent_layer, posterior, echo)
+    if core != "eager" and isinstance(parts, StandardParts):
+        return _sample_fused(parts, inputs, context, batch_shape, echo, skip, carried, carried_read)
+    if core == "fused":
+        raise _unknown(parts)
     return sample_eagerly(
         transition, embed_latent, posterior, inputs, context, batch_shape, echo, skip, carried,
         carried_read,
     )  # fmt: skip
+
+
+def _standard_parts(
+    transition: Transition, latent_layer: nn.Module | None, posterior: nn.Module, echo: Any
+) -> StandardParts | str:
+    """What the fused core makes of the parts, or in a few words why it cannot."""
+    # A b~ that the transition does not read follows afterwards.
+    read = getattr(transition, "read", None) == getattr(transition, "latent_size", None)
+    return standard_parts(transition, latent_layer, posterior, echo if read else None)
+
+
+def recurrence_in_use(networks: Any) -> str:
+    """How the paths of a model are drawn, in a few words.
+
+    Args:
+        networks: see :class:`pyro_zf.recurrence.RecurrentNetworks`; with a posterior.
+
+    Raises:
+        ValueError: if the fused core is asked for and does not know the parts.
+    """
+    if getattr(networks.posterior, "ignores_state", False):
+        return "all steps at once"
+    if networks.core == "eager":
+        return "eager"
+    parts = _standard_parts(
+        networks.transition, networks.latent_layer, networks.posterior, networks.echo
+    )
+    if isinstance(parts, StandardParts):
+        return "fused"
+    if networks.core == "fused":
+        raise _unknown(parts)
+    return f"eager, since {parts}"
+
+
+def _unknown(reason: object) -> ValueError:
+    return ValueError(f"core='fused' does not know this model: {reason}; take core='auto'")
 
 
 def _sample_fused(

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyro_zf.cores.fused import Layout, Weights
 from pyro_zf.cores.stages import Activation, activation_of
+from pyro_zf.cores.step import Layout, Weights
 from pyro_zf.nn.gaussian import GaussianForm, GaussianHead
 from pyro_zf.nn.lstm import ChainTransition, LSTMTransition, Transition
 from pyro_zf.nn.mlp import MLP
@@ -31,13 +31,14 @@ class Hidden(NamedTuple):
 def one_hidden_layer(head: nn.Module) -> Hidden | None:
     """The parts of a Gaussian head, if it has one hidden layer of a known kind."""
     network = getattr(head, "network", None)
-    if type(network) is not MLP or len(network) != 3 or type(head.form) is not GaussianForm:
+    form: Any = getattr(head, "form", None)
+    if type(network) is not MLP or len(network) != 3 or type(form) is not GaussianForm:
         return None
     first, middle, second = network
     activation = activation_of(middle)
     if activation is None or type(first) is not nn.Linear or type(second) is not nn.Linear:
         return None
-    return Hidden(first, activation, second, head.form)
+    return Hidden(first, activation, second, form)
 
 
 class StandardParts(NamedTuple):
@@ -100,7 +101,8 @@ class StandardParts(NamedTuple):
         """Weights of a step. Made by differentiable operations from the parameters."""
         size = self.transition.posterior_reads
         hidden = [self.posterior.first.weight[:, :size]]
-        moments, bias = self.posterior.second.weight, self.posterior.second.bias
+        moments: Tensor = self.posterior.second.weight
+        bias: Tensor = self.posterior.second.bias
         if self.prior is not None:
             hidden.append(self.prior.first.weight[:, :size])
             half = len(moments) // 2
@@ -180,7 +182,7 @@ def standard_parts(
         or any((f.clamp, f.mean) != (None, "identity") for f in (prior.form, network.form))
     ):
         return "the prior that res_q corrects has another activation or form"
-    embedding = None
+    embedding: tuple[nn.Linear, Activation | None] | None = None
     if latent_layer is None:
         return "what the transition reads of z is made in a way of its own"
     if isinstance(latent_layer, nn.Sequential) and len(latent_layer) == 2:

@@ -67,7 +67,7 @@ class _Epochs(ABC):
             source = (made[k].pin_memory() if pinned else made[k] for k in numbers)
         try:
             for batch in source:
-                yield batch.to(device, non_blocking=True)
+                yield batch.to(device, non_blocking=True).numeric()
         except DataError as error:
             if not self.workers:
                 raise
@@ -217,6 +217,8 @@ class _Selected(Dataset[SequenceBatch]):
         self.data, self.order = data, order
 
     def __getitem__(self, k: int) -> SequenceBatch:
+        if self.data.values.kind == "binary":  # a byte each, until they are on their device
+            return self.data.batch(self.order[k], dtype=torch.uint8)
         return self.data.batch(self.order[k])
 
 

@@ -58,8 +58,10 @@ class SequenceDataset(Protocol):
     def at_epoch(self, epoch: int) -> SequenceDataset:
         """The data of an epoch: these, or a fresh draw of them."""
 
-    def batch(self, index: Int[np.ndarray, " batch"]) -> SequenceBatch:
-        """The sequences at ``index``, padded to the longest of them."""
+    def batch(
+        self, index: Int[np.ndarray, " batch"], dtype: torch.dtype = torch.float32
+    ) -> SequenceBatch:
+        """The sequences at ``index``, padded to the longest of them; numbers in a precision."""
 
 
 @dataclass(frozen=True)
@@ -183,8 +185,10 @@ class TextStream:
         """The same in every epoch."""
         return self
 
-    def batch(self, index: Int[np.ndarray, " batch"]) -> SequenceBatch:
-        """The segments at ``index``."""
+    def batch(
+        self, index: Int[np.ndarray, " batch"], dtype: torch.dtype = torch.float32
+    ) -> SequenceBatch:
+        """The segments at ``index``; symbols are whole numbers in any case."""
         starts = np.asarray(index) * self.segment
         return self.pieces(starts, np.minimum(self.segment, len(self.symbols) - starts))
 

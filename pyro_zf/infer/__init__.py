@@ -4,6 +4,7 @@ from pyro_zf.infer.bounds import BatchBounds, Bounds, Estimate, batch_bounds, ev
 from pyro_zf.infer.carried import CarriedState
 from pyro_zf.infer.corruption import WordDropout
 from pyro_zf.infer.fivo import FilterResult, TraceFIVO, particle_filter
+from pyro_zf.infer.graphs import GraphedSVI
 from pyro_zf.infer.objectives import Trace_ELBO, TraceIWAE, TraceMeanField_ELBO
 from pyro_zf.infer.registry import OBJECTIVES
 from pyro_zf.infer.schedules import LinearSchedule
@@ -17,6 +18,7 @@ __all__ = [
     "CarriedState",
     "Estimate",
     "FilterResult",
+    "GraphedSVI",
     "LinearSchedule",
     "TraceFIVO",
     "TraceIWAE",

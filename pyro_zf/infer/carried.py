@@ -64,8 +64,16 @@ class CarriedState:
     def model(self, batch: SequenceBatch) -> tuple[Tensor, ...]:
         """The program; the state that it returns is remembered."""
         end = self.program(batch)
-        self._left[id(batch)] = end
+        self.leave(batch, end)
         return end
+
+    def left(self, batch: SequenceBatch) -> tuple[Tensor, ...]:
+        """The state in which the program left a batch, handed out once."""
+        return self._left.pop(id(batch))
+
+    def leave(self, batch: SequenceBatch, end: tuple[Tensor, ...]) -> None:
+        """Note it for a batch."""
+        self._left[id(batch)] = end
 
     def given_to(self, batch: SequenceBatch) -> SequenceBatch:
         """The batch, with the state that was kept if it continues another."""

@@ -129,7 +129,8 @@ class TraceMeanField_ELBO(pyro.infer.TraceMeanField_ELBO):
         return model_trace, prune_subsample_sites(guide_trace)
 
     def _site_kl(self, name: str, model_trace: Trace, guide_trace: Trace) -> Tensor:
-        guide_site, model_site = guide_trace.nodes[name], model_trace.nodes[name]
+        guide_site: Any = guide_trace.nodes[name]
+        model_site: Any = model_trace.nodes[name]
         scale, mask = guide_site["scale"], guide_site["mask"]
         if not self.free_bits:
             try:

@@ -247,8 +247,7 @@ class LatentPrograms(SequenceModel):
         given = {k: x for k, x in states._asdict().items() if x is not None}
 
         def cost(*tensors: Tensor) -> Tensor:
-            of_chunk = dict.fromkeys(StepStates._fields) | dict(zip(given, tensors, strict=True))
-            return self._aux_cost(name, StepStates(**of_chunk))
+            return self._aux_cost(name, states._replace(**dict(zip(given, tensors, strict=True))))
 
         return by_chunks(cost, list(given.values()), self.time_chunk)
 

@@ -159,6 +159,7 @@ def check_numbers(config: Any) -> None:
         "num_particles", "hidden_size", "latent_size", "mlp_size", "batch_size", "learning_rate",
         "accumulate", "log_interval", "clip_norm", "max_steps", "max_epochs", "max_minutes",
         "checkpoint_minutes", "train_sequences", "valid_sequences", "test_sequences", "embedding_size", "num_figures",
+        "time_chunk",
     ):  # fmt: skip
         value = getattr(config, name)
         if value is not None and not 0 < value < math.inf:
@@ -178,6 +179,11 @@ def check_numbers(config: Any) -> None:
             raise UsageError(f"--{name.replace('_', '-')} is a probability, it is {value}")
     if config.seed >= 2**63:
         raise UsageError(f"--seed must be below 2**63, it is {config.seed}")
+    if config.cuda_graph == "on":
+        if not config.device.startswith("cuda"):
+            raise UsageError(f"--cuda-graph on needs a GPU, and the device is {config.device}")
+        if config.accumulate > 1:
+            raise UsageError("--cuda-graph on records whole batches: leave --accumulate")
     assert config.batch_size is not None
     if config.accumulate > config.batch_size:
         raise UsageError(

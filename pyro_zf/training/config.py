@@ -13,6 +13,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import torch
 
+from pyro_zf.cores import Core
 from pyro_zf.data.datasets import DataError
 from pyro_zf.training.checks import UsageError, check_names, check_numbers
 from pyro_zf.training.data import DataConfig, check_data
@@ -124,6 +125,14 @@ class TrainConfig(DataConfig):
     """auto, cpu, cuda or cuda:N."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Of the matrix products of training. Weights and log-probabilities are fp32 always."""
+    core: Core = "auto"
+    """Recurrence of training: fused (backward by hand), eager (PyTorch operations), or auto, which is fused
+    where the parts of the model allow it."""
+    time_chunk: int | None = None
+    """Score so many steps at a time and compute what lies between again in the backward, to save
+    memory."""
+    cuda_graph: Literal["auto", "on", "off"] = "auto"
+    """Replay updates from CUDA graphs, one a shape of batch. auto: on a GPU, where the update allows it."""
     log_interval: int = 50
     """Updates between two entries of metrics.jsonl."""
     checkpoint_minutes: float = 5.0

@@ -21,12 +21,14 @@ import torch
 from tqdm import tqdm
 
 from pyro_zf.analysis import save_run_figures
+from pyro_zf.cores import recurrence_in_use
 from pyro_zf.data import Batches, StreamBatches, make_batches
 from pyro_zf.infer import (
     OBJECTIVES,
     SVI,
     Bounds,
     CarriedState,
+    GraphedSVI,
     LinearSchedule,
     WordDropout,
     batch_bounds,
@@ -43,6 +45,7 @@ from pyro_zf.training.checkpoint import (
 from pyro_zf.training.checks import UsageError, without_effect
 from pyro_zf.training.config import TrainConfig, resolve, resumed
 from pyro_zf.training.data import build_data, check_same_data, data_record
+from pyro_zf.training.memory import keep_freed_memory
 from pyro_zf.training.numbers import brief, marginal_numbers, training_numbers
 from pyro_zf.training.record import Record, json_text, read_metrics, write_text
 from pyro_zf.training.setup import build_model
@@ -98,6 +101,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         raise UsageError(f"{run} holds a run already; go on with it by --resume {run}")
 
     # Data, model, optimiser
+    keep_freed_memory()
     torch.manual_seed(config.seed)
     splits = build_data(config)
     data = data_record(splits)
@@ -115,8 +119,9 @@ def train(config: TrainConfig) -> dict[str, Any]:
     eval_batch = config.batch_size if carried else 4 * config.batch_size
     valid_batches = make_batches(splits.valid, eval_batch, limit=config.valid_sequences)
     test_batches = make_batches(splits.test, eval_batch, limit=config.test_sequences)
+    on_gpu = device.type == "cuda"
     optimiser = torch.optim.Adam(
-        model.parameters(), lr=config.learning_rate, fused=device.type == "cuda"
+        model.parameters(), lr=config.learning_rate, fused=True, capturable=on_gpu
     )
     bf16 = functools.partial(torch.autocast, device.type, torch.bfloat16)
     svi = SVI(
@@ -129,11 +134,17 @@ def train(config: TrainConfig) -> dict[str, Any]:
         clip_norm=config.clip_norm,
         loss_context=bf16 if config.precision == "bf16" else None,
     )
+    graphed = None
+    if on_gpu and config.cuda_graph != "off" and config.accumulate == 1:
+        graphed = GraphedSVI(svi, carried)
+        # What is recorded are the tensors, so that other weights must be written into them.
+        model.kl_weight, model.aux_weight = (torch.ones((), device=device) for _ in range(2))
     kl_weight = LinearSchedule(config.kl_start, max(config.kl_start, 1.0), config.kl_increment)
     aux_weight = LinearSchedule(config.aux_start, config.aux_stop, config.aux_increment)
     word_dropout = WordDropout(config.word_dropout, splits.hidden_symbol)
     progress = Progress()
-    losses: list[torch.Tensor] = []  # since the last entry of the log
+    losses = torch.zeros(config.log_interval, device=device)  # since the last entry of the log
+    num_losses = 0
     last, best = run / "checkpoints" / "last.pt", run / "checkpoints" / "best.pt"
     if resuming:
         checkpoint = load_checkpoint(last, device)
@@ -142,7 +153,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
         optimiser.load_state_dict(checkpoint["optimizer"])
         restore_random_state(checkpoint["random"])
         progress = Progress(**checkpoint["progress"])
-        losses = list(checkpoint["losses"].unbind())
+        num_losses = len(checkpoint["losses"])
+        losses[:num_losses] = checkpoint["losses"]
         if carried:
             carried.state = checkpoint["carried"]
     parameters = sum(p.numel() for p in model.parameters())
@@ -152,6 +164,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
     log.info(
         "model: %s, %s parameters, %s, %s", config.model, f"{parameters:,}", device, config.preset
     )
+    if isinstance(model, LatentSequenceModel):
+        log.info("  recurrence: %s%s", recurrence_in_use(model), ", CUDA graphs" if graphed else "")
     log.info("run folder: %s", run)
     if ignored := without_effect(config):
         are = "is" if len(ignored) == 1 else "are"
@@ -159,10 +173,10 @@ def train(config: TrainConfig) -> dict[str, Any]:
 
     def mean_loss() -> float:
         """Of the updates since the last entry of the log; here the host waits for the device."""
-        loss = torch.stack(losses).mean().item() if losses else 0.0
+        loss = losses[:num_losses].mean().item() if num_losses else 0.0
         if not math.isfinite(loss):
             raise TrainingError(
-                f"the loss is {loss} within the {len(losses)} updates up to step {progress.step}; "
+                f"the loss is {loss} within the {num_losses} updates up to step {progress.step}; "
                 f"the last good state is {last if last.exists() else 'that of the start'}"
             )
         return loss
@@ -179,7 +193,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
             "model": model.state_dict(),
             "optimizer": optimiser.state_dict(),
             "random": random_state(),
-            "losses": torch.stack(losses) if losses else torch.zeros(0, device=device),
+            "losses": losses[:num_losses].clone(),
         }
         save_checkpoint(path, content)
 
@@ -193,7 +207,11 @@ def train(config: TrainConfig) -> dict[str, Any]:
 
     def set_weights(step: int) -> None:
         """Those of an update, whatever came before."""
-        model.kl_weight, model.aux_weight = kl_weight(step), aux_weight(step)
+        if graphed is None:
+            model.kl_weight, model.aux_weight = kl_weight(step), aux_weight(step)
+        else:
+            model.kl_weight.fill_(kl_weight(step))  # type: ignore[union-attr]
+            model.aux_weight.fill_(aux_weight(step))  # type: ignore[union-attr]
 
     def validate() -> None:
         mean_loss()
@@ -234,7 +252,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
             with pyro.validation_enabled(progress.step == 0):
                 batch = carried.given_to(batch) if carried else batch
                 parts = word_dropout(batch).chunk(config.accumulate)
-                losses.append(svi.step(parts))
+                losses[num_losses] = graphed.step(parts[0]) if graphed else svi.step(parts)
+                num_losses += 1
                 if carried:
                     carried.keep(parts)
             progress.step += 1
@@ -254,7 +273,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
                     "loss_nats_per_sequence": loss,
                     **{f"{n}_nats_per_sequence": mean for n, mean in means.items()},
                     **{f"{n}_nats_per_step": mean / float(steps) for n, mean in means.items()},
-                    "kl_weight": float(model.kl_weight),
+                    "kl_weight": kl_weight(progress.step - 1),
                     "sequences_per_second": sequences / seconds,
                 }
                 record.write("train", progress.step, epoch=progress.epoch, **numbers)
@@ -265,7 +284,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
                     aux=f"{numbers['aux_nats_per_sequence']:.1f}",
                     seq_s=f"{numbers['sequences_per_second']:.0f}",
                 )
-                losses, sequences, window_start = [], 0, time.monotonic()
+                num_losses, sequences, window_start = 0, 0, time.monotonic()
             # Read once: a signal between saving and stopping would lose the updates between.
             stopping = stop.requested
             if stopping or time.monotonic() - saved > 60 * config.checkpoint_minutes:

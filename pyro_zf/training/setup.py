@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
+from pyro_zf.cores import recurrence_in_use
 from pyro_zf.data import DataError, Splits
-from pyro_zf.models import MODELS, SequenceModel
+from pyro_zf.models import MODELS, LatentSequenceModel, SequenceModel
 from pyro_zf.nn import EMISSIONS
 from pyro_zf.nn.mlp import declared
 from pyro_zf.training.checkpoint import load_checkpoint, load_weights
@@ -51,6 +52,7 @@ def build_model(config: TrainConfig, splits: Splits) -> SequenceModel:
         "embedding_size": config.embedding_size,
         "orthogonal": config.orthogonal,
         "forget_bias": config.forget_bias,
+        "time_chunk": config.time_chunk,
     }
     if config.model != "rnn":
         options |= {"latent_size": config.latent_size, "mlp_depth": config.mlp_depth}
@@ -67,10 +69,14 @@ def build_model(config: TrainConfig, splits: Splits) -> SequenceModel:
         options |= {
             "aux": aux, "prior": config.prior, "posterior": config.posterior,
             "skip_gradient": config.skip_gradient,
+            "core": None if config.core == "auto" else config.core,
         }  # fmt: skip
     given = {name: value for name, value in options.items() if value is not None}
     try:
-        return MODELS[config.model](splits.data_size, **given)
+        model = MODELS[config.model](splits.data_size, **given)
+        if isinstance(model, LatentSequenceModel):
+            recurrence_in_use(model)
+        return model
     except ValueError as error:
         raise UsageError(f"--model {config.model}: {error}") from error
     except TypeError as error:
