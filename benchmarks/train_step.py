@@ -1,122 +1,90 @@
-"""Seconds per update of the two layouts, beside two bare LSTMs over the same steps.
+"""CPU seconds of a training update, written in several ways, beside two bare LSTMs.
 
-    OMP_NUM_THREADS=1 python benchmarks/train_step.py --config mnist-pixel-small
+    OMP_NUM_THREADS=1 python benchmarks/train_step.py
 
 All variants run interleaved in one process, on random data; times are CPU seconds of the process
-(``time.process_time``), medians over repetitions. An update is loss, gradients, global-norm clipping
-and Adam, under the evidence lower bound with analytic KL. The floor is the forward and backward
-recurrence as two calls of ``torch.nn.LSTM``, forward and backward pass, no loss and no optimiser.
+(``time.process_time``), medians over repetitions. An update is loss, gradients, clipping by the global
+norm and Adam, under the evidence lower bound with analytic KL and both auxiliary costs; Pyro's
+validation is off. The base is the layout with one site a step, the peer a loop of PyTorch modules as it
+is commonly written. The last table is the fixed cost of Pyro: an update of a tiny model, less the
+same update whose terms are added up by hand.
 """
 
 from __future__ import annotations
 
-import json
-import statistics
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import pyro
 import torch
 import tyro
+from common import (
+    SHAPES,
+    Shape,
+    Update,
+    interleaved,
+    plain_update,
+    report,
+    table,
+    two_lstms,
+    update_of,
+    update_without_pyro,
+)
 
-from pyro_zf import SequenceBatch, ZForcing
-from pyro_zf.infer import SVI, TraceMeanField_ELBO
-
-
-@dataclass(frozen=True)
-class Shape:
-    """Sizes of a model and of a batch."""
-
-    steps: int
-    batch: int
-    data: int
-    hidden: int
-    latent: int
-    mlp: int
-    emission: str = "bernoulli"
-
-
-SHAPES = {
-    "mnist-pixel-small": Shape(784, 32, 1, 128, 32, 128),
-    "mnist-row": Shape(28, 64, 28, 256, 32, 256),
-    "timit": Shape(40, 32, 200, 1024, 256, 512, "gaussian"),
-}
+from pyro_zf.training.memory import keep_freed_memory
 
 
 @dataclass(frozen=True)
 class Config:
     """Time one training update of each variant."""
 
-    config: Literal["mnist-pixel-small", "mnist-row", "timit"] = "mnist-pixel-small"
-    """Sizes of model and batch."""
+    shapes: tuple[str, ...] = ("mnist", "mnist-row", "timit")
+    """Sizes of model and batch: mnist (pixels), mnist-row, timit."""
     repetitions: int = 5
     """Measured updates of each variant, after one that is not."""
+    keep_memory: bool = True
+    """Whether the C library keeps freed memory, as in the training command."""
     output: Path | None = None
     """Also write the figures to this JSON file."""
 
 
-def layout_update(shape: Shape, layout: Literal["steps", "time"]) -> Callable[[], object]:
-    torch.manual_seed(0)
-    zf = ZForcing(
-        shape.data,
-        emission=shape.emission,
-        hidden_size=shape.hidden,
-        latent_size=shape.latent,
-        mlp_size=shape.mlp,
-        layout=layout,
-    )
-    optimiser = torch.optim.Adam(zf.parameters(), lr=1e-3)
-    objective = TraceMeanField_ELBO(max_plate_nesting=1)
-    svi = SVI(zf.model, zf.guide, optimiser, objective, clip_norm=100.0)
-    batch = SequenceBatch.from_targets(
-        (torch.rand(shape.batch, shape.steps, shape.data) > 0.5).float()
-    )
-    return lambda: svi.step(batch)
-
-
-def two_lstms(shape: Shape) -> Callable[[], object]:
-    forward = torch.nn.LSTM(shape.data + shape.latent, shape.hidden)
-    backward = torch.nn.LSTM(shape.data, shape.hidden)
-    u = torch.randn(shape.steps, shape.batch, shape.data + shape.latent)
-    y = torch.randn(shape.steps, shape.batch, shape.data)
-    seed = torch.randn(shape.steps, shape.batch, shape.hidden)
-
-    def update() -> None:
-        torch.autograd.backward([forward(u)[0], backward(y)[0]], [seed, seed])
-
-    return update
+def variants(shape: Shape) -> dict[str, Update]:
+    return {
+        "steps (base)": update_of(shape, layout="steps"),
+        "plain PyTorch loop": plain_update(shape),
+        "time, eager": update_of(shape, core="eager"),
+        "time, fused": update_of(shape, core="fused"),
+        "time, fused, bf16": update_of(shape, bf16=True, core="fused"),
+        "two bare LSTMs": two_lstms(shape),
+    }
 
 
 def main(config: Config) -> None:
     pyro.enable_validation(False)
-    shape = SHAPES[config.config]
-    variants = {
-        "layout steps": layout_update(shape, "steps"),
-        "layout time": layout_update(shape, "time"),
-        "two bare nn.LSTM": two_lstms(shape),
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
-    for repetition in range(config.repetitions + 1):
-        for name, update in variants.items():
-            start = time.process_time()
-            update()
-            if repetition > 0:
-                seconds[name].append(time.process_time() - start)
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
-    base, floor = medians["layout steps"], medians["two bare nn.LSTM"]
+    kept = config.keep_memory and keep_freed_memory()
     print(
-        f"{config.config}: {shape}, {torch.get_num_threads()} thread(s), torch {torch.__version__}"
+        f"torch {torch.__version__}, {torch.get_num_threads()} thread(s), "
+        f"{torch.backends.cpu.get_cpu_capability()}, freed memory is {'' if kept else 'not '}kept"
     )
-    print(f"{'variant':<18} {'CPU s/update':>12} {'x faster than steps':>20} {'x two LSTMs':>12}")
-    for name, value in medians.items():
-        print(f"{name:<18} {value:>12.4f} {base / value:>20.2f} {value / floor:>12.2f}")
-    if config.output is not None:
-        config.output.write_text(
-            json.dumps({"config": config.config, "seconds": medians}, indent=2)
-        )
+    results: dict[str, dict[str, float]] = {}
+    for name in config.shapes:
+        shape = SHAPES[name]
+        seconds = results[name] = interleaved(variants(shape), config.repetitions)
+        base, floor = seconds["steps (base)"], seconds["two bare LSTMs"]
+        print(f"\n{name}: {shape}")
+        rows = [(k, v, base / v, v / floor) for k, v in seconds.items()]
+        print(table(["variant", "CPU s/update", "times the base", "two LSTMs"], rows))
+    tiny = SHAPES["tiny"]
+    pair = {
+        "by SVI": update_of(tiny, core="fused"),
+        "without Pyro": update_without_pyro(tiny, core="fused"),
+    }
+    seconds = results["tiny"] = interleaved(pair, 10 * config.repetitions)
+    print(f"\ntiny: {tiny}")
+    print(table(["update", "CPU ms"], [(k, 1e3 * v) for k, v in seconds.items()]))
+    fixed = seconds["by SVI"] - seconds["without Pyro"]
+    print(f"fixed cost of Pyro: {1e3 * fixed:.1f} ms an update")
+    report("train_step", {"seconds": results, "memory_kept": kept}, config.output)
 
 
 if __name__ == "__main__":

@@ -19,8 +19,9 @@ from pyro_zf.nn.gaussian import GaussianForm
 
 __all__ = ["Layout", "Steps", "Weights", "differentiated", "given_out", "rows_of", "sum_of"]
 
-#: Bytes of the buffers that a piece of the backward prepares at a time: about what a CPU keeps near.
-PIECE = 2**19
+#: Bytes of the gates that a piece of the backward prepares at a time, on a CPU and elsewhere.
+PIECE = {"cpu": 2**24}
+OTHER_PIECE = 2**28
 
 
 class Layout(NamedTuple):
@@ -119,7 +120,7 @@ class Steps:
     def pieces(self) -> Iterator[tuple[int, int]]:
         """First and last step of the pieces of the backward, the last piece first."""
         size = self.pre[0].numel() * self.pre.element_size()
-        length = max(PIECE // size, 1) if self.pre.device.type == "cpu" else self.steps
+        length = max(PIECE.get(self.pre.device.type, OTHER_PIECE) // max(size, 1), 1)
         for last in range(self.steps, 0, -length):
             yield max(last - length, 0), last
 

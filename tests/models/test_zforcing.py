@@ -46,6 +46,8 @@ def test_forget_bias() -> None:
         ({"emission": "poisson"}, "unknown emission 'poisson'"),
         ({"variant": "v2"}, "unknown variant 'v2'"),
         ({"layout": "flat"}, "unknown layout 'flat'"),
+        ({"core": "fast"}, "unknown core 'fast'"),
+        ({"time_chunk": 0}, "at least 1"),
         ({"detach": "all"}, "unknown detach 'all'"),
         ({"activation": "swish"}, "unknown activation 'swish'"),
         ({"alpha": -1.0}, "weight of an auxiliary cost must not be negative, it is -1"),

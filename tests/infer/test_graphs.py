@@ -1,0 +1,180 @@
+"""Replayed updates against ordinary ones. The recorder stands in for CUDA graphs, on a CPU."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pyro
+import pytest
+import torch
+
+from pyro_zf import SequenceBatch
+from pyro_zf.infer import (
+    OBJECTIVES,
+    SVI,
+    CarriedState,
+    GraphedSVI,
+    TraceMeanField_ELBO,
+    WordDropout,
+)
+from pyro_zf.models import MODELS, SequenceModel, VariationalBiLSTM, ZForcing
+from tests.helpers import assert_close
+from tests.recorder import record_with
+
+SIZES: dict[str, Any] = {"hidden_size": 5, "latent_size": 3, "mlp_size": 4}
+
+
+class Pair:
+    """The same model twice: trained by ordinary updates, and by replayed ones."""
+
+    def __init__(self, model: SequenceModel, objective: Any, carry: bool = False, **options: Any):
+        self.models = (model, copy.deepcopy(model))
+        self.carried = [CarriedState(m.model) for m in self.models]
+        programs = [c.model for c in self.carried] if carry else [m.model for m in self.models]
+        self.engines = [
+            SVI(
+                program, m.guide, torch.optim.Adam(m.parameters(), lr=1e-2, fused=True),
+                objective, clip_norm=1.0,
+            )
+            for program, m in zip(programs, self.models, strict=True)
+        ]  # fmt: skip
+        for m in self.models:
+            m.kl_weight, m.aux_weight = torch.ones(()), torch.ones(())
+        self.recorded = 0
+        keeper = self.carried[1] if carry else None
+        record = record_with(self.keep, options.pop("may_read", False))
+
+        def counted(update: Callable[[], Any]) -> Any:
+            self.recorded += 1
+            return record(update)
+
+        self.graphed = GraphedSVI(self.engines[1], keeper, record=counted, **options)
+
+    def keep(self) -> Callable[[], None]:
+        optimiser = self.engines[1].optim
+        random = torch.get_rng_state()
+        values = [p.detach().clone() for p in self.models[1].parameters()]
+        states = [
+            {k: v.clone() for k, v in optimiser.state[p].items()}
+            for p in self.models[1].parameters()
+        ]
+
+        def bring_back() -> None:
+            torch.set_rng_state(random)
+            with torch.no_grad():
+                for p, value, state in zip(
+                    self.models[1].parameters(), values, states, strict=True
+                ):
+                    p.copy_(value)
+                    for name, x in state.items():
+                        optimiser.state[p][name].copy_(x)
+
+        return bring_back
+
+    def step(self, batch: SequenceBatch, seed: int, kl_weight: float = 1.0) -> None:
+        losses = []
+        for m, engine in zip(self.models, (self.engines[0], self.graphed), strict=True):
+            m.kl_weight.fill_(kl_weight)  # type: ignore[union-attr]
+            m.aux_weight.fill_(1 / (seed + 1))  # type: ignore[union-attr]
+            torch.manual_seed(seed)
+            losses.append(engine.step(batch))
+        assert_close(losses[1], losses[0], f"loss of update {seed}")
+        for (name, p), q in zip(
+            self.models[0].named_parameters(), self.models[1].parameters(), strict=True
+        ):
+            assert_close(q.detach(), p.detach(), f"{name} after update {seed}")
+
+
+def bits(*shape: int, lengths: list[int] | None = None) -> SequenceBatch:
+    targets = (torch.rand(*shape) > 0.5).double()
+    return SequenceBatch.from_targets(targets, None if lengths is None else torch.tensor(lengths))
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("family", ["zforcing", "variational-bilstm", "srnn", "vrnn", "rnn"])
+def test_replayed_updates_are_ordinary_ones(family: str, objective: str) -> None:
+    if (family, objective) == ("rnn", "fivo"):
+        pytest.skip("it has no latents to filter")
+    options = {} if family == "rnn" else {"latent_size": 3}
+    model = MODELS[family](4, hidden_size=5, mlp_size=4, **options)
+    with pyro.validation_enabled(False):
+        pair = Pair(model, OBJECTIVES[objective](3))
+        for seed in range(7):
+            pair.step(bits(3, 4, 4), seed, kl_weight=0.2 + 0.1 * seed)
+    assert pair.recorded == 1
+
+
+def test_each_shape_has_its_own_graph_and_rare_ones_have_none() -> None:
+    with pyro.validation_enabled(False):
+        pair = Pair(ZForcing(4, **SIZES), TraceMeanField_ELBO(), warmup=1, max_graphs=2)
+        for seed, rows in enumerate([3, 2, 3, 2, 5, 3, 5, 5, 2]):
+            pair.step(bits(rows, 4, 4), seed)
+    assert pair.recorded == 2  # 3 and 2; 5 comes too late
+
+
+def test_lengths_and_dropped_inputs_are_read_anew() -> None:
+    dropout = WordDropout(0.5)
+    with pyro.validation_enabled(False):
+        # On a CPU a batch checks its lengths by reading them; on a GPU it does not.
+        pair = Pair(ZForcing(4, **SIZES), TraceMeanField_ELBO(), warmup=1, may_read=True)
+        for seed, lengths in enumerate([[4, 2, 1], [1, 4, 3], [4, 0, 2], [2, 2, 4]]):
+            pair.step(dropout(bits(3, 4, 4, lengths=lengths)), seed)
+    assert pair.recorded == 1
+
+
+def test_states_are_carried_through_replays() -> None:
+    model = VariationalBiLSTM(4, **SIZES)
+    with pyro.validation_enabled(False):
+        pair = Pair(model, TraceMeanField_ELBO(), carry=True, warmup=1)
+        for seed in range(5):
+            batch = replace(bits(3, 4, 4), continues=seed > 0)
+            given = [c.given_to(batch) for c in pair.carried]
+            for a, b in zip(given[0].carried or (), given[1].carried or (), strict=True):
+                assert_close(a, b, f"state before update {seed}")
+            losses = []
+            for engine, own in zip((pair.engines[0], pair.graphed), given, strict=True):
+                torch.manual_seed(seed)
+                losses.append(engine.step(own))
+            assert_close(losses[1], losses[0], f"loss of update {seed}")
+            for c, own in zip(pair.carried, given, strict=True):
+                c.keep([own])
+    assert pair.recorded == 1
+
+
+def test_a_weight_that_is_a_number_stays_what_it_was() -> None:
+    """Why the trainer makes them tensors: and that the recorder would see one that is none."""
+    with pyro.validation_enabled(False):
+        pair = Pair(ZForcing(4, **SIZES), TraceMeanField_ELBO(), warmup=1)
+        for seed in range(3):
+            pair.step(bits(3, 4, 4), seed)
+        pair.models[0].kl_weight = pair.models[1].kl_weight = 0.5
+        torch.manual_seed(0)
+        batch = bits(3, 4, 4)
+        losses = []
+        for engine in (pair.engines[0], pair.graphed):
+            torch.manual_seed(0)
+            losses.append(engine.step(batch))
+    assert abs(losses[0] - losses[1]) > 1e-6
+
+
+def test_an_update_that_reads_a_number_cannot_be_recorded() -> None:
+    class Reads(TraceMeanField_ELBO):
+        def differentiable_loss(self, *args: Any, **kwargs: Any) -> Any:
+            loss = super().differentiable_loss(*args, **kwargs)
+            return loss * (1.0 if loss.item() > 0 else 1.0)
+
+    with pyro.validation_enabled(False):
+        pair = Pair(ZForcing(4, **SIZES), Reads(), warmup=1)
+        pair.step(bits(3, 4, 4), 0)
+        with pytest.raises(AssertionError, match="no graph can do"):
+            pair.step(bits(3, 4, 4), 1)
+
+
+def test_the_optimiser_must_be_capturable() -> None:
+    model = ZForcing(4, **SIZES)
+    svi = SVI(model.model, model.guide, torch.optim.Adam(model.parameters()), TraceMeanField_ELBO())
+    with pytest.raises(ValueError, match="capturable=True"):
+        GraphedSVI(svi)

@@ -1,0 +1,61 @@
+"""The diagonal Gaussian by log scales against the stock one."""
+
+from __future__ import annotations
+
+import pyro.distributions as dist
+import pytest
+import torch
+from torch.distributions import kl_divergence
+
+from pyro_zf.nn.normal import DiagonalNormal
+
+
+def pair(*shape: int) -> tuple[DiagonalNormal, dist.Independent]:
+    mean, log_scale = torch.randn(*shape), torch.randn(*shape)
+    return DiagonalNormal(mean, log_scale), dist.Normal(mean, log_scale.exp()).to_event(1)
+
+
+def test_the_same_distribution_as_the_stock_one() -> None:
+    ours, stock = pair(3, 2, 4)
+    other, other_stock = pair(3, 2, 4)
+    value = torch.randn(5, 3, 2, 4)
+    for a, b in (
+        (ours.log_prob(value), stock.log_prob(value)),
+        (ours.log_prob(value[0, 0, 0]), stock.log_prob(value[0, 0, 0])),
+        (ours.expand((5, 3, 2)).log_prob(value), stock.expand((5, 3, 2)).log_prob(value)),
+        (ours.mean, stock.mean),
+        (ours.entropy(), stock.entropy()),
+        (kl_divergence(ours, other), kl_divergence(stock, other_stock)),
+        (kl_divergence(ours, other_stock), kl_divergence(stock, other_stock)),
+        (ours.mask(torch.zeros(3, 2).bool()).log_prob(value), torch.zeros(5, 3, 2)),
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+    assert (ours.batch_shape, ours.event_shape) == (stock.batch_shape, stock.event_shape)
+    assert isinstance(ours.expand((5, 3, 2)), DiagonalNormal)
+    torch.manual_seed(0)
+    sample = ours.rsample()
+    torch.manual_seed(0)
+    torch.testing.assert_close(sample, stock.rsample(), rtol=0, atol=0)
+
+
+def test_a_value_of_another_size_is_refused() -> None:
+    with pytest.raises(ValueError, match="event dimension|right-most size"):
+        DiagonalNormal(torch.zeros(3, 2), torch.zeros(3, 2), validate_args=True).log_prob(
+            torch.zeros(3, 5)
+        )
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (4,), (1, 4)])
+def test_its_density_by_finite_differences(shape: tuple[int, ...]) -> None:
+    inputs = [torch.randn(shape, requires_grad=True) for _ in range(3)]
+    inputs[0] = torch.randn(3, 4, requires_grad=True)
+
+    def density(value, mean, log_scale):  # type: ignore[no-untyped-def]
+        return DiagonalNormal(mean, log_scale).log_prob(value)
+
+    assert torch.autograd.gradcheck(density, inputs)
+    assert torch.autograd.gradgradcheck(density, inputs)
+    # each alone: the others get no gradient then
+    for i in range(3):
+        some = [x if i == j else x.detach() for j, x in enumerate(inputs)]
+        assert torch.autograd.gradcheck(density, some)
