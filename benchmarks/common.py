@@ -52,8 +52,8 @@ def random_batch(shape: Shape, device: str = "cpu") -> SequenceBatch:
     )  # fmt: skip
 
 
-def z_forcing(shape: Shape, device: str = "cpu", **options: Any) -> ZForcing:
-    torch.manual_seed(0)
+def z_forcing(shape: Shape, device: str = "cpu", seed: int = 0, **options: Any) -> ZForcing:
+    torch.manual_seed(seed)
     model = ZForcing(
         shape.data, emission=shape.emission, hidden_size=shape.hidden, latent_size=shape.latent,
         mlp_size=shape.mlp, **options,

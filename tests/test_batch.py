@@ -78,3 +78,17 @@ def test_wrong_shapes() -> None:
         SequenceBatch(torch.ones(2, 3, 1), torch.ones(2, 4, 1))
     with pytest.raises(ValueError, match="num_steps must be at least 1"):
         SequenceBatch.to_generate(torch.ones(2, 1), 0)
+
+
+def test_bytes_become_numbers() -> None:
+    bits = (torch.rand(2, 3, 4) > 0.5).to(torch.uint8)
+    batch = SequenceBatch.from_targets(bits, torch.tensor([3, 1])).numeric()
+    assert batch.inputs.dtype == torch.float32
+    assert batch.targets is not None
+    assert batch.targets.dtype == torch.float32
+    assert batch.lengths is not None
+    assert batch.lengths.tolist() == [3, 1]
+    assert torch.equal(batch.targets[0], bits[0].float())
+    assert batch.numeric() is batch
+    symbols = SequenceBatch.from_targets(torch.ones(2, 3, dtype=torch.long))
+    assert symbols.numeric() is symbols

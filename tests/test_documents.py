@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -109,13 +110,95 @@ def test_the_comparison_of_models(tmp_path: Path) -> None:
     assert (tmp_path / "comparison.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_benchmark_of_an_update(tmp_path: Path) -> None:
-    output = tmp_path / "figures.json"
-    command = [
-        sys.executable, str(ROOT / "benchmarks" / "train_step.py"),
-        "--config", "mnist-row", "--repetitions", "1", "--output", str(output),
-    ]  # fmt: skip
-    table = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    seconds = json.loads(output.read_text())["seconds"]
-    assert set(seconds) == {"layout steps", "layout time", "two bare nn.LSTM"}
-    assert all(name in table for name in seconds)
+def benchmark(name: str, *arguments: str) -> tuple[str, dict[str, Any]]:
+    """What a script of benchmarks/ prints, and what it writes."""
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "figures.json"
+        command = [sys.executable, str(ROOT / "benchmarks" / name), *arguments]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        printed = subprocess.run(
+            [*command, "--output", str(output)],
+            capture_output=True, text=True, check=True, env=environment,
+        ).stdout  # fmt: skip
+        return printed, json.loads(output.read_text())
+
+
+def test_the_benchmark_of_an_update() -> None:
+    printed, figures = benchmark(
+        "train_step.py", "--shapes", "mnist-row", "--repetitions", "1"
+    )  # fmt: skip
+    seconds = figures["seconds"]["mnist-row"]
+    assert "two bare LSTMs" in seconds
+    assert all(name in printed and value > 0 for name, value in seconds.items())
+    assert "fixed cost of Pyro" in printed
+
+
+@pytest.mark.usefixtures("single_precision")
+def test_an_update_by_hand_is_the_same_update(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the fixed cost of Pyro is measured against; and the peer's loss is a loss."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import common
+
+    shape = common.SHAPES["tiny"]
+    losses = []
+    for make in (common.update_of, common.update_without_pyro):
+        update = make(shape, core="fused")
+        torch.manual_seed(3)
+        losses.append([float(update()) for _ in range(3)])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    update = common.plain_update(shape)
+    first = float(update())
+    assert first > 0
+    assert sum(float(update()) for _ in range(30)) / 30 < first
+
+
+def test_the_benchmark_of_scaling() -> None:
+    printed, figures = benchmark(
+        "scaling.py", "--steps", "8", "16", "--batch", "2", "--hidden", "8", "--repetitions", "1"
+    )  # fmt: skip
+    assert set(figures["seconds"]["steps"]) == {"8", "16"}
+    assert "two LSTMs" in printed
+
+
+def test_the_memory_of_an_update() -> None:
+    """The fused layout against one site a step, and in chunks; whole figures in docs/performance.md."""
+    megabytes = {}
+    for variant in ("steps (base)", "time, fused", "time, fused, time_chunk=56"):
+        command = [sys.executable, str(ROOT / "benchmarks" / "scaling.py"), "--steps", "784"]
+        command += ["--measure-memory-of", variant]
+        output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        megabytes[variant] = float(output)
+    base = megabytes["steps (base)"]
+    assert megabytes["time, fused"] <= 0.75 * base
+    assert megabytes["time, fused, time_chunk=56"] <= 0.55 * base
+
+
+def test_kernels_of_an_update() -> None:
+    printed, figures = benchmark("kernels.py")
+    for shape in ("mnist", "timit"):
+        fused = figures["kernels"][shape]["time, fused"]
+        assert fused["per_step"] <= 30
+        assert fused["reads"] == 0
+        assert figures["kernels"][shape]["steps (base)"]["per_step"] > 200, "the counter counts"
+    assert "kernels/step" in printed
+
+
+@pytest.mark.usefixtures("single_precision")
+def test_the_benchmark_of_precision(real_data: Path) -> None:
+    printed, figures = benchmark(
+        "precision.py", "--updates", "3", "--seeds", "1", "--cosine-after", "2", "--data-dir",
+        str(real_data),
+    )  # fmt: skip
+    ((_, at_start, after, *losses),) = figures["rows"]
+    assert min(float(at_start), float(after)) >= 0.999
+    assert abs(losses[1] - losses[0]) < 1
+    assert "cosine" in printed
+
+
+def test_the_benchmark_of_a_gpu_says_where_there_is_none() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py")]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert result.stderr.strip() == "error: this benchmark needs a CUDA GPU, and PyTorch finds none"

@@ -93,11 +93,14 @@ def recurrence_in_use(networks: Any) -> str:
     """How the paths of a model are drawn, in a few words.
 
     Args:
-        networks: see :class:`pyro_zf.recurrence.RecurrentNetworks`; with a posterior.
+        networks: see :class:`pyro_zf.recurrence.RecurrentNetworks`; with a posterior, or None for one
+            whose guide has a way of its own.
 
     Raises:
         ValueError: if the fused core is asked for and does not know the parts.
     """
+    if networks.posterior is None:
+        return "that of its own guide"
     if getattr(networks.posterior, "ignores_state", False):
         return "all steps at once"
     if networks.core == "eager":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pyro_zf import SequenceBatch
 from pyro_zf.data import (
     ArrayDataset,
     Batches,
@@ -224,3 +226,20 @@ def test_marginals_in_closed_form() -> None:
     )
     constant = Statistics.of("real", 1, [np.full((5, 1), 3.0)])
     assert constant.moments() == (3.0, 1.0), "nothing is divided by zero"
+
+
+def test_bits_are_bytes_until_they_are_on_their_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    bits = np.random.default_rng(0).integers(0, 2, (7, 3, 2)).astype(np.uint8)
+    batches = Batches(ArrayDataset(bits), batch_size=4)
+    moved = []
+    to = SequenceBatch.to
+
+    def noted(batch: SequenceBatch, *args: Any, **kwargs: Any) -> SequenceBatch:
+        moved.append(batch.inputs.dtype)
+        return to(batch, *args, **kwargs)
+
+    monkeypatch.setattr(SequenceBatch, "to", noted)
+    targets = torch.cat([b.targets for b in batches if b.targets is not None])
+    assert moved == [torch.uint8] * 2
+    assert targets.dtype == torch.float32
+    np.testing.assert_array_equal(targets.numpy(), bits)

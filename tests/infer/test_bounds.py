@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -112,6 +114,31 @@ def test_no_tensor_grows_with_the_number_of_samples() -> None:
 
     assert largest(60, chunk=5) == largest(5, chunk=5)
     assert largest(60, chunk=60) > largest(60, chunk=5), "the recorder records"
+
+
+_PEAK = """
+import resource, sys, torch
+from pyro_zf import SequenceBatch, ZForcing
+from pyro_zf.infer import batch_bounds
+torch.manual_seed(0)
+model = ZForcing(1, hidden_size=32, latent_size=8, mlp_size=32).eval()
+batch = SequenceBatch.from_targets((torch.rand(8, 100, 1) > 0.5).float())
+bounds = batch_bounds(model.model, model.guide, batch, int(sys.argv[1]), chunk=20)
+assert bounds.iwae.isfinite().all() and (bounds.iwae >= bounds.elbo).all()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+"""
+
+
+def test_the_memory_of_thousands_of_samples_is_that_of_a_few() -> None:
+    peaks = [
+        float(
+            subprocess.run(
+                [sys.executable, "-c", _PEAK, str(k)], capture_output=True, text=True, check=True
+            ).stdout
+        )
+        for k in (40, 3000)
+    ]
+    assert peaks[1] < peaks[0] + 20  # megabytes; all samples at once would take 1,500
 
 
 def test_errors() -> None:

@@ -93,11 +93,16 @@ def bits(*shape: int, lengths: list[int] | None = None) -> SequenceBatch:
     return SequenceBatch.from_targets(targets, None if lengths is None else torch.tensor(lengths))
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
-@pytest.mark.parametrize("family", ["zforcing", "variational-bilstm", "srnn", "vrnn", "rnn"])
+@pytest.mark.parametrize(
+    ("family", "objective"),
+    [
+        (family, objective)
+        for family in ("zforcing", "variational-bilstm", "srnn", "vrnn", "rnn")
+        for objective in OBJECTIVES
+        if (family, objective) != ("rnn", "fivo")  # it has no latents to filter
+    ],
+)
 def test_replayed_updates_are_ordinary_ones(family: str, objective: str) -> None:
-    if (family, objective) == ("rnn", "fivo"):
-        pytest.skip("it has no latents to filter")
     options = {} if family == "rnn" else {"latent_size": 3}
     model = MODELS[family](4, hidden_size=5, mlp_size=4, **options)
     with pyro.validation_enabled(False):
@@ -164,7 +169,7 @@ def test_an_update_that_reads_a_number_cannot_be_recorded() -> None:
     class Reads(TraceMeanField_ELBO):
         def differentiable_loss(self, *args: Any, **kwargs: Any) -> Any:
             loss = super().differentiable_loss(*args, **kwargs)
-            return loss * (1.0 if loss.item() > 0 else 1.0)
+            return loss + 0.0 * loss.item()
 
     with pyro.validation_enabled(False):
         pair = Pair(ZForcing(4, **SIZES), Reads(), warmup=1)

@@ -39,7 +39,7 @@ def test_the_same_distribution_as_the_stock_one() -> None:
 
 
 def test_a_value_of_another_size_is_refused() -> None:
-    with pytest.raises(ValueError, match="event dimension|right-most size"):
+    with pytest.raises(ValueError, match=r"event dim|right-most"):
         DiagonalNormal(torch.zeros(3, 2), torch.zeros(3, 2), validate_args=True).log_prob(
             torch.zeros(3, 5)
         )
