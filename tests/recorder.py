@@ -25,7 +25,7 @@ class Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         if func is torch.ops.aten._local_scalar_dense.default and not self.may_read:
-            raise AssertionError("a number was read from a tensor, which no graph can do")
+            raise RuntimeError("a number was read from a tensor, which no graph can do")
         result = func(*args, **(kwargs or {}))
         self.kernels.append((func, args, kwargs or {}, result))
         return result
@@ -43,9 +43,11 @@ def record_with(
 
     def record(update: Callable[[], Any]) -> tuple[Any, Callable[[], None]]:
         bring_back = keep()
-        with Recorder(may_read) as recorder:
-            result = update()
-        bring_back()
+        try:
+            with Recorder(may_read) as recorder:
+                result = update()
+        finally:
+            bring_back()
 
         def replay() -> None:
             storages: dict[int, Any] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager, nullcontext
@@ -39,6 +40,8 @@ class GraphedSVI:
         carried: the keeper of states from batch to batch, if there is one.
         warmup: ordinary updates of a shape before it is recorded.
         max_graphs: how many shapes are recorded.
+        strict: whether an update that cannot be recorded is an error; if not, there is a warning, and
+            ordinary updates go on.
         record: how to record; by default with :class:`torch.cuda.CUDAGraph`.
 
     Raises:
@@ -51,6 +54,7 @@ class GraphedSVI:
         carried: CarriedState | None = None,
         warmup: int = 3,
         max_graphs: int = 4,
+        strict: bool = True,
         record: Record | None = None,
     ) -> None:
         if record is None and not svi.optim.defaults.get("capturable", False):
@@ -58,6 +62,7 @@ class GraphedSVI:
                 f"{type(svi.optim).__name__} must be made with capturable=True for CUDA graphs"
             )
         self.svi, self.carried, self.warmup, self.max_graphs = svi, carried, warmup, max_graphs
+        self.strict = strict
         self._stream = torch.cuda.Stream() if record is None else None
         self._pool = torch.cuda.graph_pool_handle() if record is None else None
         self._record = record or self._record_on_cuda
@@ -68,17 +73,24 @@ class GraphedSVI:
         """One update; see :meth:`SVI.step`.
 
         Raises:
-            RuntimeError: if the update cannot be recorded, for example since it reads a number from
-                the device.
+            RuntimeError: if it is strict and the update cannot be recorded, for example since it reads
+                a number from the device.
         """
         shape = _shape(batch)
         graph = self._graphs.get(shape)
         if graph is None:
             self._seen[shape] += 1
             if self._seen[shape] <= self.warmup or len(self._graphs) >= self.max_graphs:
-                with self._aside():
-                    return self.svi.step(batch)
-            graph = _Graph(batch, self._update, self._record)
+                return self._ordinary(batch)
+            try:
+                graph = _Graph(batch, self._update, self._record)
+            except RuntimeError as error:
+                if self.strict:
+                    raise
+                reason = str(error).splitlines()[0]
+                warnings.warn(f"updates are not replayed from graphs: {reason}", stacklevel=2)
+                self.max_graphs = 0
+                return self._ordinary(batch)
             self._graphs[shape] = graph
         else:
             graph.fill(batch)
@@ -87,6 +99,12 @@ class GraphedSVI:
         if self.carried is not None:
             self.carried.leave(batch, end)
         return loss.clone()
+
+    def _ordinary(self, batch: SequenceBatch) -> Tensor:
+        with self._aside(), warnings.catch_warnings():
+            # That it runs without a graph is meant here.
+            warnings.filterwarnings("ignore", ".*constructed with capturable=True")
+            return self.svi.step(batch)
 
     def _update(self, batch: SequenceBatch) -> Result:
         loss = self.svi.step(batch)

@@ -119,9 +119,9 @@ def train(config: TrainConfig) -> dict[str, Any]:
     eval_batch = config.batch_size if carried else 4 * config.batch_size
     valid_batches = make_batches(splits.valid, eval_batch, limit=config.valid_sequences)
     test_batches = make_batches(splits.test, eval_batch, limit=config.test_sequences)
-    on_gpu = device.type == "cuda"
+    by_graphs = device.type == "cuda" and config.cuda_graph != "off" and config.accumulate == 1
     optimiser = torch.optim.Adam(
-        model.parameters(), lr=config.learning_rate, fused=True, capturable=on_gpu
+        model.parameters(), lr=config.learning_rate, fused=True, capturable=by_graphs
     )
     bf16 = functools.partial(torch.autocast, device.type, torch.bfloat16)
     svi = SVI(
@@ -135,8 +135,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
         loss_context=bf16 if config.precision == "bf16" else None,
     )
     graphed = None
-    if on_gpu and config.cuda_graph != "off" and config.accumulate == 1:
-        graphed = GraphedSVI(svi, carried)
+    if by_graphs:
+        graphed = GraphedSVI(svi, carried, strict=config.cuda_graph == "on")
         # What is recorded are the tensors, so that other weights must be written into them.
         model.kl_weight, model.aux_weight = (torch.ones((), device=device) for _ in range(2))
     kl_weight = LinearSchedule(config.kl_start, max(config.kl_start, 1.0), config.kl_increment)
@@ -150,6 +150,10 @@ def train(config: TrainConfig) -> dict[str, Any]:
         checkpoint = load_checkpoint(last, device)
         check_same_data(run, checkpoint["data"], data)
         load_weights(model, checkpoint, last)
+        for saved, own in zip(
+            checkpoint["optimizer"]["param_groups"], optimiser.param_groups, strict=True
+        ):  # how it computes is a matter of this machine, not of the run
+            saved.update({name: own[name] for name in ("fused", "capturable", "foreach")})
         optimiser.load_state_dict(checkpoint["optimizer"])
         restore_random_state(checkpoint["random"])
         progress = Progress(**checkpoint["progress"])

@@ -76,6 +76,42 @@ def assert_same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) 
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+def test_how_the_optimiser_computes_is_no_part_of_a_run(tmp_path: Path) -> None:
+    """A checkpoint of another machine, or of another release, goes on with this one's kernels."""
+    train(tiny(tmp_path / "run", max_steps=6))
+    path = tmp_path / "run" / "checkpoints" / "last.pt"
+    content = torch.load(path, weights_only=True)
+    for group in content["optimizer"]["param_groups"]:
+        group |= {"fused": None, "capturable": True, "foreach": False}
+    save_checkpoint(path, content)
+    train(TrainConfig(resume=tmp_path / "run", max_steps=12, device="cpu"))
+    (group,) = torch.load(path, weights_only=True)["optimizer"]["param_groups"]
+    assert (group["fused"], group["capturable"]) == (True, False)
+    train(tiny(tmp_path / "whole"))
+    assert_same(weights(tmp_path / "run"), weights(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"precision": "bf16"},
+        {"time_chunk": 5},
+        {"core": "eager"},
+        {"core": "fused", "model": "srnn"},
+        {"model": "rnn", "time_chunk": 5},
+    ],
+)
+def test_options_of_speed_and_memory(options: dict[str, Any], tmp_path: Path) -> None:
+    summary = train(tiny(tmp_path / "run", max_steps=3, **options))
+    assert np.isfinite(summary["test_elbo_nats_per_sequence"])
+    events = read_metrics(tmp_path / "run")
+    plain = {k: v for k, v in options.items() if k == "model"}
+    train(tiny(tmp_path / "plain", max_steps=3, **plain))
+    for ours, theirs in zip(events, read_metrics(tmp_path / "plain"), strict=True):
+        key = "elbo_nats_per_sequence"
+        assert ours[key] == pytest.approx(theirs[key], rel=1e-2 if "precision" in options else 1e-5)
+
+
 def test_a_run_folder(tmp_path: Path) -> None:
     summary = train(tiny(tmp_path / "run"))
     run = tmp_path / "run"
