@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyro_zf import SequenceBatch, ZForcing
+from pyro_zf import SequenceBatch
 from pyro_zf.infer import SVI, TraceMeanField_ELBO
+from pyro_zf.models import MODELS, LatentSequenceModel
 
 Update = Callable[[], object]
 
@@ -52,16 +53,19 @@ def random_batch(shape: Shape, device: str = "cpu") -> SequenceBatch:
     )  # fmt: skip
 
 
-def z_forcing(shape: Shape, device: str = "cpu", seed: int = 0, **options: Any) -> ZForcing:
+def make_model(
+    shape: Shape, device: str = "cpu", seed: int = 0, system: str = "zforcing", **options: Any
+) -> LatentSequenceModel:
     torch.manual_seed(seed)
-    model = ZForcing(
+    model = MODELS[system](
         shape.data, emission=shape.emission, hidden_size=shape.hidden, latent_size=shape.latent,
         mlp_size=shape.mlp, **options,
     )  # fmt: skip
+    assert isinstance(model, LatentSequenceModel)
     return model.to(device)
 
 
-def svi_of(model: ZForcing, bf16: bool = False) -> SVI:
+def svi_of(model: LatentSequenceModel, bf16: bool = False) -> SVI:
     """As in training: analytic KL, clipping, one fused Adam."""
     device = next(model.parameters()).device.type
     low = functools.partial(torch.autocast, device, torch.bfloat16)
@@ -76,7 +80,7 @@ def svi_of(model: ZForcing, bf16: bool = False) -> SVI:
 
 def update_of(shape: Shape, bf16: bool = False, device: str = "cpu", **options: Any) -> Update:
     """One update of a model by SVI."""
-    svi = svi_of(z_forcing(shape, device, **options), bf16)
+    svi = svi_of(make_model(shape, device, **options), bf16)
     batch = random_batch(shape, device)
     return lambda: svi.step(batch)
 
@@ -88,7 +92,7 @@ def update_without_pyro(shape: Shape, **options: Any) -> Update:
     from pyro_zf.nn.auxiliary import StepStates
     from pyro_zf.paths import PosteriorPath, PriorPath
 
-    model = z_forcing(shape, **options)
+    model = make_model(shape, **options)
     optimiser = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
     batch = random_batch(shape)
     assert batch.targets is not None

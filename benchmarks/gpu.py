@@ -25,7 +25,7 @@ from typing import Any
 import pyro
 import torch
 import tyro
-from common import Shape, random_batch, report, svi_of, table, two_lstms, update_of, z_forcing
+from common import Shape, make_model, random_batch, report, svi_of, table, two_lstms, update_of
 
 from pyro_zf.infer import GraphedSVI
 
@@ -57,7 +57,7 @@ class Config:
 
 
 def graphed_update(shape: Shape, bf16: bool, **options: Any) -> Callable[[], object]:
-    model = z_forcing(shape, "cuda", **options)
+    model = make_model(shape, "cuda", **options)
     graphed = GraphedSVI(svi_of(model, bf16), warmup=3)
     batch = random_batch(shape, "cuda")
     for _ in range(4):  # three ordinary updates, and the one that is recorded
@@ -95,7 +95,7 @@ def check(shape: Shape, time_chunk: int | None) -> dict[str, float]:
     found: dict[str, float] = {}
     vectors = {}
     for name, core, bf16 in (("eager", "eager", False), ("fused", "fused", False), ("bf16", "fused", True)):  # fmt: skip
-        model = z_forcing(small, "cuda", core=core, time_chunk=time_chunk)
+        model = make_model(small, "cuda", core=core, time_chunk=time_chunk)
         svi = svi_of(model, bf16)
         with _FixedNoise(noise):
             svi.step(batch)
@@ -107,7 +107,7 @@ def check(shape: Shape, time_chunk: int | None) -> dict[str, float]:
         found[f"gradient cosine, {name} and eager"] = float(cosine)
     losses = []
     for graph in (False, True):
-        svi = svi_of(z_forcing(small, "cuda", core="fused", time_chunk=time_chunk))
+        svi = svi_of(make_model(small, "cuda", core="fused", time_chunk=time_chunk))
         engine: Any = GraphedSVI(svi) if graph else svi
         torch.manual_seed(2)
         losses.append(torch.stack([engine.step(batch) for _ in range(12)]))

@@ -19,13 +19,13 @@ from typing import Any, Literal
 import pyro
 import torch
 import tyro
-from common import Shape, report, svi_of, table, z_forcing
+from common import Shape, make_model, report, svi_of, table
 from torch import Tensor
 
 from pyro_zf import SequenceBatch
 from pyro_zf.data import Batches, load_mnist
 from pyro_zf.infer import TraceMeanField_ELBO
-from pyro_zf.models import ZForcing
+from pyro_zf.models import LatentSequenceModel
 from pyro_zf.training.memory import keep_freed_memory
 
 SHAPES = {"row": Shape(28, 64, 28, 256, 32, 256), "pixel": Shape(784, 32, 1, 128, 32, 128)}
@@ -51,7 +51,7 @@ class Config:
     """Also write the figures to this JSON file."""
 
 
-def gradient(model: ZForcing, batch: SequenceBatch, bf16: bool) -> Tensor:
+def gradient(model: LatentSequenceModel, batch: SequenceBatch, bf16: bool) -> Tensor:
     torch.manual_seed(0)
     model.zero_grad()
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
@@ -62,7 +62,7 @@ def gradient(model: ZForcing, batch: SequenceBatch, bf16: bool) -> Tensor:
     return torch.cat(parts).double()
 
 
-def cosine(model: ZForcing, batch: SequenceBatch) -> float:
+def cosine(model: LatentSequenceModel, batch: SequenceBatch) -> float:
     exact, low = (gradient(model, batch, bf16) for bf16 in (False, True))
     return float(torch.nn.functional.cosine_similarity(exact, low, dim=0))
 
@@ -80,7 +80,7 @@ def main(config: Config) -> None:
         losses: dict[bool, list[float]] = {}
         cosines: list[float] = []
         for bf16 in (False, True):
-            model = z_forcing(shape, seed=seed, alpha=AUX[config.frame], beta=AUX[config.frame])
+            model = make_model(shape, seed=seed, alpha=AUX[config.frame], beta=AUX[config.frame])
             svi, kept = svi_of(model, bf16), []
             probe = next(iter(batches.epoch(99)))
             torch.manual_seed(seed)

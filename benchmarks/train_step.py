@@ -6,12 +6,14 @@ All variants run interleaved in one process, on random data; times are CPU secon
 (``time.process_time``), medians over repetitions. An update is loss, gradients, clipping by the global
 norm and Adam, under the evidence lower bound with analytic KL and both auxiliary costs; Pyro's
 validation is off. The base is the layout with one site a step, the peer a loop of PyTorch modules as it
-is commonly written. The last table is the fixed cost of Pyro: an update of a tiny model, less the
+is commonly written. Then the systems of the package at their defaults, by eager and by fused recurrence
+(STORN's steps are drawn at once in any case). The last table is the fixed cost of Pyro: an update of a tiny model, less the
 same update whose terms are added up by hand.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,6 +50,10 @@ class Config:
     """Also write the figures to this JSON file."""
 
 
+#: All that have latents.
+SYSTEMS = ("zforcing", "variational-bilstm", "srnn", "vrnn", "storn")
+
+
 def variants(shape: Shape) -> dict[str, Update]:
     return {
         "steps (base)": update_of(shape, layout="steps"),
@@ -74,6 +80,18 @@ def main(config: Config) -> None:
         print(f"\n{name}: {shape}")
         rows = [(k, v, base / v, v / floor) for k, v in seconds.items()]
         print(table(["variant", "CPU s/update", "times the base", "two LSTMs"], rows))
+    short = dataclasses.replace(SHAPES["mnist"], steps=196)
+    print(f"\nsystems: {short}")
+    by_system: list[tuple[object, ...]] = []
+    for system in SYSTEMS:
+        kinds = {
+            "eager": update_of(short, system=system, core="eager"),
+            "fused": update_of(short, system=system),
+            "fused, bf16": update_of(short, system=system, bf16=True),
+        }
+        times = results[system] = interleaved(kinds, config.repetitions)
+        by_system.append((system, *times.values(), times["eager"] / times["fused"]))
+    print(table(["CPU s/update", "eager", "fused", "fused, bf16", "eager over fused"], by_system))
     tiny = SHAPES["tiny"]
     pair = {
         "by SVI": update_of(tiny, core="fused"),

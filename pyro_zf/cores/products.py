@@ -26,7 +26,7 @@ class Product:
     def __init__(self, weight: Tensor, low: torch.dtype | None = None) -> None:
         small = weight.device.type == "cpu" and weight.numel() < SMALLEST
         self.low = None if small else low
-        self.weight = weight if self.low is None else weight.to(self.low)
+        self.weight = (weight if self.low is None else weight.to(self.low)).contiguous()
         self._transposed = self.weight.t()
         onednn = not small and weight.device.type == "cpu" and weight.dtype == torch.float32
         self._onednn = _onednn_linear() if onednn and self.low is None else None
@@ -84,6 +84,10 @@ def _onednn_linear() -> Callable[[Tensor, Tensor], Tensor] | None:
         return None
 
     def times(a: Tensor, b: Tensor) -> Tensor:
+        if not (b.is_contiguous() or b.t().is_contiguous()):
+            b = (
+                b.contiguous()
+            )  # for a part of a matrix oneDNN has plain loops, a thousand times slower
         return operator(a, b.t(), None, "none", [], "")
 
     try:

@@ -359,6 +359,31 @@ def test_products_by_another_library() -> None:
     torch.testing.assert_close(gradient, g.t() @ x, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.usefixtures("single_precision")
+def test_the_other_library_is_never_given_a_part_of_a_matrix(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It would compute it, a thousand times slower."""
+    if (operator := getattr(torch.ops.mkldnn, "_linear_pointwise", None)) is None:
+        pytest.skip("PyTorch was built without oneDNN")
+    calls = []
+
+    def checked(x: Tensor, weight: Tensor, *others: Any) -> Tensor:
+        calls.append(weight.is_contiguous() or weight.t().is_contiguous())
+        return operator(x, weight, *others)
+
+    _onednn_linear.cache_clear()
+    monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", checked)
+    sizes = {"hidden_size": 96, "latent_size": 40, "mlp_size": 96}  # weights above the threshold
+    for name, options in (("variational-bilstm", {}), ("srnn", {}), ("vrnn", {})):
+        model = MODELS[name](DATA, **sizes, **options)
+        assert recurrence_in_use(model) == "fused"
+        model.loss_module(TraceMeanField_ELBO())(batch_of(None).to(dtype=torch.float32)).backward()
+    _onednn_linear.cache_clear()
+    assert len(calls) > 20
+    assert all(calls)
+
+
 def cosine(a: dict[str, Tensor | None], b: dict[str, Tensor | None]) -> float:
     flat = [torch.cat([g.flatten() for g in x.values() if g is not None]) for x in (a, b)]
     return float(torch.nn.functional.cosine_similarity(flat[0], flat[1], dim=0))
