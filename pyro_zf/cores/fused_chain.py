@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from pyro_zf.cores.step import Layout, Steps, Weights, differentiated, given_out, rows_of, sum_of
+from pyro_zf.cores.step import Layout, Steps, Weights, differentiated, given_out
 
 __all__ = ["run_chain"]
 
@@ -25,7 +25,8 @@ def run_chain(
 
     Args and returns as for :func:`run_lstm`; the state is (the embedding of) the latent, there is no c.
     """
-    outputs: tuple[Tensor, ...] = _Chain.apply(layout, context, state, noise, keep, *weights)
+    with torch.autocast(noise.device.type, enabled=False):  # it is the layout that says
+        outputs: tuple[Tensor, ...] = _Chain.apply(layout, context, state, noise, keep, *weights)
     return outputs
 
 
@@ -40,19 +41,7 @@ class _Chain(torch.autograd.Function):
         keep: Tensor | None,
         *tensors: Any,
     ) -> tuple[Tensor, ...]:
-        with torch.autocast(state.device.type, enabled=False):
-            return _Chain._forward(ctx, layout, context, state, noise, keep, Weights(*tensors))
-
-    @staticmethod
-    def _forward(
-        ctx: Any,
-        layout: Layout,
-        context: Tensor,
-        state: Tensor,
-        noise: Tensor,
-        keep: Tensor | None,
-        weights: Weights,
-    ) -> tuple[Tensor, ...]:
+        weights = Weights(*tensors)
         batch_shape = state.shape[:-1]
         s = Steps(layout, noise, state, weights.hidden.shape[0], weights)
         if layout.kept:
@@ -90,12 +79,8 @@ class _Chain(torch.autograd.Function):
     ) -> tuple[Any, ...]:
         (s,) = parts
         layout, draw = s.layout, s.draw
-        flat = torch.Size((s.steps, s.buffers.rows, -1))
-        g_hidden = sum_of(g_after, g_before, s.hidden, torch.Size((*flat[:2], s.hidden.shape[-1])))
-        g_hidden_at = g_hidden.unbind(0)
-        draw.start_backward(rows_of(g_mean, flat), rows_of(g_log_scale, flat))
-        g_value = torch.zeros_like(draw.value) if g_z is None else g_z.reshape(flat).clone()
-        g_value_at = g_value.unbind(0)
+        s.start_backward(g_before, g_after, g_z, g_mean, g_log_scale)
+        g_hidden_at, g_value_at = s.g_hidden_at, s.g_value_at
         keep_at = None if ctx.keep is None else ctx.keep.unbind(0)
         for first, last in s.pieces():
             draw.prepare(first, last, s.pre[first:last])
@@ -117,7 +102,7 @@ class _Chain(torch.autograd.Function):
         return (
             None,
             s.pre.unflatten(1, shape),
-            g_hidden[0].unflatten(0, shape),
+            s.g_hidden[0].unflatten(0, shape),
             None,
             None,
             *g_weights,

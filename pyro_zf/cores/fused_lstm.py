@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from pyro_zf.cores.products import Product
 from pyro_zf.cores.stages import Buffers, GaussianDraw, LSTMCell
-from pyro_zf.cores.step import Layout, Steps, Weights, differentiated, given_out, rows_of, sum_of
+from pyro_zf.cores.step import Layout, Steps, Weights, differentiated, given_out
 
 __all__ = ["run_lstm"]
 
@@ -42,9 +42,10 @@ def run_lstm(
         The states before each draw and after it, z, its mean and log scale, the last c, without its
         gradient, and b~ if there is one.
     """
-    outputs: tuple[Tensor, ...] = _LSTM.apply(
-        layout, context, inputs, *state, noise, echo_noise, keep, *weights
-    )
+    with torch.autocast(noise.device.type, enabled=False):  # it is the layout that says
+        outputs: tuple[Tensor, ...] = _LSTM.apply(
+            layout, context, inputs, *state, noise, echo_noise, keep, *weights
+        )
     return outputs
 
 
@@ -63,24 +64,6 @@ class _LSTM(torch.autograd.Function):
         *tensors: Any,
     ) -> tuple[Tensor, ...]:
         weights = Weights(*tensors)
-        with torch.autocast(h.device.type, enabled=False):
-            return _LSTM._forward(
-                ctx, layout, context, inputs, h, c, noise, echo_noise, keep, weights
-            )
-
-    @staticmethod
-    def _forward(
-        ctx: Any,
-        layout: Layout,
-        context: Tensor,
-        inputs: Tensor,
-        h: Tensor,
-        c: Tensor,
-        noise: Tensor,
-        echo_noise: Tensor | None,
-        keep: Tensor | None,
-        weights: Weights,
-    ) -> tuple[Tensor, ...]:
         assert weights.latent is not None
         batch_shape = h.shape[:-1]
         s = Steps(layout, noise, h, weights.hidden.shape[0], weights)
@@ -154,12 +137,8 @@ class _LSTM(torch.autograd.Function):
     ) -> tuple[Any, ...]:
         s, lstm, by_latent, read, echo, cells = parts
         layout, weights, draw = s.layout, s.weights, s.draw
-        flat = torch.Size((s.steps, s.buffers.rows, -1))
-        g_hidden = sum_of(g_after, g_before, s.hidden, torch.Size((*flat[:2], s.hidden.shape[-1])))
-        g_hidden_at = g_hidden.unbind(0)
-        draw.start_backward(rows_of(g_mean, flat), rows_of(g_log_scale, flat))
-        g_value = torch.zeros_like(draw.value) if g_z is None else g_z.reshape(flat).clone()
-        g_value_at = g_value.unbind(0)
+        s.start_backward(g_before, g_after, g_z, g_mean, g_log_scale)
+        g_hidden_at, g_value_at = s.g_hidden_at, s.g_value_at
         split = s.first.shape[-1]
         gates_at = s.rest.unbind(0)
         keep_at = None if ctx.keep is None else ctx.keep.unbind(0)
@@ -169,7 +148,7 @@ class _LSTM(torch.autograd.Function):
             )
         lstm.start_backward()
         if echo is not None:
-            echo.start_backward(None if g_b_tilde is None else g_b_tilde.reshape(flat))
+            echo.start_backward(g_b_tilde)
         embedded = layout.embedding is not None
         if embedded:
             room = torch.empty_like(read[0])
@@ -217,7 +196,7 @@ class _LSTM(torch.autograd.Function):
             None,
             s.first.unflatten(1, shape),
             s.rest[:cells].unflatten(1, shape),
-            g_hidden[0].unflatten(0, shape),
+            s.g_hidden[0].unflatten(0, shape),
             lstm.g_cell.unflatten(0, shape),
             None,
             None,
@@ -249,9 +228,8 @@ class Echo:
     def start_backward(self, g_value: Tensor | None) -> None:
         self.draw.start_backward(None, None)
         value = self.draw.value
-        self.g_value_at = (torch.zeros_like(value) if g_value is None else g_value.clone()).unbind(
-            0
-        )
+        total = torch.zeros_like(value) if g_value is None else g_value.reshape(value.shape).clone()
+        self.g_value_at = total.unbind(0)
 
     def prepare(self, first: int, last: int) -> None:
         self.draw.prepare(first, last, self.pre[first:last])

@@ -17,7 +17,7 @@ from pyro_zf.cores.products import Product
 from pyro_zf.cores.stages import Activation, Buffers, GaussianDraw
 from pyro_zf.nn.gaussian import GaussianForm
 
-__all__ = ["Layout", "Steps", "Weights", "differentiated", "given_out", "rows_of", "sum_of"]
+__all__ = ["Layout", "Steps", "Weights", "differentiated", "given_out"]
 
 #: Bytes of the gates that a piece of the backward prepares at a time, on a CPU and elsewhere.
 PIECE = {"cpu": 2**24}
@@ -117,6 +117,28 @@ class Steps:
         """Of what is given out, counted up by changes in place."""
         return tuple(x._version for x in (self.hidden, self.draw.moments, self.draw.value))
 
+    def start_backward(
+        self,
+        g_before: Tensor | None,
+        g_after: Tensor | None,
+        g_value: Tensor | None,
+        g_mean: Tensor | None,
+        g_log_scale: Tensor | None,
+    ) -> None:
+        """Before the first step of the backward: the gradients of what was given out."""
+        rows = self.hidden.shape[1]
+        given = (g_before, g_after, g_value, g_mean, g_log_scale)
+        before, after, value, mean, log_scale = (
+            None if g is None else g.reshape(self.steps, rows, g.shape[-1]) for g in given
+        )
+        #: Of the states, to which each step adds.
+        self.g_hidden = _of_all_states(before, after, self.hidden)
+        self.g_hidden_at = self.g_hidden.unbind(0)
+        #: Of the draws, likewise.
+        total = torch.zeros_like(self.draw.value) if value is None else value.clone()
+        self.g_value_at = total.unbind(0)
+        self.draw.start_backward(mean, log_scale)
+
     def pieces(self) -> Iterator[tuple[int, int]]:
         """First and last step of the pieces of the backward, the last piece first."""
         size = self.pre[0].numel() * self.pre.element_size()
@@ -139,21 +161,13 @@ class Steps:
         return self.embed.gradient(self.features, self.draw.value), self.features.sum((0, 1))
 
 
-def sum_of(after: Tensor | None, before: Tensor | None, like: Tensor, shape: torch.Size) -> Tensor:
-    """Gradients of all states, from those of the states after the steps and of those before them."""
-    total = torch.empty_like(like)
-    if after is None and before is None:
-        return total.zero_()
-    after = None if after is None else after.reshape(shape)
-    before = None if before is None else before.reshape(shape)
-    if after is None:
-        assert before is not None
-        total[:-1], total[-1] = before, 0.0
-    elif before is None:
-        total[0], total[1:] = 0.0, after
-    else:
-        total[0], total[-1] = before[0], after[-1]
-        torch.add(after[:-1], before[1:], out=total[1:-1])
+def _of_all_states(before: Tensor | None, after: Tensor | None, like: Tensor) -> Tensor:
+    """The gradient of all states, from those of the states before the steps and of those after them."""
+    total = torch.zeros_like(like)
+    if before is not None:
+        total[:-1] = before
+    if after is not None:
+        total[1:] += after
     return total
 
 
@@ -188,8 +202,3 @@ def differentiated(
             x.copy_(values)
         ctx.parts = parts
     return result
-
-
-def rows_of(x: Tensor | None, shape: torch.Size) -> Tensor | None:
-    """With one dimension of rows."""
-    return None if x is None else x.reshape(shape)
