@@ -20,7 +20,8 @@ def by_chunks(
     again in the backward. That saves memory in proportion to the steps, for one more forward.
 
     Args:
-        function: of tensors over some of the steps; no step may look at another.
+        function: of tensors over some of the steps; no step may look at another. One that draws random
+            numbers draws them again, but not while a CUDA graph is recorded: none may be drawn there.
         tensors: over all steps.
         chunk: steps at a time, or None for all.
     """

@@ -129,6 +129,8 @@ class EmissionPath(OverTime):
         return self._whole().steps
 
     def log_prob_per_step(self, value: Tensor) -> Tensor:
+        if value.dim() > len(self.batch_shape) + len(self.event_shape):  # repeated draws
+            return self._whole().log_prob_per_step(value)
         per_step = by_chunks(
             lambda y, features: self.emission(features).log_prob(y),
             (self._time_first(value), self.features),

@@ -22,7 +22,7 @@ from torch.distributions.kl import register_kl
 
 from pyro_zf.batch import masked, with_particles
 from pyro_zf.chunks import by_chunks
-from pyro_zf.cores import Path, sample_path, shielded
+from pyro_zf.cores import Core, Path, sample_path, shielded
 from pyro_zf.nn.normal import DiagonalNormal
 from pyro_zf.nn.posteriors import gives_moments
 from pyro_zf.over_time import OverTime, over_steps
@@ -169,7 +169,12 @@ class PosteriorPath(_OverPath):
     def log_prob_per_step(
         self, value: Float[Tensor, "*particles batch time latent"]
     ) -> Float[Tensor, "time *particles batch"]:
-        """Nats of each step, time first; of the path that was drawn, from its noise."""
+        """Nats of each step, time first.
+
+        Of the path that was drawn it is computed from the noise, of which the path is a function: its
+        gradient by parameters is the whole one, and by the path alone there is none. For that, score a
+        copy, ``z.clone()``.
+        """
         drawn = self._drawn_path if value is self._drawn else None
         if drawn is None or drawn.noise is None or drawn.q_log_scale is None:
             return super().log_prob_per_step(value)
@@ -257,9 +262,11 @@ def _draw(
     r = path.recurrence
     shape = torch.Size(sample_shape) + path.batch_shape
     networks = r.networks
+    # What the fused recurrence knows are posteriors.
+    core: Core = "eager" if isinstance(posterior, FromPrior) else networks.core
     drawn = sample_path(
         r.transition, networks.embed_latent, posterior, r.inputs, context, shape,
-        networks.echo, r.skip, r.start.state, r.start.read, networks.latent_layer, networks.core,
+        networks.echo, r.skip, r.start.state, r.start.read, networks.latent_layer, core,
     )  # fmt: skip
     z = drawn.z.movedim(0, -2)
     b_tilde = None if drawn.b_tilde is None else drawn.b_tilde.movedim(0, -2)

@@ -107,3 +107,6 @@ def test_a_chunked_emission_is_a_distribution_like_another() -> None:
     torch.testing.assert_close(chunked.log_prob(y), whole.log_prob(y))
     torch.testing.assert_close(chunked.expand((2, 3)).log_prob(y), whole.expand((2, 3)).log_prob(y))
     assert chunked.conditionals(y).batch_shape == (7, 3)
+    for number in (2, 7):  # draws of a distribution, more than it is expanded to
+        many = chunked.sample((number,))
+        torch.testing.assert_close(chunked.log_prob(many), whole.log_prob(many))

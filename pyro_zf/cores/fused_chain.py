@@ -58,7 +58,7 @@ class _Chain(torch.autograd.Function):
             else:
                 s.embedding_of(t, z, s.hidden_at[t + 1])
         if layout.kept:
-            s.keep_for_backward(ctx, (s,), keep)
+            s.keep_for_backward(ctx, (s,), keep, tensors)
         given = (s.hidden[:-1], s.hidden[1:], s.draw.value, s.draw.mean, s.draw.log_scale)
         return tuple(given_out(x, batch_shape) for x in given)
 

@@ -108,7 +108,7 @@ class _LSTM(torch.autograd.Function):
         if cells < s.steps:
             s.hidden_at[-1].zero_()
         if layout.kept:
-            s.keep_for_backward(ctx, (s, lstm, by_latent, read, echo, cells), keep)
+            s.keep_for_backward(ctx, (s, lstm, by_latent, read, echo, cells), keep, tensors)
         last = cell_at[cells].clone().unflatten(0, batch_shape)
         ctx.mark_non_differentiable(last)
         given = [s.hidden[:-1], s.hidden[1:], s.draw.value, s.draw.mean, s.draw.log_scale]

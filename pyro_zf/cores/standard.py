@@ -28,6 +28,14 @@ class Hidden(NamedTuple):
     form: GaussianForm
 
 
+def _plain(*modules: nn.Module) -> bool:
+    """Whether nothing happens in their forwards but what their classes say: no hooks, and biases."""
+    return not any(
+        m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks
+        for m in modules
+    ) and all(m.bias is not None for m in modules if isinstance(m, nn.Linear))
+
+
 def one_hidden_layer(head: nn.Module) -> Hidden | None:
     """The parts of a Gaussian head, if it has one hidden layer of a known kind."""
     network = getattr(head, "network", None)
@@ -37,6 +45,8 @@ def one_hidden_layer(head: nn.Module) -> Hidden | None:
     first, middle, second = network
     activation = activation_of(middle)
     if activation is None or type(first) is not nn.Linear or type(second) is not nn.Linear:
+        return None
+    if not _plain(head, network, first, middle, second):
         return None
     return Hidden(first, activation, second, form)
 
@@ -174,7 +184,10 @@ def standard_parts(
     assert isinstance(posterior, SmoothingPosterior)
     network = one_hidden_layer(posterior)
     if network is None:
-        return "the posterior has another number of hidden layers than one, or another activation"
+        return (
+            "the posterior has another number of hidden layers than one, another activation, no biases, or "
+            "hooks"
+        )
     if posterior.hidden_size != transition.posterior_reads:
         return "the posterior reads a part of the state"
     if prior is not None and (
@@ -194,8 +207,8 @@ def standard_parts(
         embedding = (latent_layer, Activation("identity") if chain else None)
     elif type(latent_layer) is not nn.Identity:
         return f"the layer between z and the transition is a {type(latent_layer).__name__}"
-    if embedding is not None and embedding[0].bias is None:
-        return "the layer between z and the transition has no bias"
+    if not _plain(latent_layer, *latent_layer.children()):
+        return "the layer between z and the transition has no bias, or hooks"
     if echo is None:
         return StandardParts(transition, network, prior, embedding, None)  # type: ignore[arg-type]
     of_echo = one_hidden_layer(echo) if type(echo) is GaussianHead else None

@@ -105,9 +105,12 @@ class Steps:
         self.embed.affine(z, self.weights.embedding_bias, self._features[t])
         return self.layout.embedding.apply(self._features[t], out)
 
-    def keep_for_backward(self, ctx: Any, parts: tuple[Any, ...], keep: Tensor | None) -> None:
-        """Keep the parts, and what tells that nobody has changed what was given out."""
+    def keep_for_backward(
+        self, ctx: Any, parts: tuple[Any, ...], keep: Tensor | None, weights: tuple[Any, ...]
+    ) -> None:
+        """Keep the parts, and what tells that nobody has changed what came in and what was given out."""
         ctx.parts = parts
+        ctx.save_for_backward(*(x for x in weights if x is not None))
         ctx.keep = None if keep is None else keep.flatten(1, -2)
         ctx.shape = self.shape
         ctx.versions = self.versions()
@@ -185,6 +188,7 @@ def differentiated(
             "this path was differentiated before: pass retain_graph=True to do it more than once"
         )
     parts, s = ctx.parts, ctx.parts[0]
+    _ = ctx.saved_tensors  # raises if a weight was changed in place
     if ctx.versions != s.versions():
         raise RuntimeError(
             "a latent path or the states along it were changed in place, and their gradient needs them"

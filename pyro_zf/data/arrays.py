@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import h5py
 import numpy as np
@@ -43,6 +43,8 @@ class H5Dataset:
     rows: Int[np.ndarray, " sequences"]
     steps: Int[np.ndarray, " sequences"] | None
     totals: Statistics
+    #: That :meth:`batch` takes ``dtype=torch.uint8``, see :meth:`Values.targets`.
+    gives_bytes: ClassVar[bool] = True
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -217,9 +217,9 @@ class _Selected(Dataset[SequenceBatch]):
         self.data, self.order = data, order
 
     def __getitem__(self, k: int) -> SequenceBatch:
-        if self.data.values.kind == "binary":  # a byte each, until they are on their device
-            return self.data.batch(self.order[k], dtype=torch.uint8)
-        return self.data.batch(self.order[k])
+        # Bits are a byte each until they are on their device.
+        options = {"dtype": torch.uint8} if getattr(self.data, "gives_bytes", False) else {}
+        return self.data.batch(self.order[k], **options)
 
 
 class _Pieces(Dataset[SequenceBatch]):

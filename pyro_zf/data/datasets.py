@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -58,10 +58,8 @@ class SequenceDataset(Protocol):
     def at_epoch(self, epoch: int) -> SequenceDataset:
         """The data of an epoch: these, or a fresh draw of them."""
 
-    def batch(
-        self, index: Int[np.ndarray, " batch"], dtype: torch.dtype = torch.float32
-    ) -> SequenceBatch:
-        """The sequences at ``index``, padded to the longest of them; numbers in a precision."""
+    def batch(self, index: Int[np.ndarray, " batch"]) -> SequenceBatch:
+        """The sequences at ``index``, padded to the longest of them."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +80,8 @@ class ArrayDataset:
     lengths: Int[np.ndarray, " sequences"] | None = None
     resample: Callable[[int], np.ndarray] | None = None
     values: Values = field(default=None)  # type: ignore[assignment]
+    #: That :meth:`batch` takes ``dtype=torch.uint8``, see :meth:`Values.targets`.
+    gives_bytes: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.lengths is not None:
@@ -185,10 +185,8 @@ class TextStream:
         """The same in every epoch."""
         return self
 
-    def batch(
-        self, index: Int[np.ndarray, " batch"], dtype: torch.dtype = torch.float32
-    ) -> SequenceBatch:
-        """The segments at ``index``; symbols are whole numbers in any case."""
+    def batch(self, index: Int[np.ndarray, " batch"]) -> SequenceBatch:
+        """The segments at ``index``."""
         starts = np.asarray(index) * self.segment
         return self.pieces(starts, np.minimum(self.segment, len(self.symbols) - starts))
 

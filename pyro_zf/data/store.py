@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import h5py
 import numpy as np
@@ -183,6 +183,8 @@ class StoredDataset:
     split: str
     values: Values
     steps: Int[np.ndarray, " sequences"]
+    #: That :meth:`batch` takes ``dtype=torch.uint8``, see :meth:`Values.targets`.
+    gives_bytes: ClassVar[bool] = True
 
     def __len__(self) -> int:
         return len(self.steps)

@@ -43,7 +43,13 @@ class Values:
     def targets(
         self, stored: Shaped[np.ndarray, "..."], dtype: torch.dtype = torch.float32
     ) -> Tensor:
-        """Stored values as a model reads them: normalised numbers, or indices of symbols."""
+        """Stored values as a model reads them: normalised numbers, or indices of symbols.
+
+        Bits can be had as bytes, ``dtype=torch.uint8``, where they are stored as whole numbers; what is
+        stored as other numbers may be grey levels and comes in single precision then.
+        """
+        if dtype == torch.uint8 and not (self.kind == "binary" and stored.dtype.kind in "biu"):
+            dtype = torch.float32
         if self.kind == "categorical":
             return torch.from_numpy(stored.astype(np.int64))
         if self.kind == "binary":

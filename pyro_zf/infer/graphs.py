@@ -6,6 +6,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -57,7 +58,8 @@ class GraphedSVI:
         strict: bool = True,
         record: Record | None = None,
     ) -> None:
-        if record is None and not svi.optim.defaults.get("capturable", False):
+        groups = svi.optim.param_groups
+        if record is None and not all(group.get("capturable", False) for group in groups):
             raise ValueError(
                 f"{type(svi.optim).__name__} must be made with capturable=True for CUDA graphs"
             )
@@ -161,30 +163,28 @@ class _OnStream:
 
 
 def _tensors(batch: SequenceBatch) -> list[Tensor]:
-    optional = (batch.targets, batch.lengths, batch.uncorrupted)
-    return [batch.inputs, *(x for x in optional if x is not None), *(batch.carried or ())]
+    return [x for _, x in _named_tensors(batch)]
+
+
+def _named_tensors(batch: SequenceBatch) -> list[tuple[str, Tensor]]:
+    names = ("inputs", "targets", "lengths", "uncorrupted")
+    given = [(name, getattr(batch, name)) for name in names]
+    carried = [("carried", x) for x in batch.carried or ()]
+    return [(name, x) for name, x in (*given, *carried) if x is not None]
 
 
 def _with_tensors(batch: SequenceBatch, tensors: list[Tensor]) -> SequenceBatch:
     """The batch with other tensors in the same places."""
-    rest = iter(tensors)
-
-    def optional(x: Tensor | None) -> Tensor | None:
-        return None if x is None else next(rest)
-
-    return SequenceBatch(
-        next(rest),
-        optional(batch.targets),
-        optional(batch.lengths),
-        batch.has_start_symbol,
-        optional(batch.uncorrupted),
-        batch.continues,
-        None if batch.carried is None else tuple(rest),
-    )
+    names = [name for name, _ in _named_tensors(batch)]
+    given: dict[str, Any] = dict(zip(names, tensors, strict=True))
+    if "carried" in given:
+        given["carried"] = tuple(
+            x for name, x in zip(names, tensors, strict=True) if name == "carried"
+        )
+    return replace(batch, **given)
 
 
 def _shape(batch: SequenceBatch) -> Hashable:
     """What a graph is recorded for."""
-    present = (batch.targets is None, batch.lengths is None, batch.uncorrupted is None)
-    tensors = tuple((x.shape, x.dtype) for x in _tensors(batch))
-    return (tensors, present, batch.has_start_symbol, batch.continues)
+    tensors = tuple((name, x.shape, x.dtype) for name, x in _named_tensors(batch))
+    return (tensors, batch.has_start_symbol)

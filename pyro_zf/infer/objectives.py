@@ -16,6 +16,7 @@ from pyro.infer.util import is_validation_enabled
 from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import prune_subsample_sites
+from pyro.util import warn_if_nan
 from torch import Tensor
 
 from pyro_zf.batch import masked
@@ -85,26 +86,8 @@ class TraceMeanField_ELBO(pyro.infer.TraceMeanField_ELBO):
         self, model: Callable, guide: Callable, *args: Any, **kwargs: Any
     ) -> Tensor:
         loss: Any = 0.0
-        for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
-            if not _reparametrised(guide_trace):
-                raise ValueError(
-                    "TraceMeanField_ELBO needs a guide whose latent sites are reparametrised; "
-                    "Trace_ELBO does not"
-                )
-            # Sum of the sites as the stock class computes them; it calls .item() on the total, so
-            # the total is made here.
-            elbo: Any = 0.0
-            for name, site in model_trace.nodes.items():
-                if site["type"] != "sample":
-                    continue
-                if site["is_observed"]:
-                    elbo = elbo + site["log_prob_sum"]
-                elif not cancels(name, site, guide_trace):
-                    elbo = elbo - self._site_kl(name, model_trace, guide_trace)
-            for name, site in guide_trace.nodes.items():
-                if site["type"] == "sample" and name not in model_trace.nodes:
-                    elbo = elbo - _log_prob_sum(guide_trace, name)
-            loss = loss - elbo / self.num_particles
+        for traces in self._get_traces(model, guide, args, kwargs):
+            loss = loss + self._particle(*traces)
         return loss
 
     def loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
@@ -113,7 +96,36 @@ class TraceMeanField_ELBO(pyro.infer.TraceMeanField_ELBO):
 
     def loss_and_grads(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
         """The loss as a number; its gradient is added to the parameters."""
-        return _loss_and_grads(self, model, guide, *args, **kwargs)
+        loss = 0.0
+        for traces in self._get_traces(model, guide, args, kwargs):
+            particle = self._particle(*traces)
+            if particle.requires_grad:
+                particle.backward(retain_graph=self.retain_graph)
+            loss += particle.item()
+        warn_if_nan(loss, "loss")  # type: ignore[call-overload]
+        return loss
+
+    def _particle(self, model_trace: Trace, guide_trace: Trace) -> Tensor:
+        """A particle's part of the loss."""
+        if not _reparametrised(guide_trace):
+            raise ValueError(
+                "TraceMeanField_ELBO needs a guide whose latent sites are reparametrised; "
+                "Trace_ELBO does not"
+            )
+        # Sum of the sites as the stock class computes them; it calls .item() on the total, so the
+        # total is made here.
+        elbo: Any = 0.0
+        for name, site in model_trace.nodes.items():
+            if site["type"] != "sample":
+                continue
+            if site["is_observed"]:
+                elbo = elbo + site["log_prob_sum"]
+            elif not cancels(name, site, guide_trace):
+                elbo = elbo - self._site_kl(name, model_trace, guide_trace)
+        for name, site in guide_trace.nodes.items():
+            if site["type"] == "sample" and name not in model_trace.nodes:
+                elbo = elbo - _log_prob_sum(guide_trace, name)
+        return -torch.as_tensor(elbo) / self.num_particles
 
     def _get_trace(
         self, model: Callable, guide: Callable, args: Any, kwargs: Any

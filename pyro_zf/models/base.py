@@ -90,6 +90,8 @@ class SequenceModel(nn.Module):
         ValueError: if the layout is unknown, or ``time_chunk`` below one.
     """
 
+    time_chunk: int | None = None
+
     def __init__(
         self,
         layout: Layout = "time",

@@ -42,7 +42,7 @@ class LatentPrograms(SequenceModel):
     skip_gradient: float
     skip_per: Literal["step", "sequence"]
     latents: Latents
-    core: Core
+    core: Core = "auto"
     #: Maps z to the distribution of a latent that follows it, where a system has one.
     echo: Any = None
     _shared: Shared

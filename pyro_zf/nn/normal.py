@@ -9,6 +9,7 @@ import pyro.distributions as dist
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd import forward_ad
 
 __all__ = ["DiagonalNormal"]
 
@@ -49,8 +50,16 @@ class DiagonalNormal(dist.Independent):
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
-        mean, log_scale = self.base_dist.loc, self.log_scale
-        return _LogProb.apply(*torch.broadcast_tensors(value, mean, log_scale))
+        inputs = torch.broadcast_tensors(value, self.base_dist.loc, self.log_scale)
+        # Transforms of functions, and derivatives in forward mode, want plain operations.
+        transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+        return _log_prob(*inputs) if transformed else _LogProb.apply(*inputs)
+
+
+def _log_prob(value: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
+    deviation = (value - mean) * torch.exp(-log_scale)
+    constant = 0.5 * math.log(2 * math.pi)
+    return -(0.5 * deviation.square() + log_scale + constant).sum(-1)
 
 
 class _LogProb(torch.autograd.Function):

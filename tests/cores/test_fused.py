@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from pyro_zf import SequenceBatch
 from pyro_zf.cores import recurrence_in_use, step
@@ -275,6 +276,27 @@ def test_a_path_changed_in_place_is_not_differentiated() -> None:
         z.sum().backward()
 
 
+@pytest.mark.parametrize("name", ["zforcing", "embedded latents", "variational-bilstm", "srnn"])
+def test_weights_changed_in_place_before_the_backward_are_an_error(name: str) -> None:
+    """As everywhere in PyTorch; an optimiser's step between two losses would do it."""
+    model = VARIANTS[name](**SIZES)
+    _, z = drawn(model)
+    with torch.no_grad():
+        model.posterior.network[2].weight.mul_(3)
+    with pytest.raises(RuntimeError, match="inplace operation"):
+        z.sum().backward()
+
+
+@pytest.mark.parametrize("what", ["loc", "hidden"])
+def test_what_else_is_not_to_be_changed(what: str) -> None:
+    q, z = drawn(VARIANTS["zforcing"](**SIZES))
+    changed = q.conditionals(z).base_dist.loc if what == "loc" else q.recurrence.states(z)
+    with torch.no_grad():
+        changed.add_(1)
+    with pytest.raises(RuntimeError, match="changed in place"):
+        z.sum().backward()
+
+
 def test_gradients_have_no_gradients() -> None:
     model = VARIANTS["zforcing"](**SIZES)
     _, z = drawn(model)
@@ -333,6 +355,57 @@ def test_embeddings_of_ones_own_are_left_to_the_eager_core() -> None:
     assert "a way of its own" in recurrence_in_use(Own(DATA, **SIZES))
     mean = VariationalBiLSTM(DATA, **SIZES, b_tilde="mean")
     assert "a way of its own" in recurrence_in_use(mean)
+
+
+def test_hooks_and_layers_without_bias_are_left_to_the_eager_core() -> None:
+    batch, ran = batch_of(None), []
+    pruned = ZForcing(DATA, **SIZES)
+    prune.l1_unstructured(
+        pruned.posterior.network[2], "weight", 0.5
+    )  # by a hook before the forward
+    hooked = ZForcing(DATA, **SIZES, latent_embedding_size=4)
+    hooked.latent_embedding.register_forward_hook(lambda *_: ran.append(1))
+    bare = ZForcing(DATA, **SIZES)
+    bare.posterior.network[2] = nn.Linear(4, 6, bias=False)
+    for model in (pruned, hooked, bare):
+        assert recurrence_in_use(model).startswith("eager, since")
+        optimiser = torch.optim.SGD(model.parameters(), lr=1e-3)
+        svi = SVI(model.model, model.guide, optimiser, Trace_ELBO())
+        for _ in range(3):
+            assert svi.step(batch).isfinite()
+    assert ran
+
+
+def test_the_prior_is_sampled_whatever_core_is_asked_for() -> None:
+    model, batch = ZForcing(DATA, **SIZES, core="fused").eval(), batch_of(None)
+    values = []
+    for core in ("fused", "eager"):
+        with attributes(model, core=core):
+            torch.manual_seed(0)
+            trace = pyro.poutine.trace(model.model).get_trace(batch)
+            values.append(trace.nodes["z"]["value"])
+            for latents in ("prior", "prior-mean"):
+                with model.drawing_latents_from(latents):
+                    assert batch_bounds(model.model, model.guide, batch).elbo.isfinite().all()
+    assert torch.equal(*values)
+
+
+def test_a_model_saved_before_there_was_a_choice() -> None:
+    model = ZForcing(DATA, **SIZES)
+    del model.__dict__["core"], model.__dict__["time_chunk"]
+    assert model.loss_module(Trace_ELBO())(batch_of(None)).isfinite()
+    assert recurrence_in_use(model) == "fused"
+
+
+def test_a_path_drawn_without_a_graph_is_scored_with_one() -> None:
+    model = VARIANTS["zforcing"](**SIZES)
+    q = pyro.poutine.trace(model.guide).get_trace(batch_of(None)).nodes["z"]["fn"]
+    z = q.sample()
+    assert not z.requires_grad
+    weight = model.posterior.network[0].weight
+    forward = model.transition.lstm.weight_hh_l0
+    for gradient in torch.autograd.grad(q.log_prob(z).sum(), (weight, forward)):
+        assert gradient.abs().sum() > 0
 
 
 def test_activations_by_module() -> None:

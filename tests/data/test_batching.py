@@ -243,3 +243,33 @@ def test_bits_are_bytes_until_they_are_on_their_device(monkeypatch: pytest.Monke
     assert moved == [torch.uint8] * 2
     assert targets.dtype == torch.float32
     np.testing.assert_array_equal(targets.numpy(), bits)
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_grey_levels_stay_what_they_are(own: bool) -> None:
+    """Numbers that are not whole are no bits, whatever they are called."""
+
+    class Own:
+        """A data set of one's own, that knows nothing of bytes."""
+
+        def __init__(self, data: ArrayDataset) -> None:
+            self.data = data
+
+        def __len__(self) -> int:
+            return len(self.data)
+
+        def __getattr__(self, name: str) -> Any:
+            if name == "gives_bytes":
+                raise AttributeError(name)
+            return getattr(self.data, name)
+
+        def at_epoch(self, epoch: int) -> Own:
+            return self
+
+        def batch(self, index: np.ndarray) -> SequenceBatch:
+            return self.data.batch(index)
+
+    data: Any = ArrayDataset(np.full((2, 3, 4), 0.7, dtype=np.float32))
+    (batch,) = Batches(Own(data) if own else data, 2)
+    assert batch.targets is not None
+    assert batch.targets.unique().tolist() == pytest.approx([0.7])

@@ -120,6 +120,32 @@ def test_each_shape_has_its_own_graph_and_rare_ones_have_none() -> None:
     assert pair.recorded == 2  # 3 and 2; 5 comes too late
 
 
+def test_losses_and_batches_are_left_alone() -> None:
+    with pyro.validation_enabled(False):
+        pair = Pair(ZForcing(4, **SIZES), TraceMeanField_ELBO(), warmup=1)
+        batches = [bits(3, 4, 4) for _ in range(4)]
+        before = [b.inputs.clone() for b in batches]
+        losses = [pair.graphed.step(batch) for batch in batches]
+    assert len({float(loss) for loss in losses}) == 4, "each has a loss of its own"
+    for batch, inputs in zip(batches, before, strict=True):
+        assert torch.equal(batch.inputs, inputs)
+
+
+def test_a_graph_is_for_one_program() -> None:
+    """What changes the program, and not only its numbers, is recorded anew."""
+    with pyro.validation_enabled(False):
+        pair = Pair(ZForcing(4, **SIZES), TraceMeanField_ELBO(), warmup=0)
+        for engine in pair.engines:  # an update makes the state of the optimiser
+            torch.manual_seed(0)
+            engine.step(bits(2, 4, 4))
+        batch = bits(3, 4, 4)
+        other = SequenceBatch(batch.inputs, batch.targets, has_start_symbol=False)
+        single = SequenceBatch(batch.inputs, batch.targets, uncorrupted=batch.inputs.flip(0))
+        for seed, given in enumerate((batch, other, single, batch, other, single), start=1):
+            pair.step(given, seed)
+    assert pair.recorded == 3
+
+
 def test_lengths_and_dropped_inputs_are_read_anew() -> None:
     dropout = WordDropout(0.5)
     with pyro.validation_enabled(False):
@@ -145,6 +171,7 @@ def test_states_are_carried_through_replays() -> None:
                 losses.append(engine.step(own))
             assert_close(losses[1], losses[0], f"loss of update {seed}")
             for c, own in zip(pair.carried, given, strict=True):
+                assert len(c._left) == 1  # nothing is kept for batches that are gone
                 c.keep([own])
     assert pair.recorded == 1
 

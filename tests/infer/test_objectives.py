@@ -135,3 +135,38 @@ def test_errors() -> None:
         TraceIWAE(0)
     with pytest.raises(TypeError, match="RenyiELBO has no differentiable_loss"):
         MODELS["paper"]().loss_module(RenyiELBO(0.0, num_particles=2))
+
+
+def test_particles_go_back_one_by_one() -> None:
+    """As in the stock class; a graph is kept where that is asked for."""
+    model, batch = MODELS["paper"](layout="time"), random_batch()
+    results = []
+    for objective in (TraceMeanField_ELBO(3), pyro.infer.TraceMeanField_ELBO(3)):
+        model.zero_grad()
+        torch.manual_seed(0)
+        loss = objective.loss_and_grads(model.model, model.guide, batch)
+        results.append((loss, [p.grad.clone() for p in model.parameters() if p.grad is not None]))
+    assert results[0][0] == pytest.approx(results[1][0], rel=1e-12)
+    for ours, stock in zip(results[0][1], results[1][1], strict=True):
+        assert_close(ours, stock, "gradient")
+    anchor = torch.ones((), requires_grad=True)
+    shared = anchor.exp()  # differentiated by each particle: a graph that must be kept
+
+    def program(given):  # type: ignore[no-untyped-def]
+        pyro.sample("y", pyro.distributions.Normal(shared, 1.0), obs=torch.zeros(()))
+
+    def nothing(given):  # type: ignore[no-untyped-def]
+        pass
+
+    TraceMeanField_ELBO(2, retain_graph=True).loss_and_grads(program, nothing, batch)
+    assert anchor.grad == pytest.approx(float(shared.detach() ** 2))
+
+
+def test_densities_of_latents_are_not_computed_in_vain() -> None:
+    model, batch = MODELS["paper"](layout="time"), random_batch()
+    objective = TraceMeanField_ELBO(max_plate_nesting=1)
+    for validate in (False, True):
+        with pyro.validation_enabled(validate):
+            traces = next(objective._get_traces(model.model, model.guide, (batch,), {}))
+        assert all(("log_prob" in trace.nodes["z"]) == validate for trace in traces)
+        assert "log_prob" in traces[0].nodes["y"]

@@ -45,6 +45,34 @@ def test_a_value_of_another_size_is_refused() -> None:
         )
 
 
+def test_it_goes_through_transforms_of_functions() -> None:
+    ours, stock = pair(3, 2)
+    values, tangent = torch.randn(5, 3, 2), torch.randn(3, 2)
+    both = (ours.log_prob, stock.log_prob)
+    for transform in (
+        lambda f: torch.func.vmap(f)(values),
+        lambda f: torch.func.grad(lambda x: f(x).sum())(values[0]),
+        lambda f: torch.func.jvp(f, (values[0],), (tangent,))[1],
+        lambda f: torch.autograd.functional.jvp(f, values[0], tangent)[1],
+        lambda f: torch.func.hessian(lambda x: f(x).sum())(values[0]),
+    ):
+        a, b = (transform(f) for f in both)
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_gradients_that_are_differentiated_are_those_of_the_stock_one() -> None:
+    mean, log_scale, value = (torch.randn(3, 4, requires_grad=True) for _ in range(3))
+    gradients = [
+        torch.autograd.grad(f(value).square().sum(), (value, mean, log_scale), create_graph=True)
+        for f in (
+            DiagonalNormal(mean, log_scale).log_prob,
+            dist.Normal(mean, log_scale.exp()).to_event(1).log_prob,
+        )
+    ]
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("shape", [(3, 4), (4,), (1, 4)])
 def test_its_density_by_finite_differences(shape: tuple[int, ...]) -> None:
     inputs = [torch.randn(shape, requires_grad=True) for _ in range(3)]
