@@ -251,7 +251,7 @@ class Recurrence:
 
     def forget(self) -> None:
         """Compute the states anew at the next call of :meth:`states`."""
-        self._path = self._h = self._before = None
+        self._path = self._h = None
 
     def share(self) -> None:
         """Leave what is remembered for another recurrence on the same batch."""
