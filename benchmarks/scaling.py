@@ -48,6 +48,8 @@ class Config:
     """Measured updates of each, after one that is not."""
     output: Path | None = None
     """Also write the figures to this JSON file."""
+    keep_memory: bool = True
+    """Whether the C library keeps freed memory while times are taken, as in the training command."""
     measure_memory_of: str | None = None
     """Print the memory of one variant and stop; used by the script itself."""
 
@@ -83,7 +85,8 @@ def main(config: Config) -> None:
         for steps in config.steps
         if steps >= 784
     }
-    keep_freed_memory()
+    if config.keep_memory:
+        keep_freed_memory()
     short = dataclasses.replace(mnist, steps=196)
     sizes: dict[str, dict[int, Shape]] = {
         "steps": {n: dataclasses.replace(mnist, steps=n) for n in config.steps},
