@@ -95,6 +95,8 @@ def main(config: Config) -> None:
     }
     seconds: dict[str, dict[int, dict[str, float]]] = {}
     for name, shapes in sizes.items():
+        if not shapes:
+            continue
         variants = {}
         for n, shape in shapes.items():
             variants[f"{n} fused"] = update_of(shape, core="fused")

@@ -31,4 +31,6 @@ def test_freed_memory_is_used_again() -> None:
         )
         for how in ("keep", "hand back")
     }
-    assert faults["keep"] < 100 < faults["hand back"]
+    # A little allocation may come to lie in what was freed, and the heap then grows once more: how
+    # often depends on where the kernel put it. Handed back, every page is new in all ten rounds.
+    assert 4 * faults["keep"] < faults["hand back"]
