@@ -39,7 +39,7 @@ class Config:
     """Measure how time and memory of an update grow."""
 
     steps: tuple[int, ...] = (196, 784, 3136)
-    """Numbers of steps."""
+    """Numbers of steps; none leaves its table out, as with those below."""
     batch: tuple[int, ...] = (8, 32, 128)
     """Numbers of sequences, at 196 steps."""
     hidden: tuple[int, ...] = (64, 128, 256, 512)

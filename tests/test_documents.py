@@ -160,6 +160,13 @@ def test_the_benchmark_of_scaling() -> None:
     assert "two LSTMs" in printed
 
 
+def test_tables_of_scaling_can_be_left_out() -> None:
+    _, figures = benchmark(
+        "scaling.py", "--steps", "8", "--batch", "--hidden", "--repetitions", "1"
+    )  # fmt: skip
+    assert set(figures["seconds"]) == {"steps"}
+
+
 def test_the_memory_of_an_update() -> None:
     """The fused layout against one site a step, and in chunks; whole figures in docs/performance.md."""
     megabytes = {}
