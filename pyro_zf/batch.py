@@ -169,22 +169,24 @@ class SequenceBatch:
         """In memory that a GPU can copy from while the host goes on."""
         return self._mapped(Tensor.pin_memory)
 
+    def first(self, number: int) -> SequenceBatch:
+        """The first ``number`` sequences, or all there are."""
+        part = torch.arange(min(number, self.num_sequences), device=self.inputs.device)
+        return self._part(part)
+
     def chunk(self, number: int) -> list[SequenceBatch]:
         """Cut into at most ``number`` batches of nearly equal size."""
         if number == 1:  # what every update without accumulation asks for
             return [self]
         parts = torch.arange(self.num_sequences, device=self.inputs.device).chunk(number)
+        return [self._part(part) for part in parts]
 
-        def cut(part: Tensor) -> SequenceBatch:
-            return self._mapped(lambda x: x[part], carried=False)
-
-        chunks = [cut(part) for part in parts]
+    def _part(self, part: Int[Tensor, " rows"]) -> SequenceBatch:
+        """Some of the rows."""
+        cut = self._mapped(lambda x: x[part], carried=False)
         if self.carried is None:
-            return chunks
-        return [
-            replace(chunk, carried=tuple(x[..., part, :] for x in self.carried))
-            for chunk, part in zip(chunks, parts, strict=True)
-        ]
+            return cut
+        return replace(cut, carried=tuple(x[..., part, :] for x in self.carried))
 
     def _mapped(self, change: Callable[[Tensor], Tensor], carried: bool = True) -> SequenceBatch:
         """All tensors changed."""

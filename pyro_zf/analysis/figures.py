@@ -3,18 +3,47 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
+from matplotlib import mlab
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-__all__ = ["curves", "digits", "kl_per_step", "series", "waveforms"]
+__all__ = [
+    "Curve",
+    "bound_in_training",
+    "curves",
+    "digits",
+    "kl_by_unit",
+    "kl_in_training",
+    "kl_over_images",
+    "kl_per_step",
+    "latent_pca",
+    "lengths_along",
+    "sampling_against_mean",
+    "series",
+    "spectrograms",
+    "waveforms",
+]
 
-_BLUE, _ORANGE, _GREY = "#3b6ea8", "#d9822b", "#9a9a9a"
+_BLUE, _ORANGE = "#3b6ea8", "#d9822b"
+_COLOURS = (
+    _BLUE, _ORANGE, "#4f8f5b", "#a64d79", "#7a6a53", "#5aa5a8", "#b0413e", "#8c7bc2", "#9a9a9a",
+    "#c2b280", "#2f4b3c",
+)  # fmt: skip
 _SIDE = 28
+
+#: Updates and values.
+Curve = tuple[Sequence[float | int], Sequence[float | int]]
+
+
+def _tidy(axes: Axes) -> Axes:
+    axes.spines[["top", "right"]].set_visible(False)
+    return axes
 
 
 def digits(
@@ -54,6 +83,9 @@ def curves(
 ) -> Figure:
     """-ELBO, KL and auxiliary costs against updates, from the events of ``metrics.jsonl``.
 
+    A system without latents has no KL, and one without auxiliary costs none of these: their panels
+    are left out.
+
     Args:
         events: the events.
         unit: what a sequence, or a step, is called.
@@ -61,25 +93,27 @@ def curves(
     """
     train = [e for e in events if e["event"] == "train"]
     valid = [e for e in events if e["event"] == "valid"]
-    figure = Figure(figsize=(10, 3), layout="constrained")
-    panels = figure.subplots(1, 3)
-    for axes, key, sign, title in zip(
-        panels,
-        ("elbo", "kl", "aux"),
-        (-1, 1, 1),
-        ("-ELBO", "KL(q || p)", "weighted auxiliary log-prob"),
-        strict=True,
-    ):
-        for series, colour, label in (
+    shown = [
+        (key, sign, title)
+        for key, sign, title in (
+            ("elbo", -1, "-ELBO"),
+            ("kl", 1, "KL(q || p)"),
+            ("aux", 1, "weighted auxiliary log-prob"),
+        )
+        if key == "elbo" or any(e[f"{key}_nats_per_{per}"] for e in train + valid)
+    ]
+    figure = Figure(figsize=(3.4 * len(shown), 3), layout="constrained")
+    panels = figure.subplots(1, len(shown), squeeze=False)[0]
+    for axes, (key, sign, title) in zip(panels, shown, strict=True):
+        for events_of, colour, label in (
             (train, _BLUE, "training batch"),
             (valid, _ORANGE, "validation"),
         ):
-            steps = [e["step"] for e in series]
-            values = [sign * e[f"{key}_nats_per_{per}"] for e in series]
+            steps = [e["step"] for e in events_of]
+            values = [sign * e[f"{key}_nats_per_{per}"] for e in events_of]
             marker = "o" if label == "validation" else None
             axes.plot(steps, values, color=colour, label=label, lw=1.2, marker=marker, ms=4)
-        axes.set(title=title, xlabel="update", ylabel=f"nats per {unit}")
-        axes.spines[["top", "right"]].set_visible(False)
+        _tidy(axes).set(title=title, xlabel="update", ylabel=f"nats per {unit}")
     # The first updates are far off; a scale that shows them hides everything after.
     late = [-e[f"elbo_nats_per_{per}"] for e in train[len(train) // 10 :] + valid]
     if late:
@@ -88,21 +122,115 @@ def curves(
     return figure
 
 
-def kl_per_step(values: Sequence[float] | Tensor, unit: str = "step") -> Figure:
+def kl_in_training(panels: Mapping[str, Mapping[str, Sequence[Curve]]], ylabel: str) -> Figure:
+    """KL against updates, a line for each system (Goyal et al. 2017, figure 2).
+
+    Args:
+        panels: data set -> system -> curves of its seeds; the line is their mean, and the band what
+            lies between the lowest and the highest.
+        ylabel: of all panels.
+    """
+    return _bands(panels, ylabel)
+
+
+def bound_in_training(panels: Mapping[str, Mapping[str, Sequence[Curve]]], ylabel: str) -> Figure:
+    """A bound against updates, a line for each system (Shabanian et al. 2017, figure 2).
+
+    The first tenth of the updates is left off the scale. Args as of :func:`kl_in_training`.
+    """
+    return _bands(panels, ylabel, settled=True)
+
+
+def sampling_against_mean(curves: Mapping[str, Sequence[Curve]], ylabel: str) -> Figure:
+    """A bound with z drawn, or at its mean, against updates (Shabanian et al. 2017, figure 3).
+
+    Args:
+        curves: how z is had -> curves of the seeds.
+        ylabel: of the panel.
+    """
+    return _bands({"": curves}, ylabel, settled=True)
+
+
+def _bands(
+    panels: Mapping[str, Mapping[str, Sequence[Curve]]], ylabel: str, settled: bool = False
+) -> Figure:
+    figure = Figure(figsize=(max(4.2 * len(panels), 5.4), 3.4), layout="constrained")
+    all_axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axes, (title, systems) in zip(all_axes, panels.items(), strict=True):
+        late: list[float] = []
+        for colour, (label, runs) in zip(_COLOURS * 2, systems.items(), strict=False):
+            runs = [run for run in runs if len(run[0])]
+            if not runs:
+                continue
+            # Runs that were validated at other updates are compared where they are known.
+            steps = np.asarray(sorted({s for run in runs for s in run[0]}))
+            lines = np.stack([np.interp(steps, *run, left=np.nan, right=np.nan) for run in runs])
+            known = ~np.isnan(lines).any(0)
+            steps, lines = steps[known], lines[:, known]
+            axes.plot(steps, lines.mean(0), color=colour, label=label, lw=1.4)
+            if len(runs) > 1:
+                axes.fill_between(steps, lines.min(0), lines.max(0), color=colour, alpha=0.2, lw=0)
+            late += lines[:, steps > 0.1 * steps.max(initial=0)].ravel().tolist()
+        if settled and late:
+            low, high = min(late), max(late)
+            axes.set_ylim(low - 0.05 * (high - low + 1e-3), high + 0.05 * (high - low + 1e-3))
+        _tidy(axes).set(title=title, xlabel="update", ylabel=ylabel)
+        axes.legend(frameon=False, fontsize=7)
+    return figure
+
+
+def kl_per_step(values: Sequence[float | int] | Tensor, unit: str = "step") -> Figure:
     """KL at each step of a sequence, in nats."""
     heights = np.asarray(values)
     figure = Figure(figsize=(5, 2.6), layout="constrained")
-    axes = figure.subplots()
+    axes = _tidy(figure.subplots())
     axes.bar(
         np.arange(1, len(heights) + 1), heights, width=1.0, color=_BLUE, edgecolor="white", lw=0.3
     )
     axes.set(xlabel=unit, ylabel="KL in nats", title="Information in z, step by step")
-    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def kl_by_unit(values: Sequence[float], unit: str = "sequence") -> Figure:
+    """KL of each latent unit, the largest first."""
+    heights = np.sort(np.asarray(values))[::-1]
+    figure = Figure(figsize=(5, 2.6), layout="constrained")
+    axes = _tidy(figure.subplots())
+    axes.bar(np.arange(1, len(heights) + 1), heights, color=_BLUE)
+    axes.set(
+        xlabel="latent unit, by size", ylabel=f"KL, nats per {unit}",
+        title="Information in z, unit by unit",
+    )  # fmt: skip
+    return figure
+
+
+def kl_over_images(
+    images: Float[Tensor, "images time data"], kl: Float[Tensor, "images time"]
+) -> Figure:
+    """KL of each step laid over the image that it draws: a row, or a pixel.
+
+    Args:
+        images: by row or by pixel.
+        kl: nats of each step.
+    """
+    figure = Figure(figsize=(1.2 * len(images) + 0.8, 2.6), layout="constrained")
+    panels = figure.subplots(2, len(images), squeeze=False)
+    top = float(kl.max())
+    for image, nats, above, below in zip(images, kl, *panels, strict=True):
+        picture = image.reshape(_SIDE, _SIDE).cpu().numpy()
+        above.imshow(picture, cmap="gray", vmin=0, vmax=1)
+        heat = nats.reshape(_SIDE, -1).expand(_SIDE, _SIDE).cpu().numpy()
+        shown = below.imshow(heat, cmap="magma", vmin=0, vmax=top)
+        if picture.min() < 0.5 < picture.max():
+            below.contour(picture, levels=[0.5], colors="w", linewidths=0.4)
+        for axes in (above, below):
+            axes.set_axis_off()
+    figure.colorbar(shown, ax=list(panels[1]), label="KL in nats", shrink=0.9)
     return figure
 
 
 def waveforms(
-    rows: Sequence[Sequence[Float[np.ndarray, " samples"]]],
+    rows: Sequence[Sequence[Float[np.ndarray, " _"]]],
     titles: Sequence[str],
     sample_rate: int,
 ) -> Figure:
@@ -115,8 +243,40 @@ def waveforms(
         for axes in axes_of_row[len(row) :]:
             axes.set_axis_off()
         for sound, axes in zip(row, axes_of_row, strict=False):
-            axes.plot(np.arange(len(sound)) / sample_rate, sound, color=_BLUE, lw=0.4)
-            axes.spines[["top", "right"]].set_visible(False)
+            _tidy(axes).plot(np.arange(len(sound)) / sample_rate, sound, color=_BLUE, lw=0.4)
+    for axes in panels[-1]:
+        axes.set_xlabel("seconds")
+    return figure
+
+
+def spectrograms(
+    rows: Sequence[Sequence[Float[np.ndarray, " _"]]],
+    titles: Sequence[str],
+    sample_rate: int,
+) -> Figure:
+    """Power of sounds over time and frequency, in decibels; all of one scale."""
+    columns = max(len(row) for row in rows)
+    figure = Figure(figsize=(3.2 * columns, 1.6 * len(rows) + 0.4), layout="constrained")
+    panels = figure.subplots(len(rows), columns, squeeze=False, sharey=True, sharex=True)
+    window = 256
+    powers: dict[tuple[int, int], Any] = {}
+    for r, row in enumerate(rows):
+        for c, sound in enumerate(row):
+            padded = np.pad(sound, (0, max(2 * window - len(sound), 0)))
+            power, *where = mlab.specgram(padded, NFFT=window, Fs=sample_rate, noverlap=window // 2)
+            powers[r, c] = (10 * np.log10(np.maximum(power, 1e-14)), *where)
+    top = max(float(power.max()) for power, *_ in powers.values())
+    for r, (title, axes_of_row) in enumerate(zip(titles, panels, strict=True)):
+        axes_of_row[0].set_ylabel(f"{title}\nkHz")
+        for c, axes in enumerate(axes_of_row):
+            if (r, c) not in powers:
+                axes.set_axis_off()
+                continue
+            power, frequencies, times = powers[r, c]
+            axes.imshow(
+                power, origin="lower", aspect="auto", cmap="magma", vmin=top - 70, vmax=top,
+                extent=(0, times[-1], 0, frequencies[-1] / 1000),
+            )  # fmt: skip
     for axes in panels[-1]:
         axes.set_xlabel("seconds")
     return figure
@@ -139,4 +299,69 @@ def series(rows: Sequence[Float[Tensor, "sequences time data"]], titles: Sequenc
                 )
             axes.tick_params(labelsize=6)
         axes_of_row[0].set_ylabel(title)
+    return figure
+
+
+def latent_pca(
+    z: Float[Tensor, "sequences time latent"],
+    labels: Shaped[np.ndarray, " sequences"],
+    name: str = "label",
+) -> Figure:
+    """The two directions in which the latents of sequences differ most, coloured by a label.
+
+    Args:
+        z: a path for each sequence, see :func:`pyro_zf.analysis.posterior_path`.
+        labels: words or whole numbers are classes, other numbers a scale.
+        name: of the label.
+
+    Raises:
+        ValueError: for fewer than three sequences.
+    """
+    paths = z.flatten(1).double().cpu().numpy()
+    if len(paths) < 3:
+        raise ValueError(f"a plane through the latents needs 3 sequences, not {len(paths)}")
+    centred = paths - paths.mean(0)
+    left, scale, _ = np.linalg.svd(centred, full_matrices=False)
+    share = np.square(scale) / max(np.square(scale).sum(), 1e-300)
+    points = left[:, :2] * scale[:2]
+    figure = Figure(figsize=(5.2, 4.4), layout="constrained")
+    axes = _tidy(figure.subplots())
+    classes = np.unique(labels)
+    if labels.dtype.kind == "f" or len(classes) > len(_COLOURS):
+        shown = axes.scatter(
+            points[:, 0], points[:, 1], c=np.asarray(labels, dtype=float), s=9, cmap="viridis"
+        )
+        figure.colorbar(shown, label=name)
+    else:
+        for colour, one in zip(_COLOURS, classes, strict=False):
+            chosen = points[labels == one]
+            axes.scatter(chosen[:, 0], chosen[:, 1], color=colour, s=9, label=str(one))
+        axes.legend(title=name, frameon=False, fontsize=7, markerscale=1.5)
+    axes.set(
+        xlabel=f"first component, {share[0]:.0%} of the variance",
+        ylabel=f"second, {share[1]:.0%}",
+    )
+    return figure
+
+
+def lengths_along(
+    weights: Sequence[float],
+    lengths: Mapping[str, Sequence[Sequence[float | int]]],
+    unit: str = "words",
+) -> Figure:
+    """How long what is decoded is between two latent paths (Goyal et al. 2017, table 3).
+
+    Args:
+        weights: of the interpolation.
+        lengths: how values were taken -> of each pair, the length at each weight.
+        unit: of a length.
+    """
+    figure = Figure(figsize=(5, 3), layout="constrained")
+    axes = _tidy(figure.subplots())
+    for colour, (label, pairs) in zip(_COLOURS, lengths.items(), strict=False):
+        for pair in pairs:
+            axes.plot(weights, pair, color=colour, alpha=0.35, lw=0.8)
+        axes.plot(weights, np.mean(pairs, axis=0), color=colour, lw=2, label=label)
+    axes.set(xlabel="a", ylabel=f"{unit} decoded")
+    axes.legend(frameon=False)
     return figure

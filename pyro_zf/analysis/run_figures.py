@@ -6,22 +6,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from pyro_zf.analysis.figures import curves, digits, kl_per_step, series, waveforms
-from pyro_zf.analysis.generation import Reconstruction, reconstruct, sample
+from pyro_zf.analysis.figures import curves, kl_over_images, kl_per_step
+from pyro_zf.analysis.generation import reconstruct, sample
+from pyro_zf.analysis.outputs import Rows, save_pictures, save_sounds, save_texts
 from pyro_zf.batch import SequenceBatch
 from pyro_zf.data import Batches, Splits
 from pyro_zf.infer import batch_bounds
 from pyro_zf.models import SequenceModel
 
-__all__ = ["save_run_figures"]
+__all__ = ["RECONSTRUCTED", "cut", "save_run_figures", "save_sequences", "shown_steps"]
 
 #: Seconds of the sounds, and steps of other sequences, that are drawn from a model at most.
 SECONDS, STEPS = 2.0, 200
-_TITLES = ("test data", "mean, true past", "from z alone")
+RECONSTRUCTED = ("test data", "mean, true past", "from z alone")
 
 
 @torch.no_grad()
@@ -37,38 +37,55 @@ def save_run_figures(
     Pictures as PNG; of speech and other sounds WAV files too, of text a file.
     """
     device = next(model.parameters()).device
-    few = _cut(next(iter(Batches(splits.test, 10, limit=10))), splits).to(device)
+    few = cut(next(iter(Batches(splits.test, 10, limit=10))), splits).to(device)
     many = next(iter(Batches(splits.test, 200, limit=200))).to(device)
-    steps = few.num_steps if splits.sample_rate is None else _steps(splits)
-    samples = sample(model, splits.values, num_samples, steps)
-    reconstructions = reconstruct(model, few)
+    steps = few.num_steps if splits.sample_rate is None else shown_steps(splits)
+    samples = {"samples": sample(model, splits.values, num_samples, steps)}
+    reconstructions = dict(zip(RECONSTRUCTED, reconstruct(model, few), strict=True))
     bounds = batch_bounds(model.model, model.guide, many)
-    reached = many.num_real if many.mask is None else many.mask.sum(0).clamp(min=1)
+    figures: dict[str, Figure] = {"curves": curves(events, *_measure(splits))}
+    if bool(bounds.kl.any()):
+        reached = many.num_real if many.mask is None else many.mask.sum(0).clamp(min=1)
+        by_step = (bounds.kl_per_step.sum(0) / reached).cpu()
+        figures["kl_per_step"] = kl_per_step(by_step, splits.step_unit)
+        if splits.is_image and many.targets is not None:
+            figures["kl_over_images"] = kl_over_images(many.targets[:8], bounds.kl_per_step[:8])
     folder = run / "figures"
     folder.mkdir(exist_ok=True)
-    figures = {
-        "kl_per_step": kl_per_step((bounds.kl_per_step.sum(0) / reached).cpu(), splits.step_unit),
-        "curves": curves(events, *_measure(splits)),
-    }
-    written: list[Path] = []
-    if splits.is_image:
-        figures |= {
-            "samples": digits([samples]),
-            "reconstructions": digits(reconstructions, _TITLES),
-        }
-    elif splits.sample_rate is not None:
-        sounds, written = _sounds(folder, samples, reconstructions, few, splits)
-        figures |= sounds
-    elif splits.vocabulary is not None:
-        written = _texts(folder, samples, reconstructions, few, splits)
-    elif splits.kind != "categorical":
-        figures["samples"] = series([samples[:5]], ["samples"])
-        figures["reconstructions"] = series([x[:5] for x in reconstructions], _TITLES)
-    pictures = []
+    written = []
     for name, figure in figures.items():
-        pictures.append(folder / f"{name}.png")
-        figure.savefig(pictures[-1], dpi=150)
-    return pictures + written
+        written.append(folder / f"{name}.png")
+        figure.savefig(written[-1], dpi=150)
+    written += save_sequences(folder, "samples", samples, splits, grid=True)
+    written += save_sequences(folder, "reconstructions", reconstructions, splits, few.lengths)
+    return written
+
+
+def save_sequences(
+    folder: Path,
+    name: str,
+    rows: Rows,
+    splits: Splits,
+    lengths: torch.Tensor | None = None,
+    grid: bool = False,
+) -> list[Path]:
+    """Sequences as files of their kind: pictures, sounds or texts.
+
+    Args:
+        folder: that there is.
+        name: of the files.
+        rows: title -> sequences.
+        splits: what they are.
+        lengths: steps of each sequence that are shown.
+        grid: of images, whether the first row becomes a square without a title.
+    """
+    if splits.sample_rate is not None:
+        return save_sounds(folder, name, rows, splits, lengths)
+    if splits.vocabulary is not None:
+        return save_texts(folder, name, rows, splits, lengths)
+    if splits.kind == "categorical":  # indices that mean nothing to the eye
+        return []
+    return save_pictures(folder, name, rows, splits, grid)
 
 
 def _measure(splits: Splits) -> tuple[str, Literal["sequence", "step"]]:
@@ -78,86 +95,23 @@ def _measure(splits: Splits) -> tuple[str, Literal["sequence", "step"]]:
     return splits.step_unit, "step"
 
 
-def _steps(splits: Splits) -> int:
-    assert splits.sample_rate is not None
-    return max(int(SECONDS * splits.sample_rate / splits.data_size), 1)
+def shown_steps(splits: Splits, seconds: float = SECONDS) -> int:
+    """Steps of a sound of so many seconds, or of another sequence to show."""
+    if splits.sample_rate is None:
+        return splits.num_steps if splits.is_image else min(splits.num_steps, STEPS)
+    return max(int(seconds * splits.sample_rate / splits.data_size), 1)
 
 
-def _cut(batch: SequenceBatch, splits: Splits) -> SequenceBatch:
+def cut(batch: SequenceBatch, splits: Splits, most: int | None = None) -> SequenceBatch:
     """No longer than what is shown."""
-    most = _steps(splits) if splits.sample_rate is not None else STEPS
-    if splits.is_image or batch.num_steps <= most:
+    if most is None:
+        most = shown_steps(splits) if splits.sample_rate is not None else STEPS
+        if splits.is_image:
+            return batch
+    if batch.num_steps <= most:
         return batch
     assert batch.targets is not None
     lengths = None if batch.lengths is None else batch.lengths.clamp(max=most)
     return SequenceBatch(
         batch.inputs[:, :most], batch.targets[:, :most], lengths, batch.has_start_symbol
     )
-
-
-def _sounds(
-    folder: Path,
-    samples: torch.Tensor,
-    reconstructions: Reconstruction,
-    few: SequenceBatch,
-    splits: Splits,
-) -> tuple[dict[str, Figure], list[Path]]:
-    import soundfile
-
-    assert splits.sample_rate is not None
-    lengths = (
-        few.lengths if few.lengths is not None else torch.full((few.num_sequences,), few.num_steps)
-    )
-
-    def waves(sequences: torch.Tensor, steps: Sequence[int], number: int = 4) -> list[np.ndarray]:
-        chosen = zip(sequences[:number], steps[:number], strict=False)
-        values = [splits.values.restored(s[:n].flatten()) for s, n in chosen]
-        return [np.clip(v / 32768.0, -1.0, 1.0) for v in values]
-
-    own = [samples.shape[1]] * len(samples)
-    real = [int(n) for n in lengths]
-    rows = {
-        "samples": waves(samples, own),
-        **{t.replace(", ", "-").replace(" ", "-"): waves(x, real) for t, x in zip(_TITLES, reconstructions, strict=True)},
-    }  # fmt: skip
-    written = []
-    for name, row in rows.items():
-        for i, wave in enumerate(row):
-            written.append(folder / f"{name}-{i + 1}.wav")
-            soundfile.write(written[-1], wave, splits.sample_rate, subtype="PCM_16")
-    figures = {
-        "samples": waveforms([rows["samples"]], ["samples"], splits.sample_rate),
-        "reconstructions": waveforms(list(rows.values())[1:], _TITLES, splits.sample_rate),
-    }
-    return figures, written
-
-
-def _texts(
-    folder: Path,
-    samples: torch.Tensor,
-    reconstructions: Reconstruction,
-    few: SequenceBatch,
-    splits: Splits,
-) -> list[Path]:
-    """Two files; a sequence that has an end is shown up to it."""
-    assert splits.vocabulary is not None
-    ends = splits.vocabulary.index("<eos>") if "<eos>" in splits.vocabulary else None
-
-    def text(symbols: torch.Tensor, length: int | None = None) -> str:
-        row = symbols.cpu().numpy()[:length]
-        if ends is not None and splits.unit != "segment" and (row == ends).any():
-            row = row[: int(np.argmax(row == ends))]
-        return splits.text(row)
-
-    gap = "\n" if splits.unit != "segment" else "\n" + "-" * 40 + "\n"
-    paths = [folder / "samples.txt", folder / "reconstructions.txt"]
-    paths[0].write_text(gap.join(text(row) for row in samples) + "\n", encoding="utf-8")
-    lines = []
-    for i in range(few.num_sequences):
-        length = None if few.lengths is None else int(few.lengths[i])
-        lines += [
-            f"{title}: {text(x[i], length)}"
-            for title, x in zip(_TITLES, reconstructions, strict=True)
-        ]
-    paths[1].write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return paths

@@ -367,3 +367,22 @@ class Splits:
         """Symbols as a reader sees them."""
         assert self.vocabulary is not None
         return self.joiner.join(self.vocabulary[int(i)] for i in symbols)
+
+    def encode(self, text: str) -> Int[np.ndarray, " time"]:
+        """Indices of the symbols of a text: of its characters, or of its words between blanks.
+
+        Raises:
+            DataError: if there is none, or one that the vocabulary has not and there is no ``<unk>``.
+        """
+        assert self.vocabulary is not None
+        known = {symbol: i for i, symbol in enumerate(self.vocabulary)}
+        symbols = text.split() if self.joiner else list(text)
+        if not symbols:
+            raise DataError("there is no symbol in an empty text")
+        indices = []
+        for symbol in symbols:
+            index = known.get(symbol, known.get(symbol.lower(), self.unknown))
+            if index is None:
+                raise DataError(f"{symbol!r} is no symbol of {self.source.name}")
+            indices.append(index)
+        return np.array(indices, dtype=np.int64)

@@ -4,28 +4,25 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import pyro
 import torch
 from jaxtyping import Float
-from pyro import poutine
 from pyro.distributions.util import scale_and_mask
-from pyro.poutine import Trace
 from torch import Tensor
 
 from pyro_zf.batch import SequenceBatch, with_particles
 from pyro_zf.infer.carried import continued
 from pyro_zf.infer.fivo import owner_of, particle_filter
-from pyro_zf.models.base import AUX_PREFIX, local_parameters
+from pyro_zf.infer.sites import Program, log_prob_of_site, sample_sites, trace_programs
+from pyro_zf.models.base import AUX_PREFIX
 from pyro_zf.paths import kl_per_step
 from pyro_zf.shared_sites import cancels
 
 __all__ = ["BatchBounds", "Bounds", "Estimate", "batch_bounds", "evaluate"]
-
-Program = Callable[[SequenceBatch], Any]
 
 
 @dataclass(frozen=True)
@@ -36,7 +33,8 @@ class BatchBounds:
     papers, averaged over the samples. ``aux`` is the weighted sum of the auxiliary costs, of which
     nothing is in the bounds. ``end`` is the state after the last step, which a batch that continues
     this one carries: that of one sample, drawn in proportion to the importance weights, so that the
-    bounds of the parts of a sequence add up to a bound of the whole.
+    bounds of the parts of a sequence add up to a bound of the whole. Per step, the FIVO is
+    :math:`\\log \\hat p(y_t \\mid y_{<t})`; the IWAE has no such parts.
     """
 
     elbo: Float[Tensor, " batch"]
@@ -46,6 +44,8 @@ class BatchBounds:
     kl_per_step: Float[Tensor, "batch time"]
     aux: Float[Tensor, " batch"]
     fivo: Float[Tensor, " batch"] | None = None
+    log_likelihood_per_step: Float[Tensor, "batch time"] | None = None
+    fivo_per_step: Float[Tensor, "batch time"] | None = None
     end: tuple[Tensor, ...] | None = None
 
 
@@ -91,8 +91,11 @@ def batch_bounds(
         parts = [p.sum(0) for p in parts]
         sums = parts if not sums else [a + b for a, b in zip(sums, parts, strict=True)]
     assert log_sum is not None
-    log_likelihood, kl_per_step, aux = (s / num_samples for s in sums)
-    kl = kl_per_step.sum(-1)
+    at_steps, kl_per_step, aux = (s / num_samples for s in sums)
+    log_likelihood, kl = at_steps.sum(-1), kl_per_step.sum(-1)
+    filtered = None
+    if fivo:
+        filtered = particle_filter(owner_of(model, guide), batch, num_samples, weighted=False)
     return BatchBounds(
         elbo=log_likelihood - kl,
         iwae=log_sum - math.log(num_samples),
@@ -100,9 +103,9 @@ def batch_bounds(
         kl=kl,
         kl_per_step=kl_per_step,
         aux=aux,
-        fivo=particle_filter(owner_of(model, guide), batch, num_samples, weighted=False).bound
-        if fivo
-        else None,
+        fivo=None if filtered is None else filtered.bound,
+        log_likelihood_per_step=at_steps if at_steps.shape == kl_per_step.shape else None,
+        fivo_per_step=None if filtered is None else filtered.bound_per_step,
         end=end,
     )
 
@@ -155,8 +158,8 @@ class Bounds:
         if lengths is None:
             lengths = torch.full((batch.num_sequences,), batch.num_steps)
         real = (lengths > 0).to(bounds.elbo.device)
-        for name in ("elbo", "iwae", "log_likelihood", "kl", "aux", "kl_per_step", "fivo"):
-            if (values := getattr(bounds, name)) is None:
+        for name in BatchBounds.__dataclass_fields__:
+            if name == "end" or (values := getattr(bounds, name)) is None:
                 continue
             value = values[real].double().cpu()
             self._values.setdefault(name, []).append(value)
@@ -184,15 +187,33 @@ class Bounds:
         spread = residual.std().item() if len(values) > 1 else math.nan
         return Estimate(ratio, spread / math.sqrt(len(values)) / lengths.mean().item())
 
+    def at_steps(self, name: str) -> list[Estimate] | None:
+        """Of ``elbo``, ``log_likelihood``, ``kl`` or ``fivo`` at step 1, 2, .., in nats.
+
+        Over the sequences that reach the step. None where it is not known by step.
+        """
+        if name == "elbo":
+            if "log_likelihood_per_step" not in self._values:
+                return None
+            pairs = (self._values[f"{part}_per_step"] for part in ("log_likelihood", "kl"))
+            values = [likelihood - kl for likelihood, kl in zip(*pairs, strict=True)]
+        elif f"{name}_per_step" not in self._values:
+            return None
+        else:
+            values = self._values[f"{name}_per_step"]
+        lengths = self._all("lengths")
+        width = max(x.shape[1] for x in values)
+        padded = torch.cat([torch.nn.functional.pad(x, (0, width - x.shape[1])) for x in values])
+        reached = lengths.unsqueeze(-1) > torch.arange(width)
+        number = reached.sum(0)
+        mean = padded.sum(0) / number.clamp(min=1)
+        squares = ((padded - mean).square() * reached).sum(0)
+        stderr = (squares / (number - 1) / number).sqrt()
+        return [Estimate(*pair) for pair in zip(mean.tolist(), stderr.tolist(), strict=True)]
+
     def kl_at_steps(self) -> list[float]:
         """KL at step 1, 2, .., averaged over the sequences that reach the step."""
-        lengths = self._all("lengths")
-        width = max(x.shape[1] for x in self._values["kl_per_step"])
-        padded = [
-            torch.nn.functional.pad(x, (0, width - x.shape[1])) for x in self._values["kl_per_step"]
-        ]
-        reached = (lengths.unsqueeze(-1) > torch.arange(width)).sum(0)
-        return (torch.cat(padded).sum(0) / reached.clamp(min=1)).tolist()
+        return [estimate.mean for estimate in self.at_steps("kl") or ()]
 
     def _all(self, name: str) -> Tensor:
         if not self._values:
@@ -231,25 +252,30 @@ def evaluate(
 def _particles(
     model: Program, guide: Program, batch: SequenceBatch, size: int
 ) -> tuple[Tensor, list[Tensor], tuple[Tensor, ...] | None]:
-    """Log weights (size, batch), [log likelihood, KL of each step, auxiliary costs], last states."""
+    """Log weights (size, batch), [log likelihood and KL of each step, auxiliary costs], last states."""
     plate = pyro.plate("num_particles_vectorized", size, dim=-2)
-    with poutine.block(), local_parameters(), plate:
-        guide_trace = poutine.trace(guide).get_trace(batch)
-        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(batch)
+    guide_trace, model_trace = trace_programs(model, guide, batch, within=plate)
     shape = (size, batch.num_sequences)
     zero = batch.inputs.new_zeros(shape, dtype=torch.get_default_dtype())
-    log_likelihood: Tensor = zero
+    likelihood_steps: list[Tensor] = []
     log_ratio: Tensor = zero
     aux: Tensor = zero
     kl_steps: list[Tensor] = []
-    for name, site in _sample_sites(model_trace):
+    for name, site in sample_sites(model_trace):
         fn, value = site["fn"], site["value"]
-        # Masks apply; scales do not: that is where weights of training are.
-        log_prob = scale_and_mask(fn.log_prob(value), mask=site["mask"])
+        if site["is_observed"] and not name.startswith(AUX_PREFIX):
+            steps = (
+                fn.log_prob_per_step(value)
+                if hasattr(fn, "log_prob_per_step")
+                else fn.log_prob(value).unsqueeze(0)
+            )
+            steps = scale_and_mask(steps, mask=site["mask"])
+            steps = with_particles(steps, len(shape) + 1 - steps.dim())
+            likelihood_steps.append(steps.expand(-1, *shape))
+            continue
+        log_prob = log_prob_of_site(site)
         if name.startswith(AUX_PREFIX):
             aux = aux + log_prob
-        elif site["is_observed"]:
-            log_likelihood = log_likelihood + log_prob
         elif not cancels(name, site, guide_trace):
             guide_site = guide_trace.nodes[name]
             q: Any = guide_site["fn"]
@@ -259,13 +285,6 @@ def _particles(
             steps = with_particles(steps, len(shape) + 1 - steps.dim())
             kl_steps.append(steps.expand(-1, *shape))
     kl = torch.cat(kl_steps) if kl_steps else zero.expand(batch.num_steps, *shape)
-    parts = [log_likelihood, kl.movedim(0, -1), aux]
-    return log_likelihood - log_ratio, parts, model_trace.nodes["_RETURN"]["value"]
-
-
-def _sample_sites(trace: Trace) -> Iterable[tuple[str, Any]]:
-    for name, site in trace.nodes.items():
-        if site["type"] == "sample" and not isinstance(
-            site["fn"], pyro.poutine.subsample_messenger._Subsample
-        ):
-            yield name, site
+    likelihood = torch.cat(likelihood_steps) if likelihood_steps else zero.unsqueeze(0)
+    parts = [likelihood.movedim(0, -1), kl.movedim(0, -1), aux]
+    return likelihood.sum(0) - log_ratio, parts, model_trace.nodes["_RETURN"]["value"]

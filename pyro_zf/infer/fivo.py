@@ -24,6 +24,7 @@ class FilterResult(NamedTuple):
 
     bound: Float[Tensor, " batch"]
     aux: Float[Tensor, " batch"]
+    bound_per_step: Float[Tensor, "batch time"]
 
 
 class TraceFIVO(TraceIWAE):
@@ -150,8 +151,8 @@ def particle_filter(
     read = None if start.read is None else start.read.expand(*shape, -1)
     like = next(model.parameters())  # of full precision, under autocast too
     log_weight = like.new_full(shape, -math.log(num_particles))  # normalised over particles
-    bound = like.new_zeros(batch.num_sequences)
-    aux: Any = torch.zeros_like(bound)
+    bounds: list[Tensor] = []
+    aux: Any = like.new_zeros(batch.num_sequences)
     steps = zip(model._stepwise(recurrence.inputs), contexts.unbind(0), strict=True)
     for t, ((u_t, projected), context) in enumerate(steps):
         if transition.lag:
@@ -175,13 +176,15 @@ def particle_filter(
                 aux = aux + _where(mask[t], log_prob.expand(shape)).mean(0)
         log_weight = log_weight + _where(mask[t], increment)
         total = torch.logsumexp(log_weight, dim=0)
-        bound, log_weight = bound + total, log_weight - total
+        bounds.append(total)
+        log_weight = log_weight - total
         if resample_below > 0 and t + 1 < batch.num_steps:
             ancestors, uneven = _ancestors(log_weight.detach(), resample_below)
             log_weight = torch.where(uneven, -math.log(num_particles), log_weight)
             state = tuple(_chosen(s, ancestors) for s in state)
             read = _chosen(read, ancestors)
-    return FilterResult(bound, aux)
+    per_step = torch.stack(bounds, dim=1)
+    return FilterResult(per_step.sum(1), aux, per_step)
 
 
 def _where(mask: Tensor | None, values: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Training runs: settings, loop, checkpoints and what a run leaves behind."""
 
 from pyro_zf.training.checks import UsageError
-from pyro_zf.training.config import TrainConfig, resolve, resolve_device
+from pyro_zf.training.config import TrainConfig, read_config, resolve, resolve_device
 from pyro_zf.training.data import DATASETS, DataConfig, build_data
 from pyro_zf.training.loop import Interrupted, TrainingError, train
 from pyro_zf.training.numbers import baseline_line, headline, marginal_numbers, text_numbers
@@ -25,6 +25,7 @@ __all__ = [
     "json_text",
     "load_run",
     "marginal_numbers",
+    "read_config",
     "read_metrics",
     "resolve",
     "resolve_device",

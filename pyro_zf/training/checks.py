@@ -39,7 +39,7 @@ _ONLY_OF: dict[str, tuple[str, ...]] = {
     "detach": ("zforcing",),
     "variant": ("zforcing",),
     **dict.fromkeys(
-        ("prior", "posterior", "aux", "free_bits"),
+        ("prior", "posterior", "aux", "free_bits", "valid_latents"),
         tuple(name for name in BUILT_IN if name != "rnn"),
     ),
 }
@@ -159,7 +159,7 @@ def check_numbers(config: Any) -> None:
         "num_particles", "hidden_size", "latent_size", "mlp_size", "batch_size", "learning_rate",
         "accumulate", "log_interval", "clip_norm", "max_steps", "max_epochs", "max_minutes",
         "checkpoint_minutes", "train_sequences", "valid_sequences", "test_sequences", "embedding_size", "num_figures",
-        "time_chunk",
+        "time_chunk", "valid_interval",
     ):  # fmt: skip
         value = getattr(config, name)
         if value is not None and not 0 < value < math.inf:

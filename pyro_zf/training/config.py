@@ -135,6 +135,10 @@ class TrainConfig(DataConfig):
     """Replay updates from CUDA graphs, one a shape of batch. auto: on a GPU, where the update allows it."""
     log_interval: int = 50
     """Updates between two entries of metrics.jsonl."""
+    valid_interval: int | None = None
+    """Updates between two validations. Default: one at the end of each epoch."""
+    valid_latents: tuple[Literal["prior", "prior-mean"], ...] = ()
+    """Validate too with z drawn as at test time: from the prior, or at its mean."""
     checkpoint_minutes: float = 5.0
     """Save at least so often; also at the end of each epoch."""
     train_sequences: int | None = None

@@ -6,11 +6,8 @@ import dataclasses
 import functools
 import logging
 import math
-import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -22,19 +19,17 @@ from tqdm import tqdm
 
 from pyro_zf.analysis import save_run_figures
 from pyro_zf.cores import recurrence_in_use
-from pyro_zf.data import Batches, StreamBatches, make_batches
+from pyro_zf.data import StreamBatches, make_batches
 from pyro_zf.infer import (
     OBJECTIVES,
     SVI,
-    Bounds,
     CarriedState,
     GraphedSVI,
     LinearSchedule,
     WordDropout,
     batch_bounds,
-    evaluate,
 )
-from pyro_zf.models import LatentSequenceModel, SequenceModel
+from pyro_zf.models import LatentSequenceModel
 from pyro_zf.training.checkpoint import (
     load_checkpoint,
     load_weights,
@@ -49,6 +44,13 @@ from pyro_zf.training.memory import keep_freed_memory
 from pyro_zf.training.numbers import brief, marginal_numbers, training_numbers
 from pyro_zf.training.record import Record, json_text, read_metrics, write_text
 from pyro_zf.training.setup import build_model
+from pyro_zf.training.signals import stop_on_signal
+from pyro_zf.training.validation import (
+    bounds_with_own_noise,
+    latent_diagnostics,
+    own_noise,
+    without_posterior,
+)
 
 __all__ = ["Interrupted", "TrainingError", "train"]
 
@@ -220,14 +222,21 @@ def train(config: TrainConfig) -> dict[str, Any]:
     def validate() -> None:
         mean_loss()
         set_weights(progress.step)
-        bounds = _bounds_with_own_noise(model, valid_batches, config.seed, device)
+        bounds = bounds_with_own_noise(model, valid_batches, config.seed, device)
         numbers = training_numbers(bounds, splits)
+        numbers |= without_posterior(
+            model, valid_batches, config.seed, device, config.valid_latents, splits
+        )
+        diagnostics = latent_diagnostics(model, splits.valid, config.seed, device)
+        numbers |= diagnostics.numbers() if diagnostics else {}
         nats = -numbers["elbo_nats_per_sequence"]
         record.write("valid", progress.step, epoch=progress.epoch, **numbers)
         log.info(
             "epoch %d, step %d: validation %s, KL %.2f",
             progress.epoch, progress.step, brief(numbers, splits), numbers["kl_nats_per_sequence"],
         )  # fmt: skip
+        if diagnostics:
+            log.info("  %s", diagnostics.verdict(splits.unit))
         progress.validated_step = progress.step
         if nats < progress.best_nats:
             progress.best_nats, progress.best_step = nats, progress.step
@@ -240,13 +249,14 @@ def train(config: TrainConfig) -> dict[str, Any]:
     steps_an_epoch = len(train_batches)
     total = _total_steps(config, steps_an_epoch)
     bar = tqdm(total=total, initial=progress.step, unit="update", disable=not sys.stderr.isatty())
-    with _stop_on_signal() as stop, bar:
+    with stop_on_signal() as stop, bar:
         batches = train_batches.epoch(progress.epoch, progress.batch, device)
         while not _finished(config, progress):
             batch = next(batches, None)
             if batch is None:
                 progress.epoch, progress.batch = progress.epoch + 1, 0
-                validate()
+                if config.valid_interval is None:
+                    validate()
                 save(last)
                 saved = time.monotonic()
                 batches = train_batches.epoch(progress.epoch, 0, device)
@@ -269,7 +279,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
             if progress.step % config.log_interval == 0:
                 loss = mean_loss()
                 seconds = time.monotonic() - window_start
-                with _own_noise(config.seed + progress.step, device):
+                with own_noise(config.seed + progress.step, device):
                     terms = batch_bounds(model.model, model.guide, batch)
                 steps = batch.num_steps if batch.lengths is None else batch.lengths.double().mean()
                 means = {n: getattr(terms, n).mean().item() for n in ("elbo", "kl", "aux")}
@@ -289,6 +299,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
                     seq_s=f"{numbers['sequences_per_second']:.0f}",
                 )
                 num_losses, sequences, window_start = 0, 0, time.monotonic()
+            if config.valid_interval and progress.step % config.valid_interval == 0:
+                validate()
             # Read once: a signal between saving and stopping would lose the updates between.
             stopping = stop.requested
             if stopping or time.monotonic() - saved > 60 * config.checkpoint_minutes:
@@ -305,11 +317,13 @@ def train(config: TrainConfig) -> dict[str, Any]:
     # Test the best model, draw pictures
     load_weights(model, load_checkpoint(best, device), best)
     set_weights(progress.best_step)
-    bounds = _bounds_with_own_noise(model, test_batches, config.seed, device)
+    bounds = bounds_with_own_noise(model, test_batches, config.seed, device)
     numbers = training_numbers(bounds, splits)
+    diagnostics = latent_diagnostics(model, splits.test, config.seed, device)
+    numbers |= diagnostics.numbers() if diagnostics else {}
     record.write("test", progress.best_step, **numbers)
     record.close()
-    with _own_noise(config.seed, device):
+    with own_noise(config.seed, device):
         figures = save_run_figures(run, model.eval(), splits, read_metrics(run), config.num_figures)
     summary = {
         "dataset": config.dataset,
@@ -331,6 +345,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         "test_num_samples": bounds.num_samples,
         **{f"test_{name}": value for name, value in numbers.items()},
         **marginal_numbers(splits, "test", bounds),
+        "verdict": diagnostics.verdict(splits.unit) if diagnostics else None,
         "figures": [str(path) for path in figures],
     }
     write_text(run / "summary.json", json_text(summary, indent=2) + "\n")
@@ -348,50 +363,3 @@ def _finished(config: TrainConfig, progress: Progress) -> bool:
 def _total_steps(config: TrainConfig, steps_an_epoch: int) -> int | None:
     totals = [config.max_steps, config.max_epochs and config.max_epochs * steps_an_epoch]
     return min((total for total in totals if total is not None), default=None)
-
-
-@contextmanager
-def _own_noise(seed: int, device: torch.device) -> Iterator[None]:
-    """Noise of a seed; the random numbers of training go on afterwards as if nothing had been."""
-    with (
-        pyro.validation_enabled(False),
-        torch.random.fork_rng([device] if device.type == "cuda" else []),
-    ):
-        torch.manual_seed(seed)
-        yield
-
-
-def _bounds_with_own_noise(
-    model: SequenceModel, batches: Batches | StreamBatches, seed: int, device: torch.device
-) -> Bounds:
-    model.eval()
-    with _own_noise(seed, device):
-        bounds = evaluate(model.model, model.guide, batches.epoch(0, 0, device))
-    model.train()
-    return bounds
-
-
-class _Stop:
-    requested = False
-
-
-@contextmanager
-def _stop_on_signal() -> Iterator[_Stop]:
-    """Ask the loop to stop after the update under way, whose parameters are half written."""
-    stop = _Stop()
-    before: dict[int, Any] = {}
-
-    def request(number: int, frame: Any) -> None:
-        stop.requested = True
-        signal.signal(number, before[number])  # a second one stops at once
-
-    try:
-        for number in (int(signal.SIGINT), int(signal.SIGTERM)):
-            before[number] = signal.signal(number, request)
-    except ValueError:  # not in the main thread: the caller handles signals
-        pass
-    try:
-        yield stop
-    finally:
-        for restored, handler in before.items():
-            signal.signal(restored, handler)

@@ -76,6 +76,9 @@ def build_model(config: TrainConfig, splits: Splits) -> SequenceModel:
         model = MODELS[config.model](splits.data_size, **given)
         if isinstance(model, LatentSequenceModel):
             recurrence_in_use(model)
+            for source in config.valid_latents:
+                with model.drawing_latents_from(source):  # one that there is not is said here
+                    pass
         return model
     except ValueError as error:
         raise UsageError(f"--model {config.model}: {error}") from error

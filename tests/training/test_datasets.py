@@ -83,9 +83,9 @@ def test_timit(real_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     few = next(iter(Batches(splits.test, 10, limit=10)))
     assert few.targets is not None
     wave = splits.values.restored(few.targets[1, :160].flatten()) / 32768
-    sound, _ = soundfile.read(folder / "test-data-2.wav")
+    sound, _ = soundfile.read(folder / "reconstructions-test-data-2.wav")
     np.testing.assert_allclose(sound, wave[: len(sound)], atol=2 / 32768)
-    for name in ("samples-1", "test-data-2", "from-z-alone-1"):
+    for name in ("samples-1", "reconstructions-test-data-2", "reconstructions-from-z-alone-1"):
         sound, rate = soundfile.read(folder / f"{name}.wav")
         assert rate == 16000
         assert 1000 < len(sound) <= 32000

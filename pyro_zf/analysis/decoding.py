@@ -1,0 +1,161 @@
+"""How values are taken from a distribution: drawn, drawn at a temperature, or the most probable."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyro.distributions as dist
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+from torch.distributions import (
+    Bernoulli,
+    Categorical,
+    Independent,
+    MixtureSameFamily,
+    Normal,
+    TransformedDistribution,
+)
+
+from pyro_zf.nn.distributions import AutoregressiveNormal, DiscretizedLogisticMixture
+
+__all__ = ["AtMean", "Decoding", "mean_of", "mode_of", "tempered"]
+
+
+class Decoding(Messenger):
+    """Around a model that generates: what becomes of each :math:`y_t`, and of each :math:`z_t`.
+
+    Args:
+        temperature: of the emission. Logits are divided by it, standard deviations multiplied.
+        argmax: take the most probable value (of numbers the mean) in place of a draw.
+        latent_temperature: of the prior, likewise; 0 puts z at the prior's mean.
+
+    Raises:
+        ValueError: if a temperature is out of range.
+
+    Example:
+        >>> import torch
+        >>> from pyro_zf import VRNN
+        >>> vrnn = VRNN(4, hidden_size=8, latent_size=2, mlp_size=8)
+        >>> always_the_same = Decoding(argmax=True, latent_temperature=0.0)
+        >>> once = vrnn.generate(torch.zeros(1, 4), 5, always_the_same)
+        >>> bool((once == vrnn.generate(torch.zeros(1, 4), 5, always_the_same)).all())
+        True
+    """
+
+    def __init__(
+        self, temperature: float = 1.0, argmax: bool = False, latent_temperature: float = 1.0
+    ) -> None:
+        super().__init__()
+        if not temperature > 0:
+            raise ValueError(f"a temperature must be above 0, it is {temperature}; see argmax")
+        if not latent_temperature >= 0:
+            raise ValueError(
+                f"a latent temperature must not be negative, it is {latent_temperature}"
+            )
+        self.temperature, self.argmax = temperature, argmax
+        self.latent_temperature = latent_temperature
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["is_observed"] or msg["value"] is not None:
+            return
+        kind = _kind(msg["name"])
+        if kind == "y" and self.argmax:
+            msg["value"] = mode_of(msg["fn"])
+        elif kind == "y" and self.temperature != 1:
+            msg["fn"] = tempered(msg["fn"], self.temperature)
+        elif kind in ("z", "b_tilde") and self.latent_temperature == 0:
+            msg["value"] = mean_of(msg["fn"])
+        elif kind in ("z", "b_tilde") and self.latent_temperature != 1:
+            msg["fn"] = tempered(msg["fn"], self.latent_temperature)
+
+
+class AtMean(Messenger):
+    """Puts latents at the mean of what they would be drawn from, where it is known."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if _kind(msg["name"]) in ("z", "b_tilde") and msg["value"] is None:
+            msg["value"] = mean_of(msg["fn"])
+
+
+def _kind(name: str) -> str:
+    """``z`` of ``z_3``."""
+    return name.rpartition("_")[0] or name
+
+
+def unmasked(distribution: Any) -> Any:
+    """Without the mask of sequences that have ended."""
+    while isinstance(distribution, dist.MaskedDistribution):
+        distribution = distribution.base_dist
+    return distribution
+
+
+def mean_of(distribution: Any) -> Tensor:
+    """The mean; of symbols the most probable one; a draw where no mean is known."""
+    distribution = unmasked(distribution)
+    if isinstance(distribution, Categorical):
+        return distribution.logits.argmax(-1)
+    try:
+        return distribution.mean
+    except NotImplementedError:
+        return distribution.sample()
+
+
+def mode_of(distribution: Any) -> Tensor:
+    """The most probable value; of a mixture the mean of its most probable component."""
+    distribution = unmasked(distribution)
+    if isinstance(distribution, Independent):
+        return mode_of(distribution.base_dist)
+    if isinstance(distribution, Bernoulli):
+        return (distribution.logits > 0).to(distribution.logits.dtype)
+    if isinstance(distribution, MixtureSameFamily):
+        index = distribution.mixture_distribution.logits.argmax(-1)
+        means = distribution.component_distribution.mean
+        index = index.reshape(*index.shape, *(1,) * (means.dim() - index.dim()))
+        component = len(distribution.batch_shape)
+        return means.gather(component, index.expand_as(means.narrow(component, 0, 1))).squeeze(
+            component
+        )
+    return mean_of(distribution)
+
+
+def tempered(distribution: Any, temperature: float) -> Any:
+    """The distribution, sharper (below 1) or flatter (above).
+
+    Raises:
+        ValueError: for a distribution of which it is not known what that would be.
+    """
+    distribution = unmasked(distribution)
+    if isinstance(distribution, Independent):
+        base = tempered(distribution.base_dist, temperature)
+        return base.to_event(distribution.reinterpreted_batch_ndims)
+    if isinstance(distribution, Bernoulli):
+        return dist.Bernoulli(logits=distribution.logits / temperature)
+    if isinstance(distribution, Categorical):
+        return dist.Categorical(logits=distribution.logits / temperature)
+    if isinstance(distribution, Normal):
+        return dist.Normal(distribution.loc, distribution.scale * temperature)
+    if isinstance(distribution, MixtureSameFamily):
+        return dist.MixtureSameFamily(
+            tempered(distribution.mixture_distribution, temperature),
+            tempered(distribution.component_distribution, temperature),
+        )
+    if isinstance(distribution, DiscretizedLogisticMixture):
+        return DiscretizedLogisticMixture(
+            distribution.logits / temperature, distribution.loc,
+            distribution.scale * temperature, distribution.levels, distribution.low,
+            distribution.high, validate_args=False,
+        )  # fmt: skip
+    if isinstance(distribution, AutoregressiveNormal):
+        moments = distribution.moments
+
+        def scaled(y: Tensor) -> tuple[Tensor, Tensor]:
+            mean, scale = moments(y)
+            return mean, temperature * scale
+
+        return AutoregressiveNormal(
+            scaled, distribution.batch_shape, distribution.event_shape[0], distribution._like
+        )
+    if isinstance(distribution, TransformedDistribution):
+        base = tempered(distribution.base_dist, temperature)
+        return dist.TransformedDistribution(base, distribution.transforms)
+    raise ValueError(f"no temperature is known for {type(distribution).__name__}")

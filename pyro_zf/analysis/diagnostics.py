@@ -1,0 +1,347 @@
+r"""Is z used? What tells a working latent from a collapsed one.
+
+The prior of a recurrent model has seen the past, so a latent can differ between sequences and still say
+nothing that the past has not said. What z *adds* is its innovation,
+
+.. math::
+    \epsilon_t = (z_t - \mu^{(p)}_t) / \sigma^{(p)}_t,
+
+which is :math:`\mathcal N(0, I)` and independent of everything before it under the prior. Active units
+and mutual information are those of :math:`\epsilon`; under a standard normal prior,
+:math:`\epsilon = z` and they are the ones of Burda et al. 2016 and of Hoffman and Johnson 2016. A
+model that ignores its latents has none of either, whatever its prior reads.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from pyro.distributions import MaskedDistribution
+from torch import Tensor
+from torch.distributions import Independent, Normal, kl_divergence
+
+from pyro_zf.analysis.innovations import mutual_information
+from pyro_zf.batch import SequenceBatch, masked
+from pyro_zf.infer.sites import latent_sites, log_prob_of_data, trace_programs
+from pyro_zf.models.latent import LatentSequenceModel
+from pyro_zf.nn.auxiliary import StateReconstruction, StepStates
+from pyro_zf.paths import PriorPath, kl_per_step
+
+__all__ = ["ACTIVE_ABOVE", "AuxiliaryGain", "Diagnostics", "diagnose"]
+
+#: Variance of the mean innovation above which a unit is active (Burda et al. 2016, section 5.2).
+ACTIVE_ABOVE = 0.01
+
+
+@dataclass(frozen=True)
+class AuxiliaryGain:
+    """How well z tells a state, in nats per step.
+
+    Args:
+        nats: minus the log-density of the state given z, by the network of the auxiliary cost.
+        marginal_nats: the same by one Gaussian for all steps, with the mean and the variance that the
+            state has in the very sequences that are looked at: what one knows without z.
+    """
+
+    nats: float
+    marginal_nats: float
+
+    @property
+    def gain(self) -> float:
+        """What z tells; zero or less if it tells nothing."""
+        return self.marginal_nats - self.nats
+
+
+@dataclass(frozen=True)
+class Diagnostics:
+    r"""What z carries, from one posterior sample a sequence. None where it is not known.
+
+    Args:
+        num_sequences: that were looked at.
+        latent_size: units of z.
+        kl: nats per sequence.
+        kl_at_steps: nats at step 1, 2, .., averaged over the sequences that reach it.
+        kl_by_unit: nats per sequence of each unit; of Gaussian priors and posteriors.
+        active_units: units whose innovation has a mean that varies between sequences, with a variance (within
+            steps, pooled over them) above :data:`ACTIVE_ABOVE`. Of priors and posteriors with moments.
+        mutual_information: :func:`~pyro_zf.analysis.mutual_information` in nats.
+        mutual_information_limit: the largest value that its estimate can have.
+        aux: gains by auxiliary cost, of those that reconstruct a state and are switched on.
+        shuffled_loss: nats per sequence of log-likelihood that the model loses with another sequence's z.
+        shuffled_loss_stderr: its standard error.
+        overlap: of posterior and prior, the Bhattacharyya coefficient of a unit at a step, averaged: 1
+            where they are the same, 0 where they share nothing. Of Gaussians.
+    """
+
+    num_sequences: int
+    latent_size: int
+    kl: float
+    kl_at_steps: list[float]
+    shuffled_loss: float
+    shuffled_loss_stderr: float
+    kl_by_unit: list[float] | None = None
+    active_units: int | None = None
+    mutual_information: float | None = None
+    mutual_information_limit: float | None = None
+    aux: dict[str, AuxiliaryGain] = field(default_factory=dict)
+    overlap: float | None = None
+
+    @property
+    def collapsed(self) -> bool:
+        """Whether z carries and changes next to nothing: below a tenth of a nat."""
+        return self.kl < 0.1 and self.shuffled_loss < 0.1
+
+    def numbers(self) -> dict[str, Any]:
+        """As plain types whose names carry the unit; what is not known is None."""
+        numbers: dict[str, Any] = {
+            "diagnosed_sequences": self.num_sequences,
+            "latent_units": self.latent_size,
+            "active_units": self.active_units,
+            "mutual_information_nats": self.mutual_information,
+            "mutual_information_nats_at_most": self.mutual_information_limit,
+            "shuffled_loss_nats_per_sequence": self.shuffled_loss,
+            "shuffled_loss_nats_per_sequence_stderr": self.shuffled_loss_stderr,
+            "posterior_prior_overlap": self.overlap,
+        }
+        for name, gain in self.aux.items():
+            numbers[f"{name}_given_z_nats_per_step"] = gain.nats
+            numbers[f"{name}_marginal_nats_per_step"] = gain.marginal_nats
+        if self.kl_by_unit is not None:
+            numbers["kl_nats_by_unit"] = [round(x, 5) for x in self.kl_by_unit]
+        return numbers
+
+    def verdict(self, unit: str = "sequence") -> str:
+        """One plain line."""
+        active = ""
+        if self.active_units is not None:
+            active = f"; {self.active_units} of {self.latent_size} units active"
+        verb = "loses" if self.shuffled_loss >= 0 else "gains"
+        told = "".join(
+            f"; z tells {max(gain.gain, 0.0):.1f} nats of {name} a step"
+            for name, gain in self.aux.items()
+        )
+        return (
+            f"{'the latents have collapsed: ' if self.collapsed else ''}z carries about "
+            f"{max(self.kl, 0.0):.1f} nats per {unit}{active}; the decoder {verb} "
+            f"{abs(self.shuffled_loss):.1f} nats when z is shuffled{told}"
+        )
+
+
+@torch.no_grad()
+def diagnose(
+    model: LatentSequenceModel, batches: Iterable[SequenceBatch], num_pairs: int = 32
+) -> Diagnostics:
+    """Look at the latents of some sequences.
+
+    Args:
+        model: in evaluation mode. A guide of your own is looked at as it is.
+        batches: the sequences, two or more a batch, each from its start.
+        num_pairs: sequences for the mutual information, which compares each with each.
+
+    Raises:
+        ValueError: if there are no sequences.
+    """
+    looks: list[_Look] = []
+    information, limit = None, None
+    for batch in batches:
+        if not looks:
+            few = batch.first(num_pairs)
+            information, limit = mutual_information(model, few), math.log(few.num_sequences)
+        looks.append(_look(model, batch))
+    if not looks:
+        raise ValueError("there are no sequences to diagnose")
+    steps = max(len(look.kl) for look in looks)
+
+    def joined(values: Iterable[Tensor]) -> Tensor:
+        return torch.cat([_padded(x, steps) for x in values], dim=1)
+
+    reached = joined(look.reached for look in looks)
+    real = reached.any(0)
+    number = int(real.sum())
+    kl = joined(look.kl for look in looks)
+    lost = torch.cat([look.lost for look in looks])[real]
+    known = [look.units for look in looks if look.units is not None]
+    active, by_unit, overlap = None, None, None
+    if len(known) == len(looks):
+        innovations = joined(units.innovation for units in known)
+        active = int((_variance_within_steps(innovations, reached) > ACTIVE_ABOVE).sum())
+        kl_of_units = [units.kl for units in known if units.kl is not None]
+        overlaps = [units.overlap for units in known if units.overlap is not None]
+        if kl_of_units and overlaps:
+            by_unit = (joined(kl_of_units)[reached].sum(0) / number).tolist()
+            overlap = joined(overlaps)[reached].mean().item()
+    aux: dict[str, list[tuple[Tensor, Tensor]]] = {}
+    for look in looks:
+        for name, part in look.states.items():
+            aux.setdefault(name, []).append(part)
+    return Diagnostics(
+        num_sequences=number,
+        latent_size=model.latent_size,
+        kl=kl.sum().item() / number,
+        kl_at_steps=(kl.sum(1) / reached.sum(1).clamp(min=1)).tolist(),
+        shuffled_loss=lost.mean().item(),
+        shuffled_loss_stderr=lost.std().item() / math.sqrt(number) if number > 1 else math.nan,
+        kl_by_unit=by_unit,
+        active_units=active,
+        mutual_information=information,
+        mutual_information_limit=None if information is None else limit,
+        aux={name: _gain(parts) for name, parts in aux.items()},
+        overlap=overlap,
+    )
+
+
+class _Units(NamedTuple):
+    """Of each unit at each step, (time, batch, latent); None where it has no closed form."""
+
+    innovation: Tensor
+    kl: Tensor | None
+    overlap: Tensor | None
+
+
+class _Look(NamedTuple):
+    """What is kept of a batch: (time, batch, ..), and (batch,)."""
+
+    kl: Tensor
+    reached: Tensor
+    lost: Tensor
+    units: _Units | None
+    states: dict[str, tuple[Tensor, Tensor]]
+
+
+def _look(model: LatentSequenceModel, batch: SequenceBatch) -> _Look:
+    """One run of guide and model, and one with the latents of other sequences."""
+    shape = (batch.num_steps, batch.num_sequences)
+    reached = torch.ones(shape, dtype=torch.bool, device=batch.inputs.device)
+    if batch.mask is not None:
+        reached = batch.mask.T
+    with model.using_layout("time"):
+        guide_trace, model_trace = trace_programs(model.model, model.guide, batch)
+        values = {name: z for name, _, _, z in latent_sites(guide_trace, model_trace, echoes=True)}
+        data = {name: _of_others(name, z, reached) for name, z in values.items()}
+        _, shuffled = trace_programs(model.model, model.guide, batch, data)
+    kls, units, states = [], [], {}
+    for _, q, p, z in latent_sites(guide_trace, model_trace):
+        kls.append(kl_per_step(q, p, z))
+        units.append(_units(_moments(q, z), _moments(p, z)))
+        if isinstance(p, PriorPath):
+            states = dict(_reconstructions(model, p, z, batch, reached))
+    kl = torch.cat(kls) if kls else batch.inputs.new_zeros(shape)
+    lost = log_prob_of_data(model_trace, batch) - log_prob_of_data(shuffled, batch)
+    return _Look(
+        masked(kl, batch.mask.T if batch.mask is not None else None),
+        reached,
+        lost,
+        _stacked(units),
+        states,
+    )
+
+
+def _of_others(name: str, z: Tensor, reached: Bool[Tensor, "time batch"]) -> Tensor:
+    """Each sequence's latent by that of the one before it in the batch, while that lasts."""
+    step = re.search(r"_(\d+)$", name)  # a site of one step, or of all
+    alive = reached[int(step[1]) - 1] if step else reached.T
+    return torch.where((alive & alive.roll(1, 0)).unsqueeze(-1), z.roll(1, 0), z)
+
+
+def _moments(distribution: Any, z: Tensor) -> tuple[Tensor, Tensor, bool] | None:
+    """Means and scales, (time, batch, latent), and whether it is Gaussian; None without moments."""
+    steps = distribution.conditionals(z) if hasattr(distribution, "conditionals") else distribution
+    while isinstance(steps, MaskedDistribution):
+        steps = steps.base_dist
+    try:
+        mean, scale = steps.mean, steps.stddev
+    except NotImplementedError:
+        return None
+    gaussian = isinstance(steps, Independent) and isinstance(steps.base_dist, Normal)
+    if steps is not distribution and hasattr(distribution, "conditionals"):
+        return mean, scale, gaussian
+    return mean.unsqueeze(0), scale.unsqueeze(0), gaussian
+
+
+def _units(
+    q: tuple[Tensor, Tensor, bool] | None, p: tuple[Tensor, Tensor, bool] | None
+) -> _Units | None:
+    if q is None or p is None:
+        return None
+    (q_mean, q_scale, q_gaussian), (p_mean, p_scale, p_gaussian) = q, p
+    innovation = (q_mean - p_mean) / p_scale
+    if not (q_gaussian and p_gaussian):
+        return _Units(innovation, None, None)
+    kl = kl_divergence(Normal(q_mean, q_scale), Normal(p_mean, p_scale))
+    variances = q_scale.square() + p_scale.square()
+    coefficient = torch.sqrt(2 * q_scale * p_scale / variances)
+    return _Units(
+        innovation, kl, coefficient * torch.exp(-0.25 * (q_mean - p_mean).square() / variances)
+    )
+
+
+def _stacked(units: list[_Units | None]) -> _Units | None:
+    """Of several sites, one after the other in time."""
+    known = [u for u in units if u is not None]
+    if not known or len(known) < len(units):
+        return None
+    closed = all(u.kl is not None for u in known)
+    return _Units(
+        torch.cat([u.innovation for u in known]),
+        torch.cat([u.kl for u in known if u.kl is not None]) if closed else None,
+        torch.cat([u.overlap for u in known if u.overlap is not None]) if closed else None,
+    )
+
+
+def _variance_within_steps(
+    values: Float[Tensor, "time batch latent"], reached: Bool[Tensor, "time batch"]
+) -> Float[Tensor, " latent"]:
+    """Variance between the sequences that reach a step, pooled over steps."""
+    weight = reached.unsqueeze(-1).to(values.dtype)
+    count = weight.sum(1, keepdim=True)
+    mean = (values * weight).sum(1, keepdim=True) / count.clamp(min=1)
+    squares = ((values - mean).square() * weight).sum((0, 1))
+    return squares / (count - 1).clamp(min=0).sum().clamp(min=1)
+
+
+def _reconstructions(
+    model: LatentSequenceModel,
+    prior: PriorPath,
+    z: Tensor,
+    batch: SequenceBatch,
+    reached: Bool[Tensor, "time batch"],
+) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:
+    """Each cost that reconstructs a state: its log-density, and its target, of the real steps."""
+    costs = {
+        name: cost
+        for name, cost in model._active_aux().items()
+        if isinstance(cost, StateReconstruction)
+    }
+    if not costs:
+        return
+    recurrence = prior.recurrence
+    states = StepStates(
+        u=batch.clean_inputs.transpose(0, 1),
+        z=z.movedim(-2, 0),
+        h_prev=recurrence.previous_states(z),
+        h=recurrence.states(z),
+        b=recurrence.b if any(cost.reads_backward for cost in costs.values()) else None,
+    )
+    for name, cost in costs.items():
+        yield name, (cost(states)[reached], cost.target(states)[reached])
+
+
+def _gain(parts: list[tuple[Tensor, Tensor]]) -> AuxiliaryGain:
+    log_prob = torch.cat([part[0] for part in parts])
+    target = torch.cat([part[1] for part in parts])
+    # The entropy of the Gaussian that fits best; its scale has the bound that the networks' have.
+    scale = target.std(0, correction=0).clamp(min=math.exp(-7.0))
+    marginal = Normal(target.mean(0), scale).log_prob(target).sum(-1)
+    return AuxiliaryGain(-log_prob.mean().item(), -marginal.mean().item())
+
+
+def _padded(values: Tensor, steps: int) -> Tensor:
+    """With zeros behind the last step, time first."""
+    rest = values.new_zeros(steps - len(values), *values.shape[1:])
+    return torch.cat([values, rest]) if len(rest) else values

@@ -1,0 +1,327 @@
+"""Runs on one page of HTML that needs nothing but itself."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from pyro_zf.analysis.figures import (
+    bound_in_training,
+    curves,
+    kl_by_unit,
+    kl_in_training,
+    kl_per_step,
+)
+
+__all__ = ["RunContent", "report_page"]
+
+_STYLE = """
+:root { color-scheme: light; }
+body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1080px; margin: 2rem auto;
+       padding: 0 1rem; }
+h1 { font-size: 1.6rem; } h2 { border-top: 2px solid #3b6ea8; padding-top: .8rem; }
+h3 { margin-bottom: .3rem; } img { max-width: 100%; height: auto; }
+table { border-collapse: collapse; font-size: .9rem; margin: .4rem 0 1rem; }
+th, td { text-align: left; padding: .2rem .7rem; border-bottom: 1px solid #ddd;
+         vertical-align: top; } td.number { text-align: right; font-variant-numeric: tabular-nums; }
+.verdict { background: #eef3f9; border-left: 4px solid #3b6ea8; padding: .5rem .8rem; }
+.note { background: #fdf3e4; border-left: 4px solid #d9822b; padding: .5rem .8rem; }
+figure { margin: .5rem 0 1rem; } figcaption { font-size: .85rem; color: #555; }
+.sounds { display: flex; flex-wrap: wrap; gap: .5rem 1rem; }
+pre { white-space: pre-wrap; background: #f6f6f6; padding: .7rem; font-size: .85rem; }
+details { margin: .5rem 0; }
+"""
+#: Nothing is fetched, whatever a name or a text in the page may say.
+_POLICY = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'"
+_BOUNDS = (("elbo", "ELBO"), ("iwae", "IWAE"), ("fivo", "FIVO"), ("log_likelihood", "log p(y | z)"),
+           ("kl", "KL(q || p)"))  # fmt: skip
+_SYMBOLS = {"perplexity": "perplexity", "bits_per_character": "bits per character"}
+_DIAGNOSTICS = {
+    "diagnosed_sequences": "sequences looked at",
+    "active_units": "active units",
+    "latent_units": "units of z",
+    "mutual_information_nats": "mutual information of sequence and innovations, nats",
+    "mutual_information_nats_at_most": "its estimate is at most",
+    "shuffled_loss_nats_per_sequence": "log-likelihood lost with another sequence's z, nats per sequence",
+    "posterior_prior_overlap": "overlap of posterior and prior (1: the same)",
+    "b_given_z_nats_per_step": "-log p(b | z), nats per step",
+    "b_marginal_nats_per_step": "the same by the marginal of b",
+    "h_given_z_nats_per_step": "-log p(h | z), nats per step",
+    "h_marginal_nats_per_step": "the same by the marginal of h",
+    "teacher_forced_log_likelihood_nats_per_sequence": "log p(y | true past, z), nats per sequence",
+    "from_posterior_log_likelihood_nats_per_sequence": "log p(y | own past, z of the posterior)",
+    "from_prior_log_likelihood_nats_per_sequence": "log p(y | own past, z of the prior)",
+}
+
+
+@dataclass(frozen=True)
+class RunContent:
+    """What a run folder holds.
+
+    Args:
+        name: of the run.
+        config: its settings.
+        events: of ``metrics.jsonl``.
+        summary: what it ended with; empty while it has not ended.
+        evaluations: what ``evaluate`` has found.
+        files: pictures, sounds and texts.
+    """
+
+    name: str
+    config: Mapping[str, Any]
+    events: Sequence[dict[str, Any]]
+    summary: Mapping[str, Any] = field(default_factory=dict)
+    evaluations: Sequence[Mapping[str, Any]] = ()
+    files: Sequence[Path] = ()
+
+    @property
+    def unit(self) -> str:
+        """What a sequence is called."""
+        return str(self.summary.get("unit", "sequence"))
+
+
+def report_page(runs: Sequence[RunContent], title: str = "pyro_zf report") -> str:
+    """One page: settings, curves, bounds, diagnostics, samples; a comparison where there are several.
+
+    Pictures and sounds are inside it; it opens from disk and fetches nothing.
+
+    Raises:
+        ValueError: if there is no run.
+    """
+    if not runs:
+        raise ValueError("a report needs a run")
+    parts = [f"<h1>{_text(title)}</h1>"]
+    if len(runs) > 1:
+        parts.append(_comparison(runs))
+    parts += [_run(run) for run in runs]
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{_text(title)}</title><style>{_STYLE}</style></head><body>\n"
+        + "\n".join(parts)
+        + "\n</body></html>\n"
+    )
+
+
+def _run(run: RunContent) -> str:
+    config, summary = run.config, run.summary
+    parts = [f"<h2>{_text(run.name)}</h2>"]
+    facts = {
+        "system": config.get("model"),
+        "data": f"{summary['data']} ({summary['data_detail']})"
+        if summary
+        else config.get("dataset"),
+        "parameters": f"{summary['num_parameters']:,}" if summary else None,
+        "updates": summary.get("steps"),
+        "best update, by validation": summary.get("best_step"),
+        "minutes of training": round(summary["training_seconds"] / 60, 1) if summary else None,
+    }
+    parts.append(_table(("", ""), [(k, v) for k, v in facts.items() if v is not None]))
+    if not summary:
+        parts.append('<p class="note">This run has not ended.</p>')
+    elif not summary.get("comparable_with_published"):
+        parts.append(
+            '<p class="note">The data are not those of the papers: these figures do not compare with '
+            "published ones.</p>"
+        )
+    best = _richest(run.evaluations)
+    if verdict := (best or summary).get("verdict"):
+        parts.append(f'<p class="verdict">{_text(verdict)}</p>')
+    given = {k: v for k, v in config.items() if v is not None}
+    parts.append(
+        f"<details><summary>All settings</summary>{_table(('setting', ''), given.items())}</details>"
+    )
+    if any(event["event"] in ("train", "valid") for event in run.events):
+        parts.append("<h3>Training</h3>")
+        parts.append(
+            _figure(curves(run.events, run.unit), "Training and validation against updates.")
+        )
+    if summary or run.evaluations:
+        parts += ["<h3>Bounds</h3>", _bounds(run)]
+    found = {**summary_diagnostics(summary), **(best or {})}
+    if any(key in found for key in _DIAGNOSTICS):
+        parts += ["<h3>Is z used?</h3>", _diagnostics(found, run)]
+    parts += _files(run.files)
+    return "\n".join(parts)
+
+
+def summary_diagnostics(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the test at the end of training, under the names that an evaluation gives them."""
+    return {k.removeprefix("test_"): v for k, v in summary.items() if k.startswith("test_")}
+
+
+def _richest(evaluations: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """Of the test split, that with the most samples, z from the posterior."""
+    usual = [e for e in evaluations if e["split"] == "test" and e["latents"] == "posterior"]
+    return max(usual, key=lambda e: e["num_samples"], default=None)
+
+
+def _bounds(run: RunContent) -> str:
+    lines = []
+    tested = {
+        "split": "test (end of training)", "num_samples": run.summary.get("test_num_samples"),
+        "num_sequences": run.summary.get("test_num_sequences"), "latents": "posterior",
+        **summary_diagnostics(run.summary),
+    }  # fmt: skip
+    for e in [*([tested] if run.summary else []), *run.evaluations]:
+        what = f"{e['split']}, z from the {e['latents']}, k = {e['num_samples']}, {e['num_sequences']} sequences"
+        for key, name in _BOUNDS:
+            value = e.get(f"{key}_nats_per_sequence")
+            if value is None:
+                continue
+            error = e.get(f"{key}_nats_per_sequence_stderr")
+            shown = f"{value:.2f}" + (f" ± {error:.2f}" if error is not None else "")
+            symbols = "".join(
+                f", {words} {e[f'{key}_{symbol}']:.3f}"
+                for symbol, words in _SYMBOLS.items()
+                if f"{key}_{symbol}" in e
+            )
+            step = e.get(f"{key}_nats_per_step")
+            per_step = "" if step is None else f"{step:.4f}"
+            lines.append((what, name, shown, per_step, symbols.removeprefix(", ")))
+    heads = (
+        "evaluation",
+        "",
+        f"nats per {run.unit}",
+        f"per {run.summary.get('step_unit', 'step')}",
+        "",
+    )
+    note = (
+        "<p>Nats of log-likelihood, higher is better; ± is the standard error over sequences. ELBO and IWAE "
+        "are lower bounds. No auxiliary cost and no KL weight is in them.</p>"
+    )
+    return note + _table(heads, lines)
+
+
+def _diagnostics(found: Mapping[str, Any], run: RunContent) -> str:
+    lines = [
+        (words, f"{found[key]:.4g}" if isinstance(found[key], float) else found[key])
+        for key, words in _DIAGNOSTICS.items()
+        if found.get(key) is not None
+    ]
+    parts = [_table(("", ""), lines)]
+    if found.get("kl_nats_by_unit"):
+        parts.append(
+            _figure(kl_by_unit(found["kl_nats_by_unit"], run.unit), "KL of each unit of z.")
+        )
+    if found.get("kl_nats_at_steps") and any(found["kl_nats_at_steps"]):
+        step = str(run.summary.get("step_unit", "step"))
+        parts.append(_figure(kl_per_step(found["kl_nats_at_steps"], step), "KL at each step."))
+    return "".join(parts)
+
+
+def _comparison(runs: Sequence[RunContent]) -> str:
+    heads = (
+        "run",
+        "system",
+        "data",
+        "parameters",
+        "updates",
+        "test ELBO",
+        "IWAE",
+        "KL",
+        "active units",
+        "loss by shuffling z",
+    )
+    lines = []
+    for run in runs:
+        s, best = run.summary, _richest(run.evaluations) or {}
+        found = {**summary_diagnostics(s), **best}
+
+        def number(key: str, found: Mapping[str, Any] = found) -> str:
+            value, error = found.get(key), found.get(f"{key}_stderr")
+            if value is None:
+                return ""
+            return f"{value:.2f}" + (f" ± {error:.2f}" if error is not None else "")
+
+        iwae = number("iwae_nats_per_sequence")
+        active = found.get("active_units")
+        lines.append((
+            run.name, run.config.get("model"), s.get("data", run.config.get("dataset")),
+            f"{s['num_parameters']:,}" if s else "", s.get("steps", ""),
+            number("elbo_nats_per_sequence"), f"{iwae} (k = {best['num_samples']})" if iwae else "",
+            number("kl_nats_per_sequence"),
+            "" if active is None else f"{active} of {found.get('latent_units')}",
+            number("shuffled_loss_nats_per_sequence"),
+        ))  # fmt: skip
+    parts = ["<h2>Comparison</h2>", _table(heads, lines)]
+    units = {run.unit for run in runs}
+    parts.append(f"<p>Nats per {_text(' or '.join(sorted(units)))}, higher bounds are better.</p>")
+    datasets: dict[str, dict[str, list[Any]]] = {}
+    kls: dict[str, dict[str, list[Any]]] = {}
+    for run in runs:
+        valid = [e for e in run.events if e["event"] == "valid"]
+        steps = [e["step"] for e in valid]
+        data = str(run.config.get("dataset"))
+        for table, key in ((datasets, "elbo"), (kls, "kl")):
+            values = [e[f"{key}_nats_per_sequence"] for e in valid]
+            table.setdefault(data, {}).setdefault(run.name, []).append((steps, values))
+    parts.append(_figure(bound_in_training(datasets, "validation ELBO, nats"), "Validation ELBO."))
+    parts.append(_figure(kl_in_training(kls, "KL, nats"), "KL on the validation data."))
+    return "\n".join(parts)
+
+
+def _files(files: Sequence[Path]) -> list[str]:
+    """Pictures, sounds and texts by folder; those that are drawn anew here are left out."""
+    drawn_anew = {"curves.png", "kl_per_step.png"}
+    parts: list[str] = []
+    folders: dict[str, list[Path]] = {}
+    for path in files:
+        if path.name not in drawn_anew:
+            folders.setdefault(path.parent.name, []).append(path)
+    for folder, paths in folders.items():
+        parts.append(f"<h3>{_text(folder.capitalize())}</h3>")
+        sounds = []
+        for path in paths:
+            if path.suffix == ".png":
+                parts.append(
+                    _image(path.read_bytes(), path.stem.replace("_", " ").replace("-", " "))
+                )
+            elif path.suffix == ".wav":
+                data = base64.b64encode(path.read_bytes()).decode()
+                sounds.append(
+                    f"<figure><figcaption>{_text(path.stem)}</figcaption>"
+                    f'<audio controls src="data:audio/wav;base64,{data}"></audio></figure>'
+                )
+            elif path.suffix in (".txt", ".md"):
+                text = path.read_text(encoding="utf-8")
+                parts.append(
+                    f"<figure><figcaption>{_text(path.stem)}</figcaption><pre>{_text(text)}</pre></figure>"
+                )
+        if sounds:
+            parts.append(f'<div class="sounds">{"".join(sounds)}</div>')
+    return parts
+
+
+def _figure(figure: Figure, caption: str) -> str:
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=120)
+    return _image(file.getvalue(), caption)
+
+
+def _image(data: bytes, caption: str) -> str:
+    encoded = base64.b64encode(data).decode()
+    return (
+        f'<figure><img alt="{_text(caption)}" src="data:image/png;base64,{encoded}">'
+        f"<figcaption>{_text(caption)}</figcaption></figure>"
+    )
+
+
+def _table(heads: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
+    head = "".join(f"<th>{_text(h)}</th>" for h in heads)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{_text(cell)}</td>" for cell in line) + "</tr>" for line in lines
+    )
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _text(value: object) -> str:
+    return html.escape(str(value))

@@ -1,0 +1,81 @@
+"""What the commands share: options of a trained run, and how a command ends."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import tyro
+
+from pyro_zf.data import DataError, Splits
+from pyro_zf.models import SequenceModel
+from pyro_zf.training import (
+    Interrupted,
+    TrainConfig,
+    TrainingError,
+    UsageError,
+    load_run,
+    resolve_device,
+)
+
+__all__ = ["RunOptions", "at_least_one", "load", "run_command"]
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Which trained model, and where."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """Run folder."""
+    checkpoint: Literal["best", "last"] = "best"
+    """Which state of the model."""
+    data_dir: Path | None = None
+    """Folder with the data, where it is not that of training."""
+    data: Path | None = None
+    """Your own data, where they are not where they were in training."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+
+
+def load(options: RunOptions) -> tuple[TrainConfig, Splits, SequenceModel, int, torch.device]:
+    """Settings, data, model in evaluation mode, its number of updates, and the device."""
+    device = resolve_device(options.device)
+    loaded = load_run(options.run, options.checkpoint, device, options.data_dir, options.data)
+    return *loaded, torch.device(device)
+
+
+def at_least_one(config: Any, *names: str) -> None:
+    """Refuse numbers below one.
+
+    Raises:
+        UsageError: for the first of them.
+    """
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise UsageError(f"--{name.replace('_', '-')} must be at least 1, it is {value}")
+
+
+def run_command(command: Callable[[Any], None], config: Any) -> int:
+    """Run a command. Exit codes: 0 done, 1 training failed, 2 wrong usage or data, 130 interrupted."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        command(config)
+    except (UsageError, DataError, PermissionError, NotADirectoryError, FileExistsError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (TrainingError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except Interrupted as error:
+        print(error, file=sys.stderr)
+        return 130
+    except KeyboardInterrupt:
+        print("interrupted; the last checkpoint stands", file=sys.stderr)
+        return 130
+    return 0

@@ -1,0 +1,47 @@
+"""``evaluate.py``: bounds and diagnostics of a trained model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import tyro
+
+from pyro_zf.cli.common import RunOptions, at_least_one, load, run_command
+from pyro_zf.training import UsageError, json_text
+from pyro_zf.training.evaluation import EvaluationConfig, evaluate_model, save_evaluation
+
+__all__ = ["EvaluateConfig", "evaluate_main"]
+
+
+@dataclass(frozen=True)
+class EvaluateConfig(EvaluationConfig, RunOptions):
+    """Bounds and diagnostics of a trained model. Prints one JSON object last, and keeps it in the run."""
+
+
+def evaluate_main(argv: Sequence[str] | None = None) -> int:
+    """``evaluate.py``: see :class:`EvaluateConfig` for the options."""
+    return run_command(_evaluate, tyro.cli(EvaluateConfig, args=argv, prog="evaluate.py"))
+
+
+def _evaluate(config: EvaluateConfig) -> None:
+    at_least_one(config, "num_samples", "max_sequences", "batch_size", "samples_per_pass")
+    if config.diagnosed_sequences < 0:
+        raise UsageError(
+            f"--diagnosed-sequences must not be negative, it is {config.diagnosed_sequences}"
+        )
+    settings, splits, model, step, device = load(config)
+    found = evaluate_model(model, splits, config, device)
+    result = {
+        "dataset": settings.dataset,
+        "data": splits.source.name,
+        "comparable_with_published": splits.source.comparable,
+        "checkpoint": config.checkpoint,
+        "step": step,
+        **found,
+    }
+    if config.checkpoint == "best":
+        save_evaluation(config.run, result)
+    if "verdict" in result:
+        print(f"latents: {result['verdict']}")
+    print(json_text(result))

@@ -1,0 +1,334 @@
+"""``generate.py`` and ``interpolate.py``: what a trained model draws."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import tyro
+from torch import Tensor
+
+from pyro_zf.analysis import (
+    RECONSTRUCTED,
+    Decoding,
+    as_texts,
+    continue_prefix,
+    cut,
+    interpolate,
+    reconstruct,
+    resample_latents,
+    sample,
+    save_sequences,
+    shown_steps,
+    write_hdf5,
+)
+from pyro_zf.batch import SequenceBatch
+from pyro_zf.cli.common import RunOptions, at_least_one, load, run_command
+from pyro_zf.data import Splits
+from pyro_zf.models import LatentSequenceModel, SequenceModel
+from pyro_zf.training import UsageError
+
+__all__ = ["GenerateConfig", "InterpolateConfig", "generate_main", "interpolate_main"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class GenerateConfig(RunOptions):
+    """What a trained model draws, as pictures, sounds or text, and as arrays in HDF5."""
+
+    task: Literal["samples", "continue", "reconstruct", "resample"] = "samples"
+    """samples: from nothing. continue: go on with the beginning of sequences of --split, or with --prefix.
+    reconstruct: decode the posterior's latents. resample: the same, with those of --resample-steps drawn
+    anew from the prior."""
+    number: int = 64
+    """Sequences to draw; where they are made from sequences of --split, of how many (8 at most are
+    shown)."""
+    temperature: float = 1.0
+    """Of the emission: below 1 sharper, above 1 flatter."""
+    argmax: bool = False
+    """Take the most probable value of each step (of numbers the mean) in place of a draw."""
+    latent_temperature: float = 1.0
+    """Of the prior: its deviations times this; 0 puts z at the prior's mean."""
+    steps: int | None = None
+    """Steps to draw, those of a prefix included. Default: an image, a segment or sentence, --seconds."""
+    seconds: float = 2.0
+    """Of a sound to draw."""
+    split: Literal["train", "valid", "test"] = "test"
+    """Where sequences to continue, reconstruct or resample come from."""
+    prefix: str | None = None
+    """A text to go on with."""
+    prefix_steps: int | None = None
+    """Steps that are given of a sequence to continue. Default: half an image, a second of sound, three
+    words, or half a segment."""
+    variants: int = 4
+    """Draws for each sequence that is continued or resampled."""
+    resample_steps: tuple[int, ...] = ()
+    """Steps whose z is drawn anew, the first being 1. Default: the second half."""
+    output_dir: Path | None = None
+    """Where files go. Default: generated, in the run folder."""
+    seed: int = 0
+    """Of all draws."""
+
+
+@dataclass(frozen=True)
+class InterpolateConfig(RunOptions):
+    """Between two sequences in the path of their latents, decoded by argmax and by sampling."""
+
+    pairs: int = 4
+    """Pairs of sequences of --split, neighbours in a fixed random order."""
+    points: int = 11
+    """Points on each way, both ends included."""
+    first: str | None = None
+    """A text to begin at, in place of sequences of --split."""
+    second: str | None = None
+    """A text to end at."""
+    temperature: float = 1.0
+    """Of the draws."""
+    codes: Literal["mean", "sample"] = "mean"
+    """What the latents of a sequence are: the means of the posterior at each step, or draws from it."""
+    seconds: float = 1.0
+    """Of sounds: how much of each is taken."""
+    split: Literal["train", "valid", "test"] = "test"
+    """Where sequences come from."""
+    output_dir: Path | None = None
+    """Where files go. Default: interpolated, in the run folder."""
+    seed: int = 0
+    """Of all draws."""
+
+
+def generate_main(argv: Sequence[str] | None = None) -> int:
+    """``generate.py``: see :class:`GenerateConfig` for the options."""
+    return run_command(_generate, tyro.cli(GenerateConfig, args=argv, prog="generate.py"))
+
+
+def interpolate_main(argv: Sequence[str] | None = None) -> int:
+    """``interpolate.py``: see :class:`InterpolateConfig` for the options."""
+    return run_command(_interpolate, tyro.cli(InterpolateConfig, args=argv, prog="interpolate.py"))
+
+
+def _generate(config: GenerateConfig) -> None:
+    at_least_one(config, "number", "steps", "prefix_steps", "variants")
+    try:
+        decoding = Decoding(config.temperature, config.argmax, config.latent_temperature)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    if not config.seconds > 0:
+        raise UsageError(f"--seconds must be above zero, it is {config.seconds}")
+    if config.prefix is not None and config.task != "continue":
+        raise UsageError("--prefix belongs to --task continue")
+    settings, splits, model, _, device = load(config)
+    if config.task in ("reconstruct", "resample") and not isinstance(model, LatentSequenceModel):
+        raise UsageError(f"{settings.model} has no latents to {config.task}")
+    torch.manual_seed(config.seed)
+    steps = config.steps or shown_steps(splits, config.seconds)
+    lengths = None
+    rows: dict[str, Tensor]
+    try:
+        if config.task == "samples":
+            rows = {"samples": sample(model, splits.values, config.number, steps, decoding)}
+        elif config.task == "continue":
+            rows = _continued(config, model, splits, steps, decoding, device)
+        else:
+            batch = _sequences(splits, config.split, config.number, config.steps, device)
+            lengths = batch.lengths
+            if config.task == "reconstruct":
+                found = reconstruct(model, batch, decoding)
+                rows = dict(zip(RECONSTRUCTED, found, strict=True))
+            else:
+                chosen = config.resample_steps or range(
+                    batch.num_steps // 2 + 1, batch.num_steps + 1
+                )
+                assert batch.targets is not None
+                rows = {"data": batch.targets} | {
+                    f"z drawn anew {i + 1}": resample_latents(model, batch, chosen, decoding)
+                    for i in range(config.variants)
+                }
+    except ValueError as error:  # a step that there is not, a temperature that is not known
+        raise UsageError(str(error)) from error
+    folder = config.output_dir or config.run / "generated"
+    attributes = {
+        "task": config.task, "temperature": config.temperature, "argmax": config.argmax,
+        "latent_temperature": config.latent_temperature, "seed": config.seed,
+        "run": str(config.run),
+    }  # fmt: skip
+    _save(folder, config.task, rows, splits, lengths, config.task == "samples", attributes)
+
+
+def _continued(
+    config: GenerateConfig,
+    model: SequenceModel,
+    splits: Splits,
+    steps: int,
+    decoding: Decoding,
+    device: torch.device,
+) -> dict[str, Tensor]:
+    """Titles and sequences: what is given, and what becomes of it."""
+    if config.prefix is not None:
+        known = _text_batch(config.prefix, splits, device)
+    else:
+        given = config.prefix_steps or _prefix_steps(splits, steps)
+        known = _sequences(splits, config.split, config.number, given, device, at_least=given)
+    if known.num_steps >= steps:
+        steps = known.num_steps + (config.steps or known.num_steps)
+    assert known.targets is not None
+    rows = {}
+    if config.prefix is None:
+        gap = known.targets.new_zeros(
+            len(known.targets), steps - known.num_steps, *known.targets.shape[2:]
+        )
+        rows["given"] = torch.cat([known.targets, gap], dim=1)
+        if splits.kind == "categorical":
+            rows["given"] = known.targets
+    for i in range(config.variants):
+        rows[f"continued {i + 1}"] = continue_prefix(
+            model, known, steps - known.num_steps, decoding
+        )
+    return rows
+
+
+def _prefix_steps(splits: Splits, steps: int) -> int:
+    if splits.sample_rate is not None:
+        return max(min(shown_steps(splits, 1.0), steps - 1), 1)
+    if splits.step_unit == "word":
+        return 3
+    return max(steps // 2, 1)
+
+
+def _sequences(
+    splits: Splits,
+    split: str,
+    number: int,
+    steps: int | None,
+    device: torch.device,
+    at_least: int = 1,
+) -> SequenceBatch:
+    """Of a split, cut to what is shown, those that are long enough."""
+    dataset = splits[split]
+    index = np.arange(len(dataset))
+    if dataset.lengths is not None:
+        index = index[dataset.lengths >= at_least]
+    if not len(index):
+        raise UsageError(f"no sequence of {split} has {at_least} steps")
+    chosen = np.sort(np.random.default_rng(0).permutation(index)[:number])
+    return cut(dataset.batch(chosen), splits, steps).to(device).numeric()
+
+
+def _text_batch(text: str, splits: Splits, device: torch.device) -> SequenceBatch:
+    if splits.vocabulary is None:
+        raise UsageError(f"{splits.source.name} is no text")
+    symbols = torch.from_numpy(splits.encode(text)).unsqueeze(0)
+    unknown = [w for w, i in zip(text.split(), symbols[0], strict=False) if i == splits.unknown]
+    if splits.joiner and unknown:
+        log.warning("not in the vocabulary: %s", ", ".join(unknown))
+    return SequenceBatch.from_targets(symbols, start=splits.values.start).to(device)
+
+
+def _interpolate(config: InterpolateConfig) -> None:
+    at_least_one(config, "pairs")
+    if config.points < 2:
+        raise UsageError(f"--points must be at least 2, it is {config.points}")
+    if (config.first is None) != (config.second is None):
+        raise UsageError("--first and --second belong together")
+    settings, splits, model, _, device = load(config)
+    if not isinstance(model, LatentSequenceModel):
+        raise UsageError(f"{settings.model} has no latents to interpolate")
+    torch.manual_seed(config.seed)
+    pairs = _pairs(config, splits, device)
+    weights = torch.linspace(0, 1, config.points, device=device)
+    rows: dict[str, Tensor] = {}
+    decoders = {
+        "argmax": Decoding(argmax=True, latent_temperature=0.0),
+        "sampling": Decoding(config.temperature),
+    }
+    for i, pair in enumerate(pairs):
+        steps = None
+        if splits.vocabulary is not None and splits.unit != "segment":
+            steps = splits.num_steps  # a sentence ends where it says so
+        for name, decoding in decoders.items():
+            rows[f"{i + 1} {name}"] = interpolate(
+                model, pair, weights, decoding, steps, config.codes == "mean"
+            )
+    folder = config.output_dir or config.run / "interpolated"
+    attributes = {"weights": weights.cpu().numpy(), "seed": config.seed, "run": str(config.run)}
+    if splits.vocabulary is None:
+        _save(folder, "interpolation", rows, splits, None, False, attributes)
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "interpolation.md"
+    path.write_text(_as_tables(pairs, rows, weights, splits), encoding="utf-8")
+    print(path.read_text(encoding="utf-8"))
+    print(f"wrote: {path}")
+    print(f"wrote: {write_hdf5(folder / 'interpolation.h5', rows, splits, **attributes)}")
+
+
+def _pairs(config: InterpolateConfig, splits: Splits, device: torch.device) -> list[SequenceBatch]:
+    if config.first is not None and config.second is not None:
+        texts = [_text_batch(text, splits, device) for text in (config.first, config.second)]
+        symbols = [batch.targets[0] for batch in texts if batch.targets is not None]
+        lengths = torch.tensor([len(s) for s in symbols], device=device)
+        padded = torch.nn.utils.rnn.pad_sequence(symbols, batch_first=True)
+        return [SequenceBatch.from_targets(padded, lengths, splits.values.start)]
+    steps = shown_steps(splits, config.seconds) if splits.sample_rate is not None else None
+    batch = _sequences(splits, config.split, 2 * config.pairs, steps, device)
+    if batch.num_sequences < 2:
+        raise UsageError(f"{config.split} has {batch.num_sequences} sequence; a pair needs two")
+    return batch.chunk(batch.num_sequences // 2)
+
+
+def _as_tables(
+    pairs: list[SequenceBatch], rows: dict[str, Tensor], weights: Tensor, splits: Splits
+) -> str:
+    """Argmax and sampling side by side, between the two sentences, as in the paper's table 3."""
+    lines = []
+    for i, pair in enumerate(pairs):
+        assert pair.targets is not None
+        ends = [_escaped(x) for x in as_texts(pair.targets, splits, pair.lengths)]
+        columns = [
+            [_escaped(x) for x in as_texts(rows[f"{i + 1} {name}"], splits)]
+            for name in ("argmax", "sampling")
+        ]
+        lines += [f"**{ends[0]}**", "", "| a | argmax | sampling |", "|---|---|---|"]
+        lines += [
+            f"| {a:.1f} | {left} | {right} |"
+            for a, left, right in zip(weights.tolist(), *columns, strict=True)
+        ]
+        lines += ["", f"**{ends[1]}**", ""]
+    return "\n".join(lines)
+
+
+def _escaped(text: str) -> str:
+    """For a cell of a table."""
+    for symbol in "\\|*_<>`":
+        text = text.replace(symbol, f"\\{symbol}")
+    return text.replace("\n", " ⏎ ")
+
+
+def _save(
+    folder: Path,
+    name: str,
+    rows: dict[str, Tensor],
+    splits: Splits,
+    lengths: Tensor | None,
+    grid: bool,
+    attributes: dict[str, Any],
+) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    shown = (
+        rows
+        if grid
+        else {
+            title: x[:8] if splits.vocabulary is None and name != "interpolation" else x
+            for title, x in rows.items()
+        }
+    )
+    few = None if lengths is None else lengths[: len(next(iter(shown.values())))]
+    paths = save_sequences(folder, name, shown, splits, few, grid)
+    paths.append(write_hdf5(folder / f"{name}.h5", rows, splits, **attributes))
+    for path in paths:
+        print(f"wrote: {path}")

@@ -1,0 +1,72 @@
+"""``report.py``: runs on one page of HTML."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from pyro_zf.analysis.report import RunContent, report_page
+from pyro_zf.cli.common import run_command
+from pyro_zf.training import UsageError, read_config, read_metrics
+from pyro_zf.training.evaluation import read_evaluations
+from pyro_zf.training.record import write_text
+
+__all__ = ["ReportConfig", "read_run", "report_main"]
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """One self-contained HTML page of one or several runs: settings, curves, bounds, what z carries,
+    pictures, sounds and texts."""
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Run folders."""
+    output: Path | None = None
+    """The page. Default: report.html, in the run folder if there is one run."""
+    title: str | None = None
+    """Of the page."""
+
+
+def report_main(argv: Sequence[str] | None = None) -> int:
+    """``report.py``: see :class:`ReportConfig` for the options."""
+    return run_command(_report, tyro.cli(ReportConfig, args=argv, prog="report.py"))
+
+
+def _report(config: ReportConfig) -> None:
+    if not config.runs:
+        raise UsageError("name one run folder or several")
+    runs = [read_run(run) for run in config.runs]
+    title = config.title or (runs[0].name if len(runs) == 1 else f"{len(runs)} runs")
+    output = config.output or (
+        config.runs[0] / "report.html" if len(runs) == 1 else Path("report.html")
+    )
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_text(output, report_page(runs, title))
+    print(f"wrote: {output}")
+
+
+def read_run(run: Path) -> RunContent:
+    """What a run folder holds.
+
+    Raises:
+        DataError: if it is none.
+    """
+    settings = json.loads(read_config(run).to_json())
+    summary = run / "summary.json"
+    return RunContent(
+        name=run.resolve().name,
+        config=settings,
+        events=read_metrics(run),
+        summary=json.loads(summary.read_text(encoding="utf-8")) if summary.is_file() else {},
+        evaluations=read_evaluations(run),
+        files=[
+            path
+            for folder in ("figures", "generated", "interpolated")
+            for path in sorted((run / folder).glob("*"))
+        ],
+    )

@@ -1,0 +1,227 @@
+"""One table or figure from beginning to end: train, evaluate, write."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+
+from pyro_zf.analysis import (
+    Decoding,
+    as_texts,
+    bound_in_training,
+    interpolate,
+    kl_in_training,
+    lengths_along,
+    sampling_against_mean,
+)
+from pyro_zf.analysis.figures import Curve
+from pyro_zf.batch import SequenceBatch
+from pyro_zf.reproduce.published import TABLES, Section, Table
+from pyro_zf.reproduce.results import Result, Results, evaluated, markdown, verdicts
+from pyro_zf.reproduce.runs import trained
+from pyro_zf.reproduce.systems import Scale
+from pyro_zf.training import load_run, resolve_device
+from pyro_zf.training.record import json_text, write_text
+
+__all__ = ["reproduce"]
+
+log = logging.getLogger(__name__)
+
+#: Ends of the interpolations, written for this.
+SENTENCES = (
+    ("this is the worst film i have seen .", "i loved it and will watch it again !"),
+    ("the plot makes no sense .", "a great cast and a very good story ."),
+    ("do not waste your time .", "one of the best movies of the year , by far ."),
+)
+POINTS = 11
+_UNITS = {
+    "mnist": "-ELBO, nats per image", "imdb": "perplexity", "ptb": "bits per character",
+    "timit": "ELBO, nats per frame", "blizzard": "ELBO, nats per half second",
+}  # fmt: skip
+
+
+def reproduce(
+    name: str,
+    scale: Scale,
+    folder: Path,
+    *,
+    dataset: str | None = None,
+    seeds: int | None = None,
+    num_samples: int | None = None,
+    data_dir: Path | None = None,
+    device: str = "auto",
+) -> list[Path]:
+    """Train what a table or figure needs, evaluate it, and write it as Markdown, JSON and a picture.
+
+    Runs lie in ``folder/runs/SCALE`` and are shared by the tables. What is trained, or evaluated,
+    already is taken as it is; a run that was cut off is taken up where it stopped.
+
+    Args:
+        name: a key of :data:`~pyro_zf.reproduce.TABLES`.
+        scale: ``"smoke"``, ``"small"`` or ``"paper"``.
+        folder: of the results.
+        dataset: only this part of the table.
+        seeds: runs of each system; by default three for a figure, one for a table.
+        num_samples: k of the IWAE; by default 25, and 2 at scale smoke.
+        data_dir: where to look for the data.
+        device: where to train.
+
+    Returns:
+        list[Path]: the Markdown, the JSON and the picture.
+    """
+    table = TABLES[name]
+    device = resolve_device(device)
+    k = num_samples or (2 if scale == "smoke" else 25)
+    where: dict[str, Any] = {"data_dir": data_dir} if data_dir else {}
+    results: Results = {}
+    for section in table.sections:
+        if dataset not in (None, section.dataset):
+            continue
+        for training in section.trainings(seeds or table.seeds):
+            log.info("%s: %s", name, training.name)
+            run = trained(training, scale, folder / "runs", device=device, **where)
+            result = evaluated(training, run, section.splits, k, device, **where)
+            results.setdefault(section.dataset, []).append(result)
+    command = f"python scripts/reproduce.py {name} --scale {scale}"
+    command += f" --dataset {dataset}" if dataset else ""
+    command += f" --seeds {seeds}" if seeds else ""
+    stem = f"{name}-{scale}" + (f"-{dataset}" if dataset else "")
+    text = markdown(stem, table, results, k, command)
+    content: dict[str, Any] = {
+        "table": name, "title": table.title, "scale": scale, "command": command,
+        "num_samples": k, "verdicts": verdicts(table, results),
+        "runs": [_plain(r) for found in results.values() for r in found],
+        "published": {
+            s.dataset: {row.label: dict(row.published) for row in s.rows} for s in table.sections
+        },
+    }  # fmt: skip
+    if table.kind == "interpolation":
+        figure, more, content["interpolations"] = _interpolated(results, device, where)
+        text = text.replace("\n![", f"\n{more}\n![")
+    else:
+        figure = _figure(table, results)
+    paths = [folder / f"{stem}{suffix}" for suffix in (".md", ".json", ".png")]
+    write_text(paths[0], text)
+    write_text(paths[1], json_text(content, indent=2) + "\n")
+    figure.savefig(paths[2], dpi=130)
+    return paths
+
+
+def _plain(result: Result) -> dict[str, Any]:
+    kept = ("verdict", "active_units", "latent_units", "num_sequences", "num_samples")
+    return {
+        "system": result.training.system,
+        "dataset": result.training.dataset,
+        "seed": result.training.seed,
+        "data": result.summary["data"],
+        "comparable_with_published": result.summary["comparable_with_published"],
+        "parameters": result.summary["num_parameters"],
+        "updates": result.summary["steps"],
+        "best_update": result.summary["best_step"],
+        "training_seconds": result.summary["training_seconds"],
+        "evaluations": {
+            split: {
+                key: value
+                for key, value in found.items()
+                if key in kept or (isinstance(value, float) and "nats" in key)
+                or key.endswith(("perplexity", "bits_per_character"))
+            }
+            for split, found in result.evaluations.items()
+        },
+    }  # fmt: skip
+
+
+def _figure(table: Table, results: Results) -> Figure:
+    sections = {s.dataset: s for s in table.sections if s.dataset in results}
+    if table.kind == "latents-curves":
+        (found,) = results.values()
+        ways = {
+            "z from the posterior": "elbo", "z from the prior": "prior_elbo",
+            "z at the prior's mean": "prior_mean_elbo",
+        }  # fmt: skip
+        curves = {
+            label: [_curve(r, f"{key}_bits_per_character") for r in found]
+            for label, key in ways.items()
+        }
+        return sampling_against_mean(curves, "bits per character, validation")
+    panels: dict[str, dict[str, list[Curve]]] = {}
+    for dataset, section in sections.items():
+        for label, of_system in _by_label(section, results[dataset]).items():
+            if table.kind == "kl-curves":
+                # Of training batches as in the paper: they are more frequent.
+                made = [_curve(r, "kl_nats_per_sequence", "train") for r in of_system]
+            else:
+                made = [_bound_curve(r) for r in of_system]
+            panels.setdefault(_title(dataset, table), {})[label] = made
+    if table.kind == "kl-curves":
+        return kl_in_training(panels, "KL of a training batch, nats per sequence")
+    return bound_in_training(panels, "on validation data")
+
+
+def _title(dataset: str, table: Table) -> str:
+    return dataset if table.kind == "kl-curves" else f"{dataset}: {_UNITS[dataset]}"
+
+
+def _by_label(section: Section, found: list[Result]) -> dict[str, list[Result]]:
+    return {
+        row.label: [r for r in found if r.training.system == row.system]
+        for row in section.rows
+        if row.system is not None
+    }
+
+
+def _bound_curve(result: Result) -> Curve:
+    dataset = result.training.dataset
+    if dataset == "imdb":
+        return _curve(result, "elbo_perplexity")
+    if dataset == "ptb":
+        return _curve(result, "elbo_bits_per_character")
+    if dataset == "timit":
+        return _curve(result, "elbo_nats_per_step")
+    return _curve(result, "elbo_nats_per_sequence", sign=-1.0 if dataset == "mnist" else 1.0)
+
+
+def _curve(result: Result, key: str, event: str = "valid", sign: float = 1.0) -> Curve:
+    events = [e for e in result.events if e["event"] == event and e.get(key) is not None]
+    return [e["step"] for e in events], [sign * e[key] for e in events]
+
+
+def _interpolated(
+    results: Results, device: str, where: dict[str, Any]
+) -> tuple[Figure, str, list[dict[str, Any]]]:
+    """Sentences between sentences, as in the paper's table, and how long they are."""
+    ((result, *_),) = results.values()
+    _, splits, model, _ = load_run(result.run, device=device, **where)
+    weights = torch.linspace(0, 1, POINTS)
+    lines: list[str] = []
+    content = []
+    lengths: dict[str, list[list[float]]] = {"argmax": [], "sampling": []}
+    torch.manual_seed(0)
+    for ends in SENTENCES:
+        symbols = [torch.from_numpy(splits.encode(text)) for text in ends]
+        batch = SequenceBatch.from_targets(
+            torch.nn.utils.rnn.pad_sequence(symbols, batch_first=True),
+            torch.tensor([len(s) for s in symbols]),
+            splits.values.start,
+        ).to(device)
+        columns = []
+        for name, decoding in (
+            ("argmax", Decoding(argmax=True, latent_temperature=0.0)),
+            ("sampling", Decoding()),
+        ):
+            decoded = interpolate(model, batch, weights, decoding, splits.num_steps)
+            columns.append(as_texts(decoded, splits))
+            lengths[name].append([float(len(text.split())) for text in columns[-1]])
+        lines += ["", f"*{ends[0]}*", "", "| a | argmax | sampling |", "|---|---|---|"]
+        lines += [
+            f"| {a:.1f} | {left.replace('|', '')} | {right.replace('|', '')} |"
+            for a, left, right in zip(weights.tolist(), *columns, strict=True)
+        ]
+        lines += ["", f"*{ends[1]}*"]
+        content.append({"ends": ends, "argmax": columns[0], "sampling": columns[1]})
+    figure = lengths_along(weights.tolist(), lengths)
+    return figure, "\n".join(lines) + "\n", content

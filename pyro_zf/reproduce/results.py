@@ -1,0 +1,279 @@
+"""From runs to what is written: results, tables in Markdown, figures, and a verdict."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pyro_zf.reproduce.published import Row, Section, Table
+from pyro_zf.reproduce.systems import Training
+from pyro_zf.training import load_run, read_metrics
+from pyro_zf.training.evaluation import EvaluationConfig, evaluate_model, save_evaluation
+
+__all__ = ["Result", "Results", "evaluated", "markdown", "verdicts"]
+
+#: What is compared in the figures: with, and without.
+_PAIRS: dict[str, tuple[tuple[str, str, str], ...]] = {
+    "kl-curves": (
+        ("zf-aux", "zf", "the auxiliary cost"),
+        ("zf-kla-aux", "zf-kla", "the auxiliary cost, under KL annealing,"),
+    ),
+    "bound-curves": (
+        ("vbl-mean", "vbl-mean-no-skip", "skip gradient"),
+        ("vbl-mean", "vbl-no-aux", "the auxiliary costs"),
+    ),
+}
+_SYMBOLS = {"imdb": "perplexity", "ptb": "bits_per_character"}
+
+
+@dataclass(frozen=True)
+class Result:
+    """A run and what was found of it.
+
+    Args:
+        training: what was trained.
+        run: its folder.
+        config: its settings.
+        summary: what it ended with.
+        evaluations: split -> what was found.
+        events: of its training.
+    """
+
+    training: Training
+    run: Path
+    config: dict[str, Any]
+    summary: dict[str, Any]
+    evaluations: dict[str, dict[str, Any]]
+    events: list[dict[str, Any]]
+
+    def bound(self, name: str, split: str) -> tuple[float, float | None]:
+        """As the papers print it, with its standard error: speech as log-likelihood, images as its
+        negative, words as perplexity, characters as bits."""
+        found = self.evaluations[split]
+        dataset = self.training.dataset
+        if dataset in _SYMBOLS:
+            return found[f"{name}_{_SYMBOLS[dataset]}"], None
+        sign = -1.0 if dataset == "mnist" else 1.0
+        key = f"{name}_nats_per_sequence"
+        return sign * found[key], found[f"{key}_stderr"]
+
+    def kl(self, split: str) -> float:
+        """Nats per sequence."""
+        return float(self.evaluations[split]["kl_nats_per_sequence"])
+
+
+#: Section -> its results, seed by seed.
+Results = dict[str, list[Result]]
+
+
+def evaluated(
+    training: Training,
+    run: Path,
+    splits: Sequence[str],
+    num_samples: int,
+    device: str,
+    **where: Any,
+) -> Result:
+    """Evaluate a finished run, unless that was done before; what is found is kept with the run.
+
+    Args:
+        training: what was trained.
+        run: its folder.
+        splits: to evaluate on, as many sequences as the run validated or tested on.
+        num_samples: k of the IWAE.
+        device: where.
+        **where: of :func:`~pyro_zf.training.load_run`: ``data_dir``.
+    """
+    config = json.loads((run / "config.json").read_text())
+    evaluations = {}
+    loaded = None
+    for split in splits:
+        path = run / f"evaluation-{split}-posterior-k{num_samples}.json"
+        if not path.is_file():
+            loaded = loaded or load_run(run, device=device, **where)
+            _, data, model, step = loaded
+            settings = EvaluationConfig(
+                split=split,  # type: ignore[arg-type]
+                num_samples=num_samples,
+                max_sequences=config[f"{split}_sequences"],
+                batch_size=50,
+            )
+            found = evaluate_model(model, data, settings, torch.device(device))
+            save_evaluation(run, {"dataset": training.dataset, "step": step, **found})
+            evaluations[split] = found
+        else:
+            evaluations[split] = json.loads(path.read_text())
+    summary = json.loads((run / "summary.json").read_text())
+    return Result(training, run, config, summary, evaluations, read_metrics(run))
+
+
+def markdown(name: str, table: Table, results: Results, num_samples: int, command: str) -> str:
+    """The table, ours beside theirs, with all that one has to know to read it."""
+    lines = [f"### {table.title}", "", table.caption, "", f"```bash\n{command}\n```", ""]
+    for section in table.sections:
+        if found := results.get(section.dataset):
+            lines += [*_section(table, section, found, num_samples), ""]
+    lines += [f"- {line}" for line in verdicts(table, results)]
+    lines += [f"- {note}" for note in table.notes]
+    if lines[-1]:
+        lines.append("")
+    lines.append(f"![{table.title}]({name}.png)")
+    return "\n".join(lines) + "\n"
+
+
+def _section(table: Table, section: Section, found: list[Result], k: int) -> list[str]:
+    first = found[0]
+    lines = [f"**{section.dataset}**: {section.note}. {_provenance(first)}", ""]
+    seeds = len({r.training.seed for r in found})
+    heads = ["system", *(f"paper, {column}" for column in table.columns)]
+    with_latents = any(r.summary["has_latents"] for r in found)
+    for split in section.splits:
+        heads += [f"ours, {split}, ELBO", f"IWAE, k = {k}"]
+    if with_latents:
+        heads += ["KL", "active units", "loss by shuffling z"]
+    heads.append("updates (best of)")
+    rows = [heads, ["---"] * len(heads)]
+    for row in section.rows:
+        of_row = [r for r in found if r.training.system == row.system]
+        rows.append(_row(table, section, row, of_row, with_latents))
+    lines += ["| " + " | ".join(cells) + " |" for cells in rows]
+    if seeds > 1:
+        lines += ["", f"Mean ± standard deviation of {seeds} seeds."]
+    return lines
+
+
+def _row(
+    table: Table, section: Section, row: Row, found: list[Result], with_latents: bool
+) -> list[str]:
+    cells = [row.label, *(row.published.get(column, "") for column in table.columns)]
+    width = len(cells) + 2 * len(section.splits) + 3 * with_latents + 1
+    if not found:
+        return cells + [""] * (width - len(cells))
+    digits = 0 if section.dataset in ("timit", "blizzard") else 3 if section.dataset == "ptb" else 2
+    for split in section.splits:
+        for bound in ("elbo", "iwae"):
+            pairs = [r.bound(bound, split) for r in found]
+            cells.append(_with_spread([p[0] for p in pairs], pairs[0][1], digits))
+    if with_latents:
+        split = section.splits[-1]
+        cells.append(_with_spread([r.kl(split) for r in found], None, 2))
+        known = [r.evaluations[split] for r in found if r.evaluations[split].get("latent_units")]
+        active = ", ".join(str(e["active_units"]) for e in known)
+        cells.append(f"{active} of {known[0]['latent_units']}" if known else "")
+        lost = [e["shuffled_loss_nats_per_sequence"] for e in known]
+        cells.append(_with_spread(lost, None, 2) if lost else "")
+    best = ", ".join(f"{r.summary['best_step']:,}" for r in found)
+    cells.append(f"{best} of {found[0].summary['steps']:,}")
+    return cells
+
+
+def _with_spread(values: list[float], stderr: float | None, digits: int) -> str:
+    """Of one run its standard error, of several their deviation."""
+    mean = f"{statistics.fmean(values):,.{digits}f}"
+    if len(values) > 1:
+        return f"{mean} ± {statistics.stdev(values):,.{digits}f}"
+    return mean if stderr is None else f"{mean} ± {stderr:,.{digits}f}"
+
+
+def _provenance(result: Result) -> str:
+    """What was trained on what, in a sentence or two."""
+    config, summary = result.config, result.summary
+    number = ", ".join(
+        f"{e['num_sequences']:,} {summary['unit']}s of {split}"
+        for split, e in result.evaluations.items()
+    )
+    others = "" if summary["comparable_with_published"] else " These are not the paper's data."
+    small = (
+        ""
+        if config["preset"] == "paper"
+        else ", far smaller than the paper's and trained far shorter"
+    )
+    return (
+        f"Data: {summary['data']}; {number}.{others} Ours: LSTM {config['hidden_size']}, hidden layers "
+        f"{config['mlp_size']}, {summary['steps']:,} updates of {config['batch_size']} sequences"
+        f"{small}. {_marginal(result)}"
+    )
+
+
+def _marginal(result: Result) -> str:
+    split = list(result.evaluations)[-1]
+    found = result.evaluations[split]
+    dataset = result.training.dataset
+    name = found["marginal"]
+    if dataset in _SYMBOLS:
+        return f"For scale, {name}: {found[f'marginal_{_SYMBOLS[dataset]}']:.2f}."
+    sign = -1 if dataset == "mnist" else 1
+    return (
+        f"a model without past ({name}) scores {sign * found['marginal_nats_per_sequence']:,.0f}."
+    )
+
+
+def verdicts(table: Table, results: Results) -> list[str]:
+    """What the runs say of the papers' claims, seed by seed, whichever way it comes out."""
+    lines = []
+    if table.kind == "latents-curves":
+        lines += [_of_sources(found) for found in results.values()]
+    for section in table.sections:
+        by_system: dict[str, dict[int, Result]] = {}
+        for result in results.get(section.dataset, []):
+            by_system.setdefault(result.training.system, {})[result.training.seed] = result
+        for with_it, without, what in _PAIRS.get(table.kind, ()):
+            pairs = [
+                (by_system[with_it][seed], by_system[without][seed])
+                for seed in sorted(by_system.get(with_it, {}))
+                if seed in by_system.get(without, {})
+            ]
+            if pairs:
+                lines.append(_verdict(section, what, pairs))
+    return lines
+
+
+def _of_sources(found: list[Result]) -> str:
+    """Bits per character with z from the posterior, from the prior, and at its mean."""
+    last = [[e for e in r.events if e["event"] == "valid"][-1] for r in found]
+    shown = [
+        f"{name} {', '.join(f'{e[key]:.3f}' for e in last)}"
+        for name, key in (
+            ("posterior", "elbo_bits_per_character"),
+            ("prior", "prior_elbo_bits_per_character"),
+            ("mean of the prior", "prior_mean_elbo_bits_per_character"),
+        )
+    ]
+    return f"Last validation, bits per character, seed by seed, z from: {'; '.join(shown)}."
+
+
+def _verdict(section: Section, what: str, pairs: list[tuple[Result, Result]]) -> str:
+    split = section.splits[-1]
+    kl = [a.kl(split) - b.kl(split) for a, b in pairs]
+    # Up is better, whatever is printed.
+    sign = 1.0 if section.dataset in ("timit", "blizzard") else -1.0
+    bound = [a.bound("elbo", split)[0] - b.bound("elbo", split)[0] for a, b in pairs]
+    higher, better = sum(d > 0 for d in kl), sum(sign * d > 0 for d in bound)
+    number = len(pairs)
+    digits = 3 if section.dataset == "ptb" else 2
+    return (
+        f"{section.dataset}, {split}: with {what} the KL is higher in {higher} of {number} seeds "
+        f"({_differences(kl, 2)} nats) and the ELBO better in {better} of {number} "
+        f"({_differences(bound, digits)} in the units above): "
+        f"{_in_words(higher, number, 'the KL')}, {_in_words(better, number, 'the bound')}."
+    )
+
+
+def _differences(values: list[float], digits: int) -> str:
+    return ", ".join(f"{v:+,.{digits}f}" for v in values)
+
+
+def _in_words(count: int, number: int, what: str) -> str:
+    if number < 3:
+        return f"{what} on too few seeds to say"
+    if count == number:
+        return f"{what} rises in every seed" if what == "the KL" else f"{what} gains in every seed"
+    if count == 0:
+        return f"{what} falls in every seed" if what == "the KL" else f"{what} loses in every seed"
+    return f"{what} shows no consistent effect"

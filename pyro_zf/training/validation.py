@@ -1,0 +1,83 @@
+"""Bounds of validation and test, on noise of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pyro
+import torch
+
+from pyro_zf.analysis import Diagnostics, diagnose
+from pyro_zf.data import Batches, SequenceDataset, Splits, StreamBatches
+from pyro_zf.infer import Bounds, evaluate
+from pyro_zf.models import LatentSequenceModel, SequenceModel
+from pyro_zf.models.programs import Latents
+from pyro_zf.training.numbers import text_numbers
+
+__all__ = ["bounds_with_own_noise", "latent_diagnostics", "own_noise", "without_posterior"]
+
+#: Sequences whose latents are looked at, at each validation.
+DIAGNOSED = 64
+
+
+@contextmanager
+def own_noise(seed: int, device: torch.device) -> Iterator[None]:
+    """Noise of a seed; the random numbers of training go on afterwards as if nothing had been."""
+    with (
+        pyro.validation_enabled(False),
+        torch.random.fork_rng([device] if device.type == "cuda" else []),
+    ):
+        torch.manual_seed(seed)
+        yield
+
+
+def bounds_with_own_noise(
+    model: SequenceModel, batches: Batches | StreamBatches, seed: int, device: torch.device
+) -> Bounds:
+    """ELBO, KL and auxiliary costs, one sample a sequence."""
+    model.eval()
+    with own_noise(seed, device):
+        bounds = evaluate(model.model, model.guide, batches.epoch(0, 0, device))
+    model.train()
+    return bounds
+
+
+def latent_diagnostics(
+    model: SequenceModel, dataset: SequenceDataset, seed: int, device: torch.device
+) -> Diagnostics | None:
+    """Of a few sequences of a split; None where there are no latents, or only one sequence."""
+    if not isinstance(model, LatentSequenceModel) or len(dataset) < 2:
+        return None
+    batch = next(iter(Batches(dataset, DIAGNOSED, limit=DIAGNOSED))).to(device)
+    training = model.training
+    model.eval()
+    with own_noise(seed, device):
+        diagnostics = diagnose(model, [batch])
+    model.train(training)
+    return diagnostics
+
+
+def without_posterior(
+    model: SequenceModel,
+    batches: Batches | StreamBatches,
+    seed: int,
+    device: torch.device,
+    sources: Sequence[Latents],
+    splits: Splits,
+) -> dict[str, Any]:
+    """The bound with z drawn as at test time: from the prior, or at its mean.
+
+    See :meth:`~pyro_zf.models.LatentSequenceModel.drawing_latents_from`.
+    """
+    numbers: dict[str, Any] = {}
+    for source in sources:
+        assert isinstance(model, LatentSequenceModel)
+        with model.drawing_latents_from(source):
+            bounds = bounds_with_own_noise(model, batches, seed, device)
+        name = f"{source.replace('-', '_')}_elbo"
+        numbers[f"{name}_nats_per_sequence"] = bounds.per_sequence("elbo").mean
+        numbers[f"{name}_nats_per_step"] = bounds.per_step("elbo").mean
+        numbers |= text_numbers(name, numbers[f"{name}_nats_per_step"], splits.step_unit)
+    return numbers

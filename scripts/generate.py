@@ -1,0 +1,8 @@
+"""What a trained model draws: ``python scripts/generate.py RUN --task continue``."""
+
+import sys
+
+from pyro_zf.cli import generate_main
+
+if __name__ == "__main__":
+    sys.exit(generate_main())

@@ -1,0 +1,8 @@
+"""Runs on one page of HTML: ``python scripts/report.py RUN...``."""
+
+import sys
+
+from pyro_zf.cli import report_main
+
+if __name__ == "__main__":
+    sys.exit(report_main())

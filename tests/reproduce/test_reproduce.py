@@ -1,0 +1,189 @@
+"""Every table and figure of the papers at scale smoke, from real data to what is written."""
+
+from __future__ import annotations
+
+import json
+import lzma
+import shutil
+from pathlib import Path
+
+import pytest
+
+from pyro_zf.cli import main
+from pyro_zf.reproduce import SCALES, SYSTEMS, TABLES, Training
+from pyro_zf.reproduce.results import Result, verdicts
+from pyro_zf.training import (
+    VARIATIONAL_BILSTM_SETTINGS,
+    UsageError,
+    build_model,
+    read_metrics,
+    resolve,
+)
+from tests.analysis.test_outputs import CHARACTERS
+
+pytestmark = pytest.mark.usefixtures("single_precision")
+
+
+@pytest.fixture
+def corpora(real_data: Path, tmp_path: Path) -> Path:
+    """The real data, of the reviews the first 300."""
+    folder = tmp_path / "data"
+    (folder / "imdb").mkdir(parents=True)
+    for name in ("binarized_mnist.h5", "ptb", "timit_nltk_sample", "speech"):
+        (folder / name).symlink_to(real_data / name)
+    name = "imdb/aclimdb_reviews.jsonl.xz"
+    with lzma.open(real_data / name, "rt") as reviews, lzma.open(folder / name, "wt") as few:
+        few.writelines(line for _, line in zip(range(300), reviews, strict=False))
+    return folder
+
+
+def test_every_table_and_figure(
+    corpora: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out"
+    command = ["reproduce", "all", "--scale", "smoke", "--seeds", "1", "--output-dir", str(output)]
+    command += ["--data-dir", str(corpora)]
+    assert main(command) == 0
+    printed = capsys.readouterr().out
+    for name, table in TABLES.items():
+        text = (output / f"{name}-smoke.md").read_text(encoding="utf-8")
+        assert text in printed
+        assert table.title in text
+        assert f"python scripts/reproduce.py {name} --scale smoke --seeds 1" in text
+        content = json.loads((output / f"{name}-smoke.json").read_text())
+        trained = {(r["dataset"], r["system"]) for r in content["runs"]}
+        wanted = {
+            (s.dataset, row.system) for s in table.sections for row in s.rows if row.system
+        }  # fmt: skip
+        assert trained == wanted
+        for section in table.sections:
+            for row in section.rows:
+                assert f"| {row.label} |" in text
+                for printed_value in row.published.values():
+                    assert printed_value in text
+        assert (output / f"{name}-smoke.png").read_bytes().startswith(b"\x89PNG")
+    assert "a sample of TIMIT (160 utterances)" in printed
+    assert "These are not the paper's data." in printed
+    runs = output / "runs" / "smoke"
+    third = json.loads((output / "zf-table3-smoke.json").read_text())
+    assert len(third["interpolations"]) == 3
+    assert all(len(x["argmax"]) == 11 for x in third["interpolations"])
+
+    # Again: everything is there. A run that was cut off is taken up where it stopped.
+    shutil.rmtree(runs / "mnist-vbl-seed0" / "figures")
+    (runs / "mnist-vbl-seed0" / "summary.json").unlink()
+    before = {p: p.stat().st_mtime_ns for p in runs.glob("*/checkpoints/last.pt")}
+    text = (output / "vbl-table2-smoke.md").read_text()
+    again = ["vbl-table2" if word == "all" else word for word in command]
+    assert main(again) == 0
+    changed = [p for p, when in before.items() if p.stat().st_mtime_ns != when]
+    assert [p.parent.parent.name for p in changed] == ["mnist-vbl-seed0"]
+    assert (output / "vbl-table2-smoke.md").read_text() == text
+    events = read_metrics(runs / "mnist-vbl-seed0")
+    assert [e["step"] for e in events if e["event"] == "valid"] == [2, 4]
+
+    # Another setting under the same name is refused.
+    path = runs / "mnist-zf-seed0" / "config.json"
+    path.write_text(path.read_text().replace('"hidden_size": 8', '"hidden_size": 9'))
+    assert main(["reproduce", "zf-table1", "--dataset", "mnist", *command[2:]]) == 2
+    assert "is a run with hidden_size 9, not 8: remove it" in capsys.readouterr().err
+
+
+def test_three_seeds(real_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["reproduce", "zf-figure2", "--scale", "smoke", "--dataset", "mnist", "--data-dir"]
+    assert main([*command, str(real_data), "--output-dir", str(tmp_path)]) == 0
+    text = capsys.readouterr().out
+    assert "Mean ± standard deviation of 3 seeds." in text
+    assert "mnist, test: with the auxiliary cost the KL is higher in " in text
+    content = json.loads((tmp_path / "zf-figure2-smoke-mnist.json").read_text())
+    assert sorted(r["seed"] for r in content["runs"]) == [0, 0, 1, 1, 2, 2]
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_every_training_has_settings(scale: str, tmp_path: Path) -> None:
+    for table in TABLES.values():
+        for section in table.sections:
+            for training in section.trainings(table.seeds):
+                config = resolve(training.config(scale, tmp_path, device="cpu"))  # type: ignore[arg-type]
+                assert config.seed == training.seed
+                if scale == "paper" and config.model == "variational-bilstm":
+                    settings = VARIATIONAL_BILSTM_SETTINGS[section.dataset]
+                    assert config.hidden_size == settings["hidden_size"]
+
+
+def test_costs_that_are_averaged_over_units(tmp_path: Path) -> None:
+    averaged = Training("ptb", "vbl-mean").config("small", tmp_path)
+    assert averaged.alpha == averaged.beta == 1 / 128
+    assert Training("ptb", "vbl-mean").config("paper", tmp_path).alpha == 1 / 1024
+    regularised = Training("imdb", "vbl-mean-gamma-4").config("small", tmp_path)
+    assert (regularised.alpha, regularised.beta, regularised.gamma) == (1 / 128, 0.0, 4 / 128)
+    model = build_model(resolve(averaged), CHARACTERS)
+    assert model.aux_weights["b"] == 1 / 128  # type: ignore[index, operator]
+
+
+def test_annealing_ends_halfway(tmp_path: Path) -> None:
+    config = Training("timit", "zf-kla").config("small", tmp_path)
+    assert config.max_steps is not None
+    half = config.kl_start + config.kl_increment * config.max_steps / 2
+    assert half == pytest.approx(1.0)
+    assert Training("timit", "zf-kla").config("paper", tmp_path).kl_increment == 5e-5
+
+
+def test_no_system_is_left_over() -> None:
+    used = {r.system for t in TABLES.values() for s in t.sections for r in s.rows}
+    assert set(SYSTEMS) == used - {None}
+
+
+def made_up(system: str, seed: int, kl: float, elbo: float) -> Result:
+    evaluation = {"kl_nats_per_sequence": kl, "elbo_nats_per_sequence": elbo,
+                  "elbo_nats_per_sequence_stderr": 0.1}  # fmt: skip
+    training = Training("timit", system, seed)
+    return Result(training, Path(), {}, {}, {"test": evaluation}, [])
+
+
+def test_a_verdict_says_what_the_seeds_say() -> None:
+    table = TABLES["zf-figure2"]
+    without = [made_up("zf", s, 5.0, -10.0) for s in range(3)]
+    more = [made_up("zf-aux", s, 6.0 + s, -9.0) for s in range(3)]
+    (line,) = verdicts(table, {"timit": without + more})
+    assert "KL is higher in 3 of 3 seeds (+1.00, +2.00, +3.00 nats)" in line
+    assert "the KL rises in every seed, the bound gains in every seed." in line
+    mixed = [made_up("zf-aux", s, 4.0 + s, -11.0) for s in range(3)]
+    (line,) = verdicts(table, {"timit": without + mixed})
+    assert "the KL shows no consistent effect, the bound loses in every seed." in line
+    (line,) = verdicts(table, {"timit": without[:1] + more[:1]})
+    assert "on too few seeds to say" in line
+    assert verdicts(table, {"timit": without}) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["zf-tabel1"], "did you mean zf-table1?"),
+        (["zf-table2", "--dataset", "timit"], "zf-table2 has no part on timit"),
+        (["all", "--seeds", "0"], "--seeds must be at least 1"),
+        (["all", "--scale", "huge"], "small"),
+        (["all", "--device", "cuda:99"], "--device cuda:99"),
+    ],
+)
+def test_wrong_usage(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        code = main(["reproduce", *arguments])
+    except SystemExit as error:
+        code = error.code  # type: ignore[assignment]
+    captured = capsys.readouterr()
+    assert code == 2
+    assert message in captured.err + captured.out
+
+
+def test_a_run_of_another_name_is_not_touched(tmp_path: Path) -> None:
+    from pyro_zf.reproduce.runs import trained
+
+    training = Training("mnist", "zf")
+    run = tmp_path / "smoke" / training.name
+    run.mkdir(parents=True)
+    (run / "config.json").write_text(resolve(training.config("small", run, device="cpu")).to_json())
+    with pytest.raises(UsageError, match="is a run with"):
+        trained(training, "smoke", tmp_path, device="cpu")
