@@ -202,16 +202,15 @@ def _provenance(result: Result) -> str:
 
 
 def _marginal(result: Result) -> str:
-    split = list(result.evaluations)[-1]
-    found = result.evaluations[split]
+    """What a model scores that knows no past."""
+    found = result.evaluations[list(result.evaluations)[-1]]
     dataset = result.training.dataset
-    name = found["marginal"]
     if dataset in _SYMBOLS:
-        return f"For scale, {name}: {found[f'marginal_{_SYMBOLS[dataset]}']:.2f}."
-    sign = -1 if dataset == "mnist" else 1
-    return (
-        f"a model without past ({name}) scores {sign * found['marginal_nats_per_sequence']:,.0f}."
-    )
+        value = f"{found[f'marginal_{_SYMBOLS[dataset]}']:.2f}"
+    else:
+        sign = -1 if dataset == "mnist" else 1
+        value = f"{sign * found['marginal_nats_per_sequence']:,.0f}"
+    return f"For scale, {found['marginal']}: {value}."
 
 
 def verdicts(table: Table, results: Results) -> list[str]:

@@ -155,4 +155,5 @@ def save_evaluation(run: Path, result: dict[str, Any]) -> Path | None:
 
 def read_evaluations(run: Path) -> list[dict[str, Any]]:
     """What :func:`save_evaluation` kept."""
-    return [json.loads(path.read_text()) for path in sorted(run.glob("evaluation-*.json"))]
+    found = [json.loads(path.read_text()) for path in run.glob("evaluation-*.json")]
+    return sorted(found, key=lambda e: (e["split"], e["latents"], e["num_samples"]))
