@@ -29,7 +29,7 @@ from pyro_zf.analysis.generation import (
 )
 from pyro_zf.analysis.innovations import mutual_information
 from pyro_zf.analysis.interpolation import interpolate
-from pyro_zf.analysis.outputs import as_sounds, as_texts, write_hdf5
+from pyro_zf.analysis.outputs import as_sounds, as_texts, markdown_cell, write_hdf5
 from pyro_zf.analysis.run_figures import (
     RECONSTRUCTED,
     cut,
@@ -62,6 +62,7 @@ __all__ = [
     "kl_per_step",
     "latent_pca",
     "lengths_along",
+    "markdown_cell",
     "mean_of",
     "mode_of",
     "mutual_information",

@@ -16,7 +16,15 @@ from torch import Tensor
 from pyro_zf.analysis.figures import digits, series, spectrograms, waveforms
 from pyro_zf.data import Splits
 
-__all__ = ["as_sounds", "as_texts", "save_pictures", "save_sounds", "save_texts", "write_hdf5"]
+__all__ = [
+    "as_sounds",
+    "as_texts",
+    "markdown_cell",
+    "save_pictures",
+    "save_sounds",
+    "save_texts",
+    "write_hdf5",
+]
 
 Rows = Mapping[str, Shaped[Tensor, "sequences time ..."]]
 #: Sounds and series of a row that are shown.
@@ -151,3 +159,10 @@ def write_hdf5(path: Path, rows: Rows, splits: Splits, **attributes: Any) -> Pat
             if value is not None:
                 file.attrs[name] = value
     return path
+
+
+def markdown_cell(text: str) -> str:
+    """A text as a cell of a table in Markdown."""
+    for symbol in "\\|*_<>`":
+        text = text.replace(symbol, f"\\{symbol}")
+    return text.replace("\n", " ⏎ ")

@@ -20,6 +20,7 @@ from pyro_zf.analysis import (
     continue_prefix,
     cut,
     interpolate,
+    markdown_cell,
     reconstruct,
     resample_latents,
     sample,
@@ -288,9 +289,9 @@ def _as_tables(
     lines = []
     for i, pair in enumerate(pairs):
         assert pair.targets is not None
-        ends = [_escaped(x) for x in as_texts(pair.targets, splits, pair.lengths)]
+        ends = [markdown_cell(x) for x in as_texts(pair.targets, splits, pair.lengths)]
         columns = [
-            [_escaped(x) for x in as_texts(rows[f"{i + 1} {name}"], splits)]
+            [markdown_cell(x) for x in as_texts(rows[f"{i + 1} {name}"], splits)]
             for name in ("argmax", "sampling")
         ]
         lines += [f"**{ends[0]}**", "", "| a | argmax | sampling |", "|---|---|---|"]
@@ -300,13 +301,6 @@ def _as_tables(
         ]
         lines += ["", f"**{ends[1]}**", ""]
     return "\n".join(lines)
-
-
-def _escaped(text: str) -> str:
-    """For a cell of a table."""
-    for symbol in "\\|*_<>`":
-        text = text.replace(symbol, f"\\{symbol}")
-    return text.replace("\n", " ⏎ ")
 
 
 def _save(

@@ -186,7 +186,13 @@ TABLES: dict[str, Table] = {
     "zf-table3": Table(
         f"Table 3 of {_ZF}",
         "Linear interpolation between the latent paths of two sentences, decoded by argmax and by sampling.",
-        (Section("imdb", (Row("Ours + aux, 0.005", {}, "zf-aux-0.005"),)),),
+        (
+            Section(
+                "imdb",
+                (Row("Ours + aux, 0.005", {}, "zf-aux-0.005"),),
+                note="perplexity per word, lower is better",
+            ),
+        ),
         kind="interpolation",
         notes=(
             "The paper does not say which of its models was used; here the one with the most in z.",

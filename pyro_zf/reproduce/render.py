@@ -16,6 +16,7 @@ from pyro_zf.analysis import (
     interpolate,
     kl_in_training,
     lengths_along,
+    markdown_cell,
     sampling_against_mean,
 )
 from pyro_zf.analysis.figures import Curve
@@ -152,13 +153,13 @@ def _figure(table: Table, results: Results) -> Figure:
     for dataset, section in sections.items():
         for label, of_system in _by_label(section, results[dataset]).items():
             if table.kind == "kl-curves":
-                # Of training batches as in the paper: they are more frequent.
-                made = [_curve(r, "kl_nats_per_sequence", "train") for r in of_system]
+                # Of training batches, which are more frequent; per step, as these differ in length.
+                made = [_curve(r, "kl_nats_per_step", "train") for r in of_system]
             else:
                 made = [_bound_curve(r) for r in of_system]
             panels.setdefault(_title(dataset, table), {})[label] = made
     if table.kind == "kl-curves":
-        return kl_in_training(panels, "KL of a training batch, nats per sequence")
+        return kl_in_training(panels, "KL of a training batch, nats per step")
     return bound_in_training(panels, "on validation data")
 
 
@@ -197,7 +198,7 @@ def _interpolated(
     ((result, *_),) = results.values()
     _, splits, model, _ = load_run(result.run, device=device, **where)
     weights = torch.linspace(0, 1, POINTS)
-    lines: list[str] = []
+    lines: list[str] = [f"The latents of this model: {result.evaluations['test']['verdict']}."]
     content = []
     lengths: dict[str, list[list[float]]] = {"argmax": [], "sampling": []}
     torch.manual_seed(0)
@@ -218,7 +219,7 @@ def _interpolated(
             lengths[name].append([float(len(text.split())) for text in columns[-1]])
         lines += ["", f"*{ends[0]}*", "", "| a | argmax | sampling |", "|---|---|---|"]
         lines += [
-            f"| {a:.1f} | {left.replace('|', '')} | {right.replace('|', '')} |"
+            f"| {a:.1f} | {markdown_cell(left)} | {markdown_cell(right)} |"
             for a, left, right in zip(weights.tolist(), *columns, strict=True)
         ]
         lines += ["", f"*{ends[1]}*"]
