@@ -60,11 +60,12 @@ def test_digits(digits: Path, task: str, capsys: pytest.CaptureFixture[str]) -> 
     assert picture == digits / "generated" / f"{task}.png"
     with h5py.File(arrays) as file:
         assert file.attrs["temperature"] == 0.5
-        assert all(data.shape == (3, 28, 28) for data in file.values())
+        shapes = {name: data.shape for name, data in file.items()}
+        assert shapes.pop("given", (3, 14, 28)) == (3, 14, 28)
+        assert set(shapes.values()) == {(3, 28, 28)}
         if task == "continue":
             given, first, second = (file[n][:] for n in ("given", "continued 1", "continued 2"))
-            assert (first[:, :14] == given[:, :14]).all(), "half an image is given"
-            assert (given[:, 14:] == 0).all()
+            assert (first[:, :14] == given).all(), "half an image is given"
             assert (first[:, 14:] != second[:, 14:]).any()
     assert main([*command, "--argmax", "--seed", "3"]) == 0
 
@@ -87,6 +88,23 @@ def test_between_digits(digits: Path, capsys: pytest.CaptureFixture[str]) -> Non
         assert sorted(file) == ["1 argmax", "1 sampling", "2 argmax", "2 sampling"]
         assert file["1 argmax"].shape == (3, 28, 28)
         assert file.attrs["weights"].tolist() == [0.0, 0.5, 1.0]
+
+
+def test_a_part_of_a_digit(digits: Path) -> None:
+    for task in ("samples", "reconstruct"):
+        command = ["generate", str(digits), "--task", task, "--steps", "10", "--number", "2"]
+        assert main(command) == 0
+
+
+def test_lengths_go_with_the_arrays(tmp_path: Path) -> None:
+    run = words(tmp_path)
+    assert main(["generate", str(run), "--task", "reconstruct", "--number", "3"]) == 0
+    with h5py.File(run / "generated" / "reconstruct.h5") as file:
+        data, lengths = file["test data"][:], file["lengths"][:]
+    assert data.shape == (3, lengths.max())
+    assert all(
+        (row[n:] == 0).all() and row[n - 1] == 1 for row, n in zip(data, lengths, strict=True)
+    )
 
 
 def test_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -131,6 +149,9 @@ def test_sounds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["generate", "RUN", "--task", "continue", "--prefix", "a"], "is no text"),
         (["generate", "RUN", "--task", "resample", "--resample-steps", "29"], "no step 29"),
         (["generate", "/nowhere"], "/nowhere is no run folder"),
+        (["generate", "RUN", "--steps", "29"], "--steps is at most 28: an image has 28 rows"),
+        (["generate", "RUN", "--prefix-steps", "28"], "--prefix-steps is at most 27"),
+        (["interpolate", "RUN", "--temperature", "0"], "a temperature must be above 0"),
         (["interpolate", "RUN", "--points", "1"], "--points must be at least 2"),
         (["interpolate", "RUN", "--first", "a"], "--first and --second belong together"),
         (["evaluate", "RUN", "--diagnosed-sequences", "-1"], "must not be negative"),

@@ -68,8 +68,10 @@ class Diagnostics:
         kl: nats per sequence.
         kl_at_steps: nats at step 1, 2, .., averaged over the sequences that reach it.
         kl_by_unit: nats per sequence of each unit; of Gaussian priors and posteriors.
-        active_units: units whose innovation has a mean that varies between sequences, with a variance (within
-            steps, pooled over them) above :data:`ACTIVE_ABOVE`. Of priors and posteriors with moments.
+        active_units: units whose innovation has a mean that varies between sequences, with a variance
+            (within steps, pooled over them) above :data:`ACTIVE_ABOVE`: the covariance of the means along
+            two paths drawn apart, in which the noise of the paths cancels. Of priors and posteriors with
+            moments.
         mutual_information: :func:`~pyro_zf.analysis.mutual_information` in nats.
         mutual_information_limit: the largest value that its estimate can have.
         aux: gains by auxiliary cost, of those that reconstruct a state and are switched on.
@@ -121,7 +123,7 @@ class Diagnostics:
         active = ""
         if self.active_units is not None:
             active = f"; {self.active_units} of {self.latent_size} units active"
-        verb = "loses" if self.shuffled_loss >= 0 else "gains"
+        verb = "gains" if self.shuffled_loss <= -0.05 else "loses"
         told = "".join(
             f"; z tells {max(gain.gain, 0.0):.1f} nats of {name} a step"
             for name, gain in self.aux.items()
@@ -169,8 +171,8 @@ def diagnose(
     known = [look.units for look in looks if look.units is not None]
     active, by_unit, overlap = None, None, None
     if len(known) == len(looks):
-        innovations = joined(units.innovation for units in known)
-        active = int((_variance_within_steps(innovations, reached) > ACTIVE_ABOVE).sum())
+        one, another = (joined(getattr(u, n) for u in known) for n in ("innovation", "another"))
+        active = int((_covariance_within_steps(one, another, reached) > ACTIVE_ABOVE).sum())
         kl_of_units = [units.kl for units in known if units.kl is not None]
         overlaps = [units.overlap for units in known if units.overlap is not None]
         if kl_of_units and overlaps:
@@ -197,9 +199,13 @@ def diagnose(
 
 
 class _Units(NamedTuple):
-    """Of each unit at each step, (time, batch, latent); None where it has no closed form."""
+    """Of each unit at each step, (time, batch, latent); None where it has no closed form.
+
+    ``another`` are the mean innovations along another path.
+    """
 
     innovation: Tensor
+    another: Tensor
     kl: Tensor | None
     overlap: Tensor | None
 
@@ -225,10 +231,15 @@ def _look(model: LatentSequenceModel, batch: SequenceBatch) -> _Look:
         values = {name: z for name, _, _, z in latent_sites(guide_trace, model_trace, echoes=True)}
         data = {name: _of_others(name, z, reached) for name, z in values.items()}
         _, shuffled = trace_programs(model.model, model.guide, batch, data)
+        again = latent_sites(*trace_programs(model.model, model.guide, batch))
+        others = [_units(_moments(q, z), _moments(p, z)) for _, q, p, z in again]
     kls, units, states = [], [], {}
-    for _, q, p, z in latent_sites(guide_trace, model_trace):
+    for other, (_, q, p, z) in zip(others, latent_sites(guide_trace, model_trace), strict=True):
         kls.append(kl_per_step(q, p, z))
-        units.append(_units(_moments(q, z), _moments(p, z)))
+        found = _units(_moments(q, z), _moments(p, z))
+        if found is not None and other is not None:
+            found = found._replace(another=other.innovation)
+        units.append(found)
         if isinstance(p, PriorPath):
             states = dict(_reconstructions(model, p, z, batch, reached))
     kl = torch.cat(kls) if kls else batch.inputs.new_zeros(shape)
@@ -272,12 +283,15 @@ def _units(
     (q_mean, q_scale, q_gaussian), (p_mean, p_scale, p_gaussian) = q, p
     innovation = (q_mean - p_mean) / p_scale
     if not (q_gaussian and p_gaussian):
-        return _Units(innovation, None, None)
+        return _Units(innovation, innovation, None, None)
     kl = kl_divergence(Normal(q_mean, q_scale), Normal(p_mean, p_scale))
     variances = q_scale.square() + p_scale.square()
     coefficient = torch.sqrt(2 * q_scale * p_scale / variances)
     return _Units(
-        innovation, kl, coefficient * torch.exp(-0.25 * (q_mean - p_mean).square() / variances)
+        innovation,
+        innovation,
+        kl,
+        coefficient * torch.exp(-0.25 * (q_mean - p_mean).square() / variances),
     )
 
 
@@ -289,20 +303,26 @@ def _stacked(units: list[_Units | None]) -> _Units | None:
     closed = all(u.kl is not None for u in known)
     return _Units(
         torch.cat([u.innovation for u in known]),
+        torch.cat([u.another for u in known]),
         torch.cat([u.kl for u in known if u.kl is not None]) if closed else None,
         torch.cat([u.overlap for u in known if u.overlap is not None]) if closed else None,
     )
 
 
-def _variance_within_steps(
-    values: Float[Tensor, "time batch latent"], reached: Bool[Tensor, "time batch"]
+def _covariance_within_steps(
+    values: Float[Tensor, "time batch latent"],
+    others: Float[Tensor, "time batch latent"],
+    reached: Bool[Tensor, "time batch"],
 ) -> Float[Tensor, " latent"]:
-    """Variance between the sequences that reach a step, pooled over steps."""
+    """Covariance over the sequences that reach a step, pooled over steps."""
     weight = reached.unsqueeze(-1).to(values.dtype)
     count = weight.sum(1, keepdim=True)
-    mean = (values * weight).sum(1, keepdim=True) / count.clamp(min=1)
-    squares = ((values - mean).square() * weight).sum((0, 1))
-    return squares / (count - 1).clamp(min=0).sum().clamp(min=1)
+
+    def centred(x: Tensor) -> Tensor:
+        return (x - (x * weight).sum(1, keepdim=True) / count.clamp(min=1)) * weight
+
+    products = (centred(values) * centred(others)).sum((0, 1))
+    return products / (count - 1).clamp(min=0).sum().clamp(min=1)
 
 
 def _reconstructions(

@@ -12,6 +12,7 @@ from matplotlib import mlab
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
+from torch.nn.functional import pad
 
 __all__ = [
     "Curve",
@@ -49,7 +50,10 @@ def _tidy(axes: Axes) -> Axes:
 def digits(
     rows: Sequence[Float[Tensor, "images time data"]], titles: Sequence[str] | None = None
 ) -> Figure:
-    """Images in a grid; one row a tensor where titles are given, else a square of the first."""
+    """Images in a grid; one row a tensor where titles are given, else a square of the first.
+
+    Of an image that is not complete the rest is black.
+    """
     if titles is None:
         images = rows[0]
         columns = math.ceil(math.sqrt(len(images)))
@@ -63,7 +67,8 @@ def digits(
     for r, row in enumerate(rows):
         for c, image in enumerate(row):
             top, left = gap + r * (_SIDE + gap), gap + c * (_SIDE + gap)
-            canvas[top : top + _SIDE, left : left + _SIDE] = image.reshape(_SIDE, _SIDE).cpu()
+            pixels = pad(image.flatten(), (0, _SIDE**2 - image.numel())).reshape(_SIDE, _SIDE)
+            canvas[top : top + _SIDE, left : left + _SIDE] = pixels.cpu()
     scale = 0.016
     margin = 1.6 if titles else 0.0
     figure = Figure(figsize=(width * scale + margin, height * scale))

@@ -16,7 +16,7 @@ from torch import Tensor
 from pyro_zf.analysis.decoding import AtMean, Decoding, mean_of
 from pyro_zf.batch import SequenceBatch, masked
 from pyro_zf.data import Values
-from pyro_zf.models import SequenceModel
+from pyro_zf.models import LatentSequenceModel, SequenceModel
 from pyro_zf.models.base import local_parameters
 
 __all__ = [
@@ -172,10 +172,8 @@ def posterior_path(
     model: SequenceModel, batch: SequenceBatch, at_mean: bool = True
 ) -> Float[Tensor, "batch time latent"]:
     """The latents of each sequence, step by step at the posterior's mean, or drawn from it."""
-    trace = _posterior(model, batch, AtMean() if at_mean else None)
-    names = [f"z_{t}" for t in range(1, batch.num_steps + 1)]
-    z: list[Any] = [trace.nodes[name]["value"] for name in names]
-    return torch.stack(z, dim=1)
+    latents = _latents(_posterior(model, batch, AtMean() if at_mean else None))
+    return torch.stack([latents[f"z_{t}"] for t in range(1, batch.num_steps + 1)], dim=1)
 
 
 def _posterior(
@@ -187,15 +185,23 @@ def _posterior(
         model.using_layout("steps"),
         handler or nullcontext(),
     ):
-        return poutine.trace(model.guide).get_trace(batch)
+        trace = poutine.trace(model.guide).get_trace(batch)
+    if isinstance(model, LatentSequenceModel) and not any(
+        name == "z" or name.startswith("z_") for name in trace.stochastic_nodes
+    ):
+        raise ValueError(f"the guide of {type(model).__name__} has no site z, nor z_1, z_2, ..")
+    return trace
 
 
 def _latents(trace: Trace) -> dict[str, Tensor]:
-    latents: dict[str, Any] = {
-        name: trace.nodes[name]["value"]
-        for name in trace.stochastic_nodes
-        if name.startswith(("z_", "b_tilde_"))
-    }
+    """The latents of each step by name; a site of the whole path, as guides of one's own have, is cut."""
+    latents: dict[str, Tensor] = {}
+    for name in trace.stochastic_nodes:
+        value: Any = trace.nodes[name]["value"]
+        if name.startswith(("z_", "b_tilde_")):
+            latents[name] = value
+        elif name in ("z", "b_tilde"):
+            latents |= {f"{name}_{t + 1}": z for t, z in enumerate(value.unbind(-2))}
     return latents
 
 

@@ -130,13 +130,20 @@ def save_texts(
     return [path]
 
 
-def write_hdf5(path: Path, rows: Rows, splits: Splits, **attributes: Any) -> Path:
+def write_hdf5(
+    path: Path,
+    rows: Rows,
+    splits: Splits,
+    lengths: Int[Tensor, " sequences"] | None = None,
+    **attributes: Any,
+) -> Path:
     """The sequences as arrays, one a row, in the units of the data: bits, symbols, restored numbers.
 
     Args:
         path: of the file.
         rows: name -> sequences.
         splits: what they are.
+        lengths: steps of each sequence, if they differ; what lies behind them means nothing.
         **attributes: of the file, such as the settings that they were drawn under.
     """
     with h5py.File(path, "w") as file:
@@ -147,6 +154,8 @@ def write_hdf5(path: Path, rows: Rows, splits: Splits, **attributes: Any) -> Pat
             ):
                 values = values.astype(np.uint8)
             file.create_dataset(name.replace("/", "-"), data=values, compression="gzip")
+        if lengths is not None:
+            file.create_dataset("lengths", data=lengths.cpu().numpy())
         file.attrs["data"] = splits.source.name
         file.attrs["kind"] = splits.kind
         if splits.vocabulary is not None:

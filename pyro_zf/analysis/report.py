@@ -5,10 +5,12 @@ from __future__ import annotations
 import base64
 import html
 import io
+import math
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from matplotlib.figure import Figure
 
@@ -132,8 +134,8 @@ def _run(run: RunContent) -> str:
             '<p class="note">The data are not those of the papers: these figures do not compare with '
             "published ones.</p>"
         )
-    best = _richest(run.evaluations)
-    if verdict := (best or summary).get("verdict"):
+    best = _richest(run)
+    if verdict := (best or {}).get("verdict") or summary.get("verdict"):
         parts.append(f'<p class="verdict">{_text(verdict)}</p>')
     given = {k: v for k, v in config.items() if v is not None}
     parts.append(
@@ -142,7 +144,7 @@ def _run(run: RunContent) -> str:
     if any(event["event"] in ("train", "valid") for event in run.events):
         parts.append("<h3>Training</h3>")
         parts.append(
-            _figure(curves(run.events, run.unit), "Training and validation against updates.")
+            _figure(curves(run.events, *_measure(run)), "Training and validation against updates.")
         )
     if summary or run.evaluations:
         parts += ["<h3>Bounds</h3>", _bounds(run)]
@@ -158,10 +160,28 @@ def summary_diagnostics(summary: Mapping[str, Any]) -> dict[str, Any]:
     return {k.removeprefix("test_"): v for k, v in summary.items() if k.startswith("test_")}
 
 
-def _richest(evaluations: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    """Of the test split, that with the most samples, z from the posterior."""
-    usual = [e for e in evaluations if e["split"] == "test" and e["latents"] == "posterior"]
-    return max(usual, key=lambda e: e["num_samples"], default=None)
+def _richest(run: RunContent) -> Mapping[str, Any] | None:
+    """Of the run's best state, on the test split: with the most sequences, then the most samples."""
+    usual = [
+        e
+        for e in run.evaluations
+        if e["split"] == "test"
+        and e["latents"] == "posterior"
+        and e.get("step") == run.summary.get("best_step")
+    ]
+    return max(usual, key=lambda e: (e["num_sequences"], e["num_samples"]), default=None)
+
+
+def _measure(run: RunContent) -> tuple[str, Literal["sequence", "step"]]:
+    """What curves are per: steps where training and validation sequences differ much in length."""
+    lengths = []
+    for event in ("train", "valid"):
+        of_event = [e for e in run.events if e["event"] == event and e.get("elbo_nats_per_step")]
+        ratios = [e["elbo_nats_per_sequence"] / e["elbo_nats_per_step"] for e in of_event]
+        lengths.append(statistics.median(ratios) if ratios else math.nan)
+    if max(lengths) > 1.2 * min(lengths):
+        return str(run.summary.get("step_unit", "step")), "step"
+    return run.unit, "sequence"
 
 
 def _bounds(run: RunContent) -> str:
@@ -195,8 +215,8 @@ def _bounds(run: RunContent) -> str:
         "",
     )
     note = (
-        "<p>Nats of log-likelihood, higher is better; ± is the standard error over sequences. ELBO and IWAE "
-        "are lower bounds. No auxiliary cost and no KL weight is in them.</p>"
+        "<p>Nats of log-likelihood, higher is better; ± is the standard error over sequences. ELBO, "
+        "IWAE and FIVO are lower bounds, but for z at the mean of the prior, which is another model. No auxiliary cost and no KL weight is in them.</p>"
     )
     return note + _table(heads, lines)
 
@@ -233,7 +253,7 @@ def _comparison(runs: Sequence[RunContent]) -> str:
     )
     lines = []
     for run in runs:
-        s, best = run.summary, _richest(run.evaluations) or {}
+        s, best = run.summary, _richest(run) or {}
         found = {**summary_diagnostics(s), **best}
 
         def number(key: str, found: Mapping[str, Any] = found) -> str:

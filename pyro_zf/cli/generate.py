@@ -82,7 +82,7 @@ class InterpolateConfig(RunOptions):
     """Between two sequences in the path of their latents, decoded by argmax and by sampling."""
 
     pairs: int = 4
-    """Pairs of sequences of --split, neighbours in a fixed random order."""
+    """Pairs of sequences of --split, neighbours in a fixed random choice."""
     points: int = 11
     """Points on each way, both ends included."""
     first: str | None = None
@@ -124,6 +124,14 @@ def _generate(config: GenerateConfig) -> None:
     if config.prefix is not None and config.task != "continue":
         raise UsageError("--prefix belongs to --task continue")
     settings, splits, model, _, device = load(config)
+    if splits.is_image:
+        for name in ("steps", "prefix_steps"):
+            most = splits.num_steps - (name == "prefix_steps")
+            if (getattr(config, name) or 0) > most:
+                raise UsageError(
+                    f"--{name.replace('_', '-')} is at most {most}: an image has "
+                    f"{splits.num_steps} {splits.step_unit}s"
+                )
     if config.task in ("reconstruct", "resample") and not isinstance(model, LatentSequenceModel):
         raise UsageError(f"{settings.model} has no latents to {config.task}")
     torch.manual_seed(config.seed)
@@ -180,12 +188,7 @@ def _continued(
     assert known.targets is not None
     rows = {}
     if config.prefix is None:
-        gap = known.targets.new_zeros(
-            len(known.targets), steps - known.num_steps, *known.targets.shape[2:]
-        )
-        rows["given"] = torch.cat([known.targets, gap], dim=1)
-        if splits.kind == "categorical":
-            rows["given"] = known.targets
+        rows["given"] = known.targets
     for i in range(config.variants):
         rows[f"continued {i + 1}"] = continue_prefix(
             model, known, steps - known.num_steps, decoding
@@ -243,10 +246,11 @@ def _interpolate(config: InterpolateConfig) -> None:
     pairs = _pairs(config, splits, device)
     weights = torch.linspace(0, 1, config.points, device=device)
     rows: dict[str, Tensor] = {}
-    decoders = {
-        "argmax": Decoding(argmax=True, latent_temperature=0.0),
-        "sampling": Decoding(config.temperature),
-    }
+    try:
+        sampling = Decoding(config.temperature)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    decoders = {"argmax": Decoding(argmax=True, latent_temperature=0.0), "sampling": sampling}
     for i, pair in enumerate(pairs):
         steps = None
         if splits.vocabulary is not None and splits.unit != "segment":
@@ -265,7 +269,7 @@ def _interpolate(config: InterpolateConfig) -> None:
     path.write_text(_as_tables(pairs, rows, weights, splits), encoding="utf-8")
     print(path.read_text(encoding="utf-8"))
     print(f"wrote: {path}")
-    print(f"wrote: {write_hdf5(folder / 'interpolation.h5', rows, splits, **attributes)}")
+    print(f"wrote: {write_hdf5(folder / 'interpolation.h5', rows, splits, None, **attributes)}")
 
 
 def _pairs(config: InterpolateConfig, splits: Splits, device: torch.device) -> list[SequenceBatch]:
@@ -279,7 +283,8 @@ def _pairs(config: InterpolateConfig, splits: Splits, device: torch.device) -> l
     batch = _sequences(splits, config.split, 2 * config.pairs, steps, device)
     if batch.num_sequences < 2:
         raise UsageError(f"{config.split} has {batch.num_sequences} sequence; a pair needs two")
-    return batch.chunk(batch.num_sequences // 2)
+    number = batch.num_sequences // 2
+    return batch.first(2 * number).chunk(number)
 
 
 def _as_tables(
@@ -323,6 +328,6 @@ def _save(
     )
     few = None if lengths is None else lengths[: len(next(iter(shown.values())))]
     paths = save_sequences(folder, name, shown, splits, few, grid)
-    paths.append(write_hdf5(folder / f"{name}.h5", rows, splits, **attributes))
+    paths.append(write_hdf5(folder / f"{name}.h5", rows, splits, lengths, **attributes))
     for path in paths:
         print(f"wrote: {path}")

@@ -90,7 +90,9 @@ def reproduce(
     command = f"python scripts/reproduce.py {name} --scale {scale}"
     command += f" --dataset {dataset}" if dataset else ""
     command += f" --seeds {seeds}" if seeds else ""
+    command += f" --num-samples {num_samples}" if num_samples else ""
     stem = f"{name}-{scale}" + (f"-{dataset}" if dataset else "")
+    stem += (f"-seeds{seeds}" if seeds else "") + (f"-k{num_samples}" if num_samples else "")
     text = markdown(stem, table, results, k, command)
     content: dict[str, Any] = {
         "table": name, "title": table.title, "scale": scale, "command": command,

@@ -18,6 +18,8 @@ from pyro_zf.training.evaluation import EvaluationConfig, evaluate_model, save_e
 
 __all__ = ["Result", "Results", "evaluated", "markdown", "verdicts"]
 
+#: Sequences at a time in an evaluation.
+BATCH = 50
 #: What is compared in the figures: with, and without.
 _PAIRS: dict[str, tuple[tuple[str, str, str], ...]] = {
     "kl-curves": (
@@ -91,25 +93,29 @@ def evaluated(
         **where: of :func:`~pyro_zf.training.load_run`: ``data_dir``.
     """
     config = json.loads((run / "config.json").read_text())
+    summary = json.loads((run / "summary.json").read_text())
     evaluations = {}
     loaded = None
     for split in splits:
         path = run / f"evaluation-{split}-posterior-k{num_samples}.json"
-        if not path.is_file():
+        wanted = {
+            "step": summary["best_step"], "max_sequences": config[f"{split}_sequences"],
+            "batch_size": BATCH, "seed": 0,
+        }  # fmt: skip
+        kept = json.loads(path.read_text()) if path.is_file() else {}
+        if any(kept.get(name, ...) != value for name, value in wanted.items()):
             loaded = loaded or load_run(run, device=device, **where)
             _, data, model, step = loaded
             settings = EvaluationConfig(
                 split=split,  # type: ignore[arg-type]
                 num_samples=num_samples,
                 max_sequences=config[f"{split}_sequences"],
-                batch_size=50,
+                batch_size=BATCH,
             )
             found = evaluate_model(model, data, settings, torch.device(device))
-            save_evaluation(run, {"dataset": training.dataset, "step": step, **found})
-            evaluations[split] = found
-        else:
-            evaluations[split] = json.loads(path.read_text())
-    summary = json.loads((run / "summary.json").read_text())
+            kept = {"dataset": training.dataset, "step": step, **found}
+            save_evaluation(run, kept)
+        evaluations[split] = kept
     return Result(training, run, config, summary, evaluations, read_metrics(run))
 
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 
-from pyro_zf.analysis import diagnose, free_running
+from pyro_zf.analysis import FreeRunning, diagnose, free_running
 from pyro_zf.data import Batches, Splits, StreamBatches, make_batches
 from pyro_zf.infer import Bounds, evaluate
 from pyro_zf.models import LatentSequenceModel, SequenceModel
@@ -87,6 +87,8 @@ def evaluate_model(
         "num_sequences": bounds.num_sequences,
         "num_samples": config.num_samples,
         "latents": config.latents,
+        "max_sequences": config.max_sequences,
+        "batch_size": config.batch_size,
         "seed": config.seed,
         "unit": splits.unit,
         "step_unit": splits.step_unit,
@@ -99,8 +101,8 @@ def evaluate_model(
             result[f"{name}_nats_at_steps_stderr"] = [
                 round(e.stderr, 5) if e.stderr == e.stderr else None for e in estimates
             ]
-    number = min(config.diagnosed_sequences, config.max_sequences or len(dataset))
-    if config.latents == "posterior" and number > 1 and len(dataset) > 1:
+    number = min(config.diagnosed_sequences, config.max_sequences or len(dataset), len(dataset))
+    if config.latents == "posterior" and number > 1:
         result |= _closer_look(model, splits, config, number, device)
     return result
 
@@ -128,14 +130,20 @@ def _closer_look(
     device: torch.device,
 ) -> dict[str, Any]:
     """Diagnostics and generation mode, on a few sequences, each from its start."""
-    dataset = splits[config.split]
+    # Noise of its own: it does not depend on how many samples the bounds took.
+    torch.manual_seed(config.seed)
+    size = -(-number // -(-number // config.batch_size))  # batches of nearly one size
+    if number > size and number % size == 1:  # z is shuffled within a batch
+        number -= 1
+    batches = list(Batches(splits[config.split], size, limit=number).epoch(0, 0, device))
     numbers: dict[str, Any] = {}
-    few = list(Batches(dataset, number, limit=number).epoch(0, 0, device))
     if isinstance(model, LatentSequenceModel):
-        diagnostics = diagnose(model, few, PAIRS)
+        diagnostics = diagnose(model, batches, PAIRS)
         numbers |= diagnostics.numbers()
         numbers["verdict"] = diagnostics.verdict(splits.unit)
-    for name, values in free_running(model, few[0])._asdict().items():
+    scores = [free_running(model, batch) for batch in batches]
+    for name in FreeRunning._fields:
+        values = torch.cat([getattr(score, name) for score in scores])
         key = f"{name}_log_likelihood_nats_per_sequence"
         numbers[key] = values.mean().item()
         numbers[f"{key}_stderr"] = (values.std() / len(values) ** 0.5).item()

@@ -17,7 +17,7 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from pyro_zf import SequenceBatch, VariationalBiLSTM, ZForcing
-from pyro_zf.analysis import Diagnostics, diagnose, mutual_information
+from pyro_zf.analysis import Diagnostics, diagnose, mutual_information, posterior_path
 from pyro_zf.infer import batch_bounds
 from pyro_zf.models import SRNN, VRNN, LatentSequenceModel
 from pyro_zf.models.base import local_parameters
@@ -157,6 +157,23 @@ def test_a_prior_that_reads_the_past_does_not_count_as_information() -> None:
     found = diagnose(model, [random_batch(num_sequences=20)])
     assert found.active_units == 0
     assert found.mutual_information == pytest.approx(0.0, abs=1e-9)
+
+
+def test_the_noise_of_a_path_is_no_activity() -> None:
+    """Copies of one sequence have nothing to tell apart, however noisy their latents are."""
+    torch.manual_seed(0)
+    model = ZForcing(DATA, **SIZES).eval()
+    with torch.no_grad():
+        for parameter in (*model.posterior.parameters(), *model.transition.parameters()):
+            parameter.mul_(3)
+    one = random_batch(num_sequences=1, num_steps=12).targets
+    assert one is not None
+    copies = SequenceBatch.from_targets(one.expand(1500, -1, -1))
+    different = SequenceBatch.from_targets(torch.rand(1500, 12, DATA).round())
+    paths = posterior_path(model, copies, at_mean=False)
+    assert paths.var(0).mean() > 0.1, "their latents differ"
+    assert diagnose(model, [copies]).active_units == 0
+    assert diagnose(model, [different]).active_units == model.latent_size
 
 
 @pytest.mark.parametrize("make", [ZForcing, VRNN, SRNN, VariationalBiLSTM])

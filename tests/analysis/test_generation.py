@@ -25,6 +25,7 @@ from pyro_zf.analysis import (
     tempered,
 )
 from pyro_zf.data import Values
+from pyro_zf.infer import batch_bounds
 from pyro_zf.nn.distributions import AutoregressiveNormal, DiscretizedLogisticMixture
 from tests.analysis.test_diagnostics import SCALE, K, copying
 from tests.families import COMBINATIONS, Combination
@@ -214,6 +215,37 @@ def test_generation_mode_by_hand() -> None:
     h, _ = rnn._states(own)
     expected = rnn.emission(h).log_prob(batch.targets.transpose(0, 1)).sum(0)  # type: ignore[union-attr]
     torch.testing.assert_close(scores.from_posterior, expected)
+
+
+class OwnGuide(ZForcing):
+    """A guide with one site for the whole path, far from the prior."""
+
+    def _guide_time(self, batch: SequenceBatch) -> None:
+        import pyro
+
+        shape = (batch.num_sequences, batch.num_steps, self.latent_size)
+        with self.sequences(batch):
+            pyro.sample("z", dist.Normal(torch.full(shape, 50.0), 0.01).to_event(2))
+
+    _guide_steps = _guide_time
+
+
+class NoLatents(ZForcing):
+    def _guide_steps(self, batch: SequenceBatch) -> None: ...
+
+
+def test_the_latents_of_a_guide_of_ones_own() -> None:
+    model, batch = OwnGuide(DATA, **SIZES).eval(), random_batch(num_sequences=2)
+    path = posterior_path(model, batch, at_mean=False)
+    assert path.shape == (2, 7, model.latent_size)
+    assert (path - 50).abs().max() < 1
+    scores = free_running(model, batch)
+    near = batch_bounds(model.model, model.guide, batch).log_likelihood
+    torch.testing.assert_close(scores.teacher_forced, near, rtol=0.02, atol=0.1)
+    assert (scores.teacher_forced - scores.from_prior).abs().max() > 0.1
+    assert interpolate(model, batch, torch.linspace(0, 1, 3)).shape == (3, 7, DATA)
+    with pytest.raises(ValueError, match="the guide of NoLatents has no site z"):
+        reconstruct(NoLatents(DATA, **SIZES), batch)
 
 
 def test_beginnings_have_one_length() -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from pyro_zf.analysis.report import RunContent, report_page
+from pyro_zf.analysis.report import RunContent, _measure, report_page
 from pyro_zf.cli import main
 from pyro_zf.training import TrainConfig, train
 from tests.data.conftest import write_sounds
@@ -106,6 +106,38 @@ def test_a_run_that_has_not_ended() -> None:
     assert page.count("<img") == 1
     with pytest.raises(ValueError, match="needs a run"):
         report_page([])
+
+
+def test_the_evaluation_that_says_most() -> None:
+    """Of the best state; many sequences count for more than many samples."""
+    usual = {"split": "test", "latents": "posterior", "unit": "image"}
+    verdicts = [
+        {**usual, "step": 5, "num_sequences": 1, "num_samples": 1000, "verdict": "one"},
+        {**usual, "step": 5, "num_sequences": 90, "num_samples": 25, "verdict": "many"},
+        {**usual, "step": 3, "num_sequences": 500, "num_samples": 25, "verdict": "old"},
+    ]
+    summary = {"best_step": 5, "data": "d", "data_detail": "", "num_parameters": 1, "training_seconds": 1.0,
+               "verdict": "at the end"}  # fmt: skip
+    page = report_page([RunContent("r", {}, [], summary, verdicts)])
+    assert '<p class="verdict">many</p>' in page
+    page = report_page([RunContent("r", {}, [], summary, verdicts[2:])])
+    assert '<p class="verdict">at the end</p>' in page
+
+
+def test_curves_of_cut_sequences_are_per_step() -> None:
+    def event(kind: str, length: int) -> dict[str, object]:
+        return {"event": kind, "step": 1, **{f"{n}_nats_per_sequence": -2.0 * length for n in ("elbo", "kl", "aux")},
+                **{f"{n}_nats_per_step": -2.0 for n in ("elbo", "kl", "aux")}}  # fmt: skip
+
+    run = RunContent(
+        "r",
+        {},
+        [event("train", 40), event("valid", 400)],
+        {"unit": "utterance", "step_unit": "frame"},
+    )
+    assert _measure(run) == ("frame", "step")
+    run = RunContent("r", {}, [event("train", 28), event("valid", 28)], {"unit": "image"})
+    assert _measure(run) == ("image", "sequence")
 
 
 @pytest.mark.parametrize("arguments", [["/nowhere"], []])
