@@ -47,12 +47,10 @@ def _tidy(axes: Axes) -> Axes:
     return axes
 
 
-def digits(
-    rows: Sequence[Float[Tensor, "images time data"]], titles: Sequence[str] | None = None
-) -> Figure:
+def digits(rows: Sequence[Float[Tensor, "_ _ _"]], titles: Sequence[str] | None = None) -> Figure:
     """Images in a grid; one row a tensor where titles are given, else a square of the first.
 
-    Of an image that is not complete the rest is black.
+    A row is (images, time, data), and rows may differ in length. Of an image that is not complete the rest is black.
     """
     if titles is None:
         images = rows[0]
@@ -287,7 +285,7 @@ def spectrograms(
     return figure
 
 
-def series(rows: Sequence[Float[Tensor, "sequences time data"]], titles: Sequence[str]) -> Figure:
+def series(rows: Sequence[Float[Tensor, "_ _ _"]], titles: Sequence[str]) -> Figure:
     """Sequences of numbers as pictures: time to the right, values upwards."""
     columns = max(len(row) for row in rows)
     figure = Figure(figsize=(2.4 * columns, 1.5 * len(rows) + 0.3), layout="constrained")

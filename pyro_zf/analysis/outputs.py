@@ -26,7 +26,7 @@ __all__ = [
     "write_hdf5",
 ]
 
-Rows = Mapping[str, Shaped[Tensor, "sequences time ..."]]
+Rows = Mapping[str, Shaped[Tensor, "_ _ ..."]]
 #: Sounds and series of a row that are shown.
 SHOWN = 4
 
