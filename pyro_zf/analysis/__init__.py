@@ -28,8 +28,14 @@ from pyro_zf.analysis.generation import (
     sample,
 )
 from pyro_zf.analysis.innovations import mutual_information
-from pyro_zf.analysis.interpolation import interpolate
-from pyro_zf.analysis.outputs import as_sounds, as_texts, markdown_cell, write_hdf5
+from pyro_zf.analysis.interpolation import argmax_and_sampling, interpolate
+from pyro_zf.analysis.outputs import (
+    as_sounds,
+    as_texts,
+    interpolation_table,
+    markdown_cell,
+    write_hdf5,
+)
 from pyro_zf.analysis.run_figures import (
     RECONSTRUCTED,
     cut,
@@ -46,6 +52,7 @@ __all__ = [
     "Diagnostics",
     "FreeRunning",
     "Reconstruction",
+    "argmax_and_sampling",
     "as_sounds",
     "as_texts",
     "bound_in_training",
@@ -56,6 +63,7 @@ __all__ = [
     "digits",
     "free_running",
     "interpolate",
+    "interpolation_table",
     "kl_by_unit",
     "kl_in_training",
     "kl_over_images",

@@ -22,10 +22,10 @@ from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
-from pyro.distributions import MaskedDistribution
 from torch import Tensor
 from torch.distributions import Independent, Normal, kl_divergence
 
+from pyro_zf.analysis.decoding import unmasked
 from pyro_zf.analysis.innovations import mutual_information
 from pyro_zf.batch import SequenceBatch, masked
 from pyro_zf.infer.sites import latent_sites, log_prob_of_data, trace_programs
@@ -222,8 +222,7 @@ class _Look(NamedTuple):
 
 def _look(model: LatentSequenceModel, batch: SequenceBatch) -> _Look:
     """One run of guide and model, and one with the latents of other sequences."""
-    shape = (batch.num_steps, batch.num_sequences)
-    reached = torch.ones(shape, dtype=torch.bool, device=batch.inputs.device)
+    reached = batch.inputs.new_ones((batch.num_steps, batch.num_sequences), dtype=torch.bool)
     if batch.mask is not None:
         reached = batch.mask.T
     with model.using_layout("time"):
@@ -231,26 +230,17 @@ def _look(model: LatentSequenceModel, batch: SequenceBatch) -> _Look:
         values = {name: z for name, _, _, z in latent_sites(guide_trace, model_trace, echoes=True)}
         data = {name: _of_others(name, z, reached) for name, z in values.items()}
         _, shuffled = trace_programs(model.model, model.guide, batch, data)
-        again = latent_sites(*trace_programs(model.model, model.guide, batch))
-        others = [_units(_moments(q, z), _moments(p, z)) for _, q, p, z in again]
+        again = trace_programs(model.model, model.guide, batch)
     kls, units, states = [], [], {}
-    for other, (_, q, p, z) in zip(others, latent_sites(guide_trace, model_trace), strict=True):
+    sites, others = latent_sites(guide_trace, model_trace), latent_sites(*again)
+    for (_, q, p, z), (_, *other) in zip(sites, others, strict=True):
         kls.append(kl_per_step(q, p, z))
-        found = _units(_moments(q, z), _moments(p, z))
-        if found is not None and other is not None:
-            found = found._replace(another=other.innovation)
-        units.append(found)
+        units.append(_units(_moments(q, p, z), _moments(*other)))
         if isinstance(p, PriorPath):
             states = dict(_reconstructions(model, p, z, batch, reached))
-    kl = torch.cat(kls) if kls else batch.inputs.new_zeros(shape)
+    kl = torch.cat(kls) if kls else torch.zeros(reached.shape, device=reached.device)
     lost = log_prob_of_data(model_trace, batch) - log_prob_of_data(shuffled, batch)
-    return _Look(
-        masked(kl, batch.mask.T if batch.mask is not None else None),
-        reached,
-        lost,
-        _stacked(units),
-        states,
-    )
+    return _Look(masked(kl, reached), reached, lost, _stacked(units), states)
 
 
 def _of_others(name: str, z: Tensor, reached: Bool[Tensor, "time batch"]) -> Tensor:
@@ -260,39 +250,56 @@ def _of_others(name: str, z: Tensor, reached: Bool[Tensor, "time batch"]) -> Ten
     return torch.where((alive & alive.roll(1, 0)).unsqueeze(-1), z.roll(1, 0), z)
 
 
-def _moments(distribution: Any, z: Tensor) -> tuple[Tensor, Tensor, bool] | None:
-    """Means and scales, (time, batch, latent), and whether it is Gaussian; None without moments."""
-    steps = distribution.conditionals(z) if hasattr(distribution, "conditionals") else distribution
-    while isinstance(steps, MaskedDistribution):
-        steps = steps.base_dist
+class _Moments(NamedTuple):
+    """Means and scales of posterior and prior, (time, batch, latent), and whether both are Gaussian."""
+
+    q_mean: Tensor
+    q_scale: Tensor
+    p_mean: Tensor
+    p_scale: Tensor
+    gaussian: bool
+
+    @property
+    def innovation(self) -> Tensor:
+        """Its mean."""
+        return (self.q_mean - self.p_mean) / self.p_scale
+
+
+def _moments(q: Any, p: Any, z: Tensor) -> _Moments | None:
+    """None where one has none."""
+    of_q, of_p = _mean_and_scale(q, z), _mean_and_scale(p, z)
+    if of_q is None or of_p is None:
+        return None
+    return _Moments(*of_q[:2], *of_p[:2], of_q[2] and of_p[2])
+
+
+def _mean_and_scale(distribution: Any, z: Tensor) -> tuple[Tensor, Tensor, bool] | None:
+    """(time, batch, latent), and whether it is Gaussian; None without moments."""
+    whole = hasattr(distribution, "conditionals")  # of all steps, else of one
+    steps = unmasked(distribution.conditionals(z) if whole else distribution)
     try:
         mean, scale = steps.mean, steps.stddev
     except NotImplementedError:
         return None
     gaussian = isinstance(steps, Independent) and isinstance(steps.base_dist, Normal)
-    if steps is not distribution and hasattr(distribution, "conditionals"):
-        return mean, scale, gaussian
-    return mean.unsqueeze(0), scale.unsqueeze(0), gaussian
+    if not whole:
+        mean, scale = mean.unsqueeze(0), scale.unsqueeze(0)
+    return mean, scale, gaussian
 
 
-def _units(
-    q: tuple[Tensor, Tensor, bool] | None, p: tuple[Tensor, Tensor, bool] | None
-) -> _Units | None:
-    if q is None or p is None:
+def _units(along: _Moments | None, another: _Moments | None) -> _Units | None:
+    """From the moments along a path, and along another."""
+    if along is None or another is None:
         return None
-    (q_mean, q_scale, q_gaussian), (p_mean, p_scale, p_gaussian) = q, p
-    innovation = (q_mean - p_mean) / p_scale
-    if not (q_gaussian and p_gaussian):
-        return _Units(innovation, innovation, None, None)
+    innovations = along.innovation, another.innovation
+    if not along.gaussian:
+        return _Units(*innovations, None, None)
+    q_mean, q_scale, p_mean, p_scale, _ = along
     kl = kl_divergence(Normal(q_mean, q_scale), Normal(p_mean, p_scale))
     variances = q_scale.square() + p_scale.square()
     coefficient = torch.sqrt(2 * q_scale * p_scale / variances)
-    return _Units(
-        innovation,
-        innovation,
-        kl,
-        coefficient * torch.exp(-0.25 * (q_mean - p_mean).square() / variances),
-    )
+    overlap = coefficient * torch.exp(-0.25 * (q_mean - p_mean).square() / variances)
+    return _Units(*innovations, kl, overlap)
 
 
 def _stacked(units: list[_Units | None]) -> _Units | None:

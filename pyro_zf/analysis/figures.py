@@ -238,17 +238,13 @@ def waveforms(
     sample_rate: int,
 ) -> Figure:
     """Sounds against time; a row of panels for each title, all of one scale."""
-    columns = max(len(row) for row in rows)
-    figure = Figure(figsize=(3.2 * columns, 1.3 * len(rows) + 0.4), layout="constrained")
-    panels = figure.subplots(len(rows), columns, squeeze=False, sharey=True, sharex=True)
+    figure, panels = _sound_panels(rows, 1.3)
     for row, title, axes_of_row in zip(rows, titles, panels, strict=True):
         axes_of_row[0].set_ylabel(title)
         for axes in axes_of_row[len(row) :]:
             axes.set_axis_off()
         for sound, axes in zip(row, axes_of_row, strict=False):
             _tidy(axes).plot(np.arange(len(sound)) / sample_rate, sound, color=_BLUE, lw=0.4)
-    for axes in panels[-1]:
-        axes.set_xlabel("seconds")
     return figure
 
 
@@ -258,9 +254,7 @@ def spectrograms(
     sample_rate: int,
 ) -> Figure:
     """Power of sounds over time and frequency, in decibels; all of one scale."""
-    columns = max(len(row) for row in rows)
-    figure = Figure(figsize=(3.2 * columns, 1.6 * len(rows) + 0.4), layout="constrained")
-    panels = figure.subplots(len(rows), columns, squeeze=False, sharey=True, sharex=True)
+    figure, panels = _sound_panels(rows, 1.6)
     window = 256
     powers: dict[tuple[int, int], Any] = {}
     for r, row in enumerate(rows):
@@ -280,9 +274,17 @@ def spectrograms(
                 power, origin="lower", aspect="auto", cmap="magma", vmin=top - 70, vmax=top,
                 extent=(0, times[-1], 0, frequencies[-1] / 1000),
             )  # fmt: skip
+    return figure
+
+
+def _sound_panels(rows: Sequence[Sequence[Any]], height: float) -> tuple[Figure, Any]:
+    """A panel a sound, all of one scale, ``height`` inches a row."""
+    columns = max(len(row) for row in rows)
+    figure = Figure(figsize=(3.2 * columns, height * len(rows) + 0.4), layout="constrained")
+    panels = figure.subplots(len(rows), columns, squeeze=False, sharey=True, sharex=True)
     for axes in panels[-1]:
         axes.set_xlabel("seconds")
-    return figure
+    return figure, panels
 
 
 def series(rows: Sequence[Float[Tensor, "_ _ _"]], titles: Sequence[str]) -> Figure:

@@ -68,7 +68,7 @@ def sample(
 ) -> Shaped[Tensor, "batch time ..."]:
     """Sequences from the prior, after the start symbol of the data."""
     start = values.start_symbol(num_sequences, next(model.parameters()))
-    return model.generate(start, num_steps, decoding)
+    return model.generate(start, num_steps, decoding or Decoding())
 
 
 @torch.no_grad()
@@ -100,7 +100,7 @@ def continue_prefix(
         raise ValueError("beginnings that are continued together must have one length")
     known: dict[str, Tensor] = _latents(_posterior(model, prefix))
     known |= {f"y_{t + 1}": y for t, y in enumerate(prefix.targets.unbind(1))}
-    return _generate(model, prefix, prefix.num_steps + num_steps, known, decoding)
+    return _decoded(model, prefix, prefix.num_steps + num_steps, known, decoding)
 
 
 @torch.no_grad()
@@ -117,7 +117,7 @@ def reconstruct(
     with model.using_layout("steps"):
         forced = _trace(model, batch, latents)
     means = [mean_of(forced.nodes[f"y_{t}"]["fn"]) for t in range(1, batch.num_steps + 1)]
-    drawn = _generate(model, batch, batch.num_steps, latents, decoding)
+    drawn = _decoded(model, batch, batch.num_steps, latents, decoding)
     return Reconstruction(batch.targets, torch.stack(means, dim=1), drawn)
 
 
@@ -143,7 +143,7 @@ def resample_latents(
         raise ValueError(f"there is no step {wrong[0]}; they run from 1 to {batch.num_steps}")
     latents = _latents(_posterior(model, batch))
     kept = {k: x for k, x in latents.items() if int(k.rpartition("_")[2]) not in set(steps)}
-    return _generate(model, batch, batch.num_steps, kept, decoding)
+    return _decoded(model, batch, batch.num_steps, kept, decoding)
 
 
 @torch.no_grad()
@@ -205,17 +205,12 @@ def _latents(trace: Trace) -> dict[str, Tensor]:
     return latents
 
 
-def _trace(
-    model: SequenceModel,
-    batch: SequenceBatch,
-    known: Mapping[str, Tensor],
-    handler: Messenger | None = None,
-) -> Trace:
-    with poutine.block(), local_parameters(), handler or nullcontext():
+def _trace(model: SequenceModel, batch: SequenceBatch, known: Mapping[str, Tensor]) -> Trace:
+    with poutine.block(), local_parameters():
         return poutine.trace(poutine.condition(model.model, data=dict(known))).get_trace(batch)
 
 
-def _generate(
+def _decoded(
     model: SequenceModel,
     batch: SequenceBatch,
     num_steps: int,
@@ -223,7 +218,6 @@ def _generate(
     decoding: Decoding | None,
 ) -> Tensor:
     """Run freely from the first input of a batch, with what is known of latents and values."""
-    start = SequenceBatch.to_generate(batch.inputs[:, 0], num_steps)
-    trace = _trace(model, start, known, decoding)
-    ys: list[Any] = [trace.nodes[f"y_{t}"]["value"] for t in range(1, num_steps + 1)]
-    return torch.stack(ys, dim=1)
+    return model.generate(
+        batch.inputs[:, 0], num_steps, decoding or Decoding(), poutine.condition(data=dict(known))
+    )

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
+from jaxtyping import Shaped
 from torch import Tensor
 from torch.distributions import Independent, Normal
 
@@ -45,64 +45,44 @@ def mutual_information(model: LatentSequenceModel, batch: SequenceBatch) -> floa
     ):
         return None
     number = batch.num_sequences
-    drawn: list[Tensor] = []
-
-    def draw(t: int, q: Any, p: Normal) -> Tensor:
-        z = q.sample()
-        innovation = (z - p.loc) / p.scale
-        if batch.mask is not None:
-            alive = batch.mask[:, t].unsqueeze(-1)
-            innovation = torch.where(alive, innovation, torch.randn_like(innovation))
-        drawn.append(innovation)
-        return p.loc + p.scale * innovation
-
-    if not _walk(model, batch, (number,), draw):
-        return None
-    total = torch.zeros(number, number, device=batch.inputs.device)
-
-    def score(t: int, q: Any, p: Normal) -> Tensor:
-        nonlocal total
-        innovation = drawn[t].unsqueeze(1)
-        z = p.loc + p.scale * innovation
-        log_q = q.log_prob(z) + p.scale.log().sum(-1)
-        if batch.mask is not None:
-            noise = Normal(0.0, 1.0).log_prob(innovation).sum(-1)
-            log_q = torch.where(batch.mask[:, t], log_q, noise)
-        total = total + log_q
-        return z
-
-    _walk(model, batch, (number, number), score)
-    information = total.diagonal() - torch.logsumexp(total, dim=1) + math.log(number)
-    return information.mean().item()
-
-
-def _walk(
-    model: LatentSequenceModel,
-    batch: SequenceBatch,
-    shape: tuple[int, ...],
-    choose: Callable[[int, Any, Normal], Tensor],
-) -> bool:
-    """Move the forward network along latents that are chosen step by step, from q and p.
-
-    False, without a step, where the prior is no Gaussian.
-    """
     recurrence = model._recurrence(batch)
     posterior, contexts = model._posterior(recurrence)
     prior, transition, start = model._prior(), model.transition, recurrence.start
     step = transition.stepper()
-    state = transition.initial(shape, start.state)
-    read = None if start.read is None else start.read.expand(*shape, -1)
+    # Along the path of each sequence (rows), by what the networks know of each (columns).
+    state = transition.initial((number, number), start.state)
+    read = None if start.read is None else start.read.expand(number, number, -1)
     inputs = model._stepwise(recurrence.inputs)
+    total = torch.zeros(number, number, device=batch.inputs.device)
     for t, ((u, projected), context) in enumerate(zip(inputs, contexts.unbind(0), strict=True)):
         if transition.lag:
             state = step(projected, model._read_before(read, state), state)
         x = transition.seen(u, state[0])
-        p = prior(x)
+        p: Any = prior(x)
         if not (isinstance(p, Independent) and isinstance(p.base_dist, Normal)):
-            return False
-        z = choose(t, posterior(x, context.expand(*x.shape[:-1], -1)), p.base_dist)
+            return None
+        p = p.base_dist
+        z = posterior(_own(x), context).sample()
+        innovation = (z - _own(p.loc)) / _own(p.scale)
+        if batch.mask is not None:
+            alive = batch.mask[:, t]
+            innovation = torch.where(alive.unsqueeze(-1), innovation, torch.randn_like(innovation))
+        innovation = innovation.unsqueeze(1)
+        z = p.loc + p.scale * innovation
+        log_q = posterior(x, context.expand(*x.shape[:-1], -1)).log_prob(z)
+        log_q = log_q + p.scale.log().sum(-1)
+        if batch.mask is not None:
+            noise = Normal(0.0, 1.0).log_prob(innovation).sum(-1)
+            log_q = torch.where(alive, log_q, noise)
+        total = total + log_q
         b_tilde = None if model.echo is None else model.echo(z).mean
         read = model.embed_latent(z, b_tilde)
         if not transition.lag:
             state = step(projected, read, state)
-    return True
+    information = total.diagonal() - torch.logsumexp(total, dim=1) + math.log(number)
+    return information.mean().item()
+
+
+def _own(values: Shaped[Tensor, "sequences sequences _"]) -> Shaped[Tensor, "sequences _"]:
+    """Along the path of each sequence, by what is known of itself."""
+    return values.diagonal(dim1=0, dim2=1).T

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Shaped
-from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
@@ -14,9 +13,20 @@ from pyro_zf.analysis.decoding import Decoding, mean_of
 from pyro_zf.analysis.generation import posterior_path
 from pyro_zf.batch import SequenceBatch
 from pyro_zf.models import SequenceModel
-from pyro_zf.models.base import local_parameters
 
-__all__ = ["interpolate"]
+__all__ = ["argmax_and_sampling", "interpolate"]
+
+
+def argmax_and_sampling(temperature: float = 1.0) -> dict[str, Decoding]:
+    """The two ways in which the paper's table decodes a point: at the modes, and by draws.
+
+    Raises:
+        ValueError: if the temperature, of the draws, is not above 0.
+    """
+    return {
+        "argmax": Decoding(argmax=True, latent_temperature=0.0),
+        "sampling": Decoding(temperature),
+    }
 
 
 @torch.no_grad()
@@ -59,11 +69,7 @@ def interpolate(
     steps = num_steps or pair.num_steps
     mixing = _Mixed(posterior_path(model, pair, at_mean), pair, weights.to(pair.inputs.device))
     first = pair.inputs[:1, 0].expand(len(weights), *pair.inputs.shape[2:])
-    start = SequenceBatch.to_generate(first, steps)
-    with poutine.block(), local_parameters(), decoding or Decoding(), mixing:
-        trace = poutine.trace(model.model).get_trace(start)
-    ys: list[Any] = [trace.nodes[f"y_{t}"]["value"] for t in range(1, steps + 1)]
-    return torch.stack(ys, dim=1)
+    return model.generate(first, steps, decoding or Decoding(), mixing)
 
 
 class _Mixed(Messenger):
@@ -71,19 +77,14 @@ class _Mixed(Messenger):
 
     def __init__(self, paths: Tensor, pair: SequenceBatch, weights: Tensor) -> None:
         super().__init__()
-        self.paths, self.num_steps = paths, pair.num_steps
-        self.alive = (
-            pair.mask
-            if pair.mask is not None
-            else torch.ones(2, pair.num_steps, dtype=torch.bool, device=paths.device)
-        )
+        self.paths = paths
+        self.lengths = [pair.num_steps] * 2 if pair.lengths is None else pair.lengths.tolist()
         self.weights = weights.to(paths.dtype).unsqueeze(-1)
 
     def _pyro_sample(self, msg: Any) -> None:
         name, _, step = msg["name"].rpartition("_")
-        t = int(step) - 1 if name == "z" else self.num_steps
-        if t >= self.num_steps or not bool(self.alive[:, t].any()):
-            return  # both have ended: the prior goes on
+        if name != "z" or (t := int(step) - 1) >= max(self.lengths):
+            return  # where both have ended, the prior goes on
         prior = mean_of(msg["fn"])
-        ends = [self.paths[i, t] if self.alive[i, t] else prior for i in range(2)]
+        ends = [self.paths[i, t] if t < n else prior for i, n in enumerate(self.lengths)]
         msg["value"] = (1 - self.weights) * ends[0] + self.weights * ends[1]

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
-import soundfile
 import torch
 from jaxtyping import Int, Shaped
 from torch import Tensor
@@ -19,6 +18,7 @@ from pyro_zf.data import Splits
 __all__ = [
     "as_sounds",
     "as_texts",
+    "interpolation_table",
     "markdown_cell",
     "save_pictures",
     "save_sounds",
@@ -37,10 +37,9 @@ def as_sounds(
     lengths: Int[Tensor, " sequences"] | None = None,
 ) -> list[np.ndarray]:
     """Frames as samples between -1 and 1, up to the end of each sequence."""
-    ends = [sequences.shape[1]] * len(sequences) if lengths is None else lengths.tolist()
     return [
-        np.clip(splits.values.restored(s[:n].flatten()) / 32768.0, -1.0, 1.0)
-        for s, n in zip(sequences, ends, strict=True)
+        np.clip(splits.values.restored(frames.flatten()) / 32768.0, -1.0, 1.0)
+        for frames in _ended(sequences, lengths)
     ]
 
 
@@ -52,14 +51,22 @@ def as_texts(
     """Symbols as text, up to the end of each sequence; sentences without the symbol for it."""
     assert splits.vocabulary is not None
     end = splits.vocabulary.index("<eos>") if "<eos>" in splits.vocabulary else None
-    ends = [sequences.shape[1]] * len(sequences) if lengths is None else lengths.tolist()
     texts = []
-    for symbols, n in zip(sequences, ends, strict=True):
-        row = symbols.cpu().numpy()[:n]
+    for symbols in _ended(sequences, lengths):
+        row = symbols.cpu().numpy()
         if end is not None and splits.unit != "segment" and (row == end).any():
             row = row[: int(np.argmax(row == end))]
         texts.append(splits.text(row))
     return texts
+
+
+def _ended(
+    sequences: Shaped[Tensor, "sequences time ..."], lengths: Int[Tensor, " sequences"] | None
+) -> list[Tensor]:
+    """Each sequence without what lies behind its end."""
+    if lengths is None:
+        return list(sequences)
+    return [s[:n] for s, n in zip(sequences, lengths.tolist(), strict=True)]
 
 
 def save_pictures(
@@ -91,6 +98,8 @@ def save_sounds(
     lengths: Int[Tensor, " sequences"] | None = None,
 ) -> list[Path]:
     """WAV files of 16 bits, ``NAME-TITLE-1.wav`` and so on, with their waveforms and spectrograms."""
+    import soundfile
+
     assert splits.sample_rate is not None
     sounds = {title: as_sounds(x, splits, lengths)[:SHOWN] for title, x in rows.items()}
     written = []
@@ -168,6 +177,21 @@ def write_hdf5(
             if value is not None:
                 file.attrs[name] = value
     return path
+
+
+def interpolation_table(
+    weights: Sequence[float], columns: Mapping[str, Sequence[str]]
+) -> list[str]:
+    """Texts between two others as a table in Markdown (Goyal et al. 2017, table 3), line by line.
+
+    Args:
+        weights: of the second.
+        columns: how they were decoded -> a text at each weight.
+    """
+    lines = [f"| {' | '.join(['a', *columns])} |", "|---" * (1 + len(columns)) + "|"]
+    for a, *texts in zip(weights, *columns.values(), strict=True):
+        lines.append(f"| {' | '.join([f'{a:.1f}', *map(markdown_cell, texts)])} |")
+    return lines
 
 
 def markdown_cell(text: str) -> str:

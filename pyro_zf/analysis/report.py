@@ -194,11 +194,9 @@ def _bounds(run: RunContent) -> str:
     for e in [*([tested] if run.summary else []), *run.evaluations]:
         what = f"{e['split']}, z from the {e['latents']}, k = {e['num_samples']}, {e['num_sequences']} sequences"
         for key, name in _BOUNDS:
-            value = e.get(f"{key}_nats_per_sequence")
-            if value is None:
+            shown = _with_error(e, f"{key}_nats_per_sequence")
+            if not shown:
                 continue
-            error = e.get(f"{key}_nats_per_sequence_stderr")
-            shown = f"{value:.2f}" + (f" ± {error:.2f}" if error is not None else "")
             symbols = "".join(
                 f", {words} {e[f'{key}_{symbol}']:.3f}"
                 for symbol, words in _SYMBOLS.items()
@@ -219,6 +217,14 @@ def _bounds(run: RunContent) -> str:
         "IWAE and FIVO are lower bounds, but for z at the mean of the prior, which is another model. No auxiliary cost and no KL weight is in them.</p>"
     )
     return note + _table(heads, lines)
+
+
+def _with_error(found: Mapping[str, Any], key: str) -> str:
+    """A number with its standard error, as far as they are known."""
+    value, error = found.get(key), found.get(f"{key}_stderr")
+    if value is None:
+        return ""
+    return f"{value:.2f}" + (f" ± {error:.2f}" if error is not None else "")
 
 
 def _diagnostics(found: Mapping[str, Any], run: RunContent) -> str:
@@ -255,36 +261,29 @@ def _comparison(runs: Sequence[RunContent]) -> str:
     for run in runs:
         s, best = run.summary, _richest(run) or {}
         found = {**summary_diagnostics(s), **best}
-
-        def number(key: str, found: Mapping[str, Any] = found) -> str:
-            value, error = found.get(key), found.get(f"{key}_stderr")
-            if value is None:
-                return ""
-            return f"{value:.2f}" + (f" ± {error:.2f}" if error is not None else "")
-
-        iwae = number("iwae_nats_per_sequence")
+        iwae = _with_error(found, "iwae_nats_per_sequence")
         active = found.get("active_units")
         lines.append((
             run.name, run.config.get("model"), s.get("data", run.config.get("dataset")),
             f"{s['num_parameters']:,}" if s else "", s.get("steps", ""),
-            number("elbo_nats_per_sequence"), f"{iwae} (k = {best['num_samples']})" if iwae else "",
-            number("kl_nats_per_sequence"),
+            _with_error(found, "elbo_nats_per_sequence"), f"{iwae} (k = {best['num_samples']})" if iwae else "",
+            _with_error(found, "kl_nats_per_sequence"),
             "" if active is None else f"{active} of {found.get('latent_units')}",
-            number("shuffled_loss_nats_per_sequence"),
+            _with_error(found, "shuffled_loss_nats_per_sequence"),
         ))  # fmt: skip
     parts = ["<h2>Comparison</h2>", _table(heads, lines)]
     units = {run.unit for run in runs}
     parts.append(f"<p>Nats per {_text(' or '.join(sorted(units)))}, higher bounds are better.</p>")
-    datasets: dict[str, dict[str, list[Any]]] = {}
+    elbos: dict[str, dict[str, list[Any]]] = {}
     kls: dict[str, dict[str, list[Any]]] = {}
     for run in runs:
         valid = [e for e in run.events if e["event"] == "valid"]
         steps = [e["step"] for e in valid]
         data = str(run.config.get("dataset"))
-        for table, key in ((datasets, "elbo"), (kls, "kl")):
+        for panels, key in ((elbos, "elbo"), (kls, "kl")):
             values = [e[f"{key}_nats_per_sequence"] for e in valid]
-            table.setdefault(data, {}).setdefault(run.name, []).append((steps, values))
-    parts.append(_figure(bound_in_training(datasets, "validation ELBO, nats"), "Validation ELBO."))
+            panels.setdefault(data, {}).setdefault(run.name, []).append((steps, values))
+    parts.append(_figure(bound_in_training(elbos, "validation ELBO, nats"), "Validation ELBO."))
     parts.append(_figure(kl_in_training(kls, "KL, nats"), "KL on the validation data."))
     return "\n".join(parts)
 

@@ -16,10 +16,12 @@ from torch import Tensor
 from pyro_zf.analysis import (
     RECONSTRUCTED,
     Decoding,
+    argmax_and_sampling,
     as_texts,
     continue_prefix,
     cut,
     interpolate,
+    interpolation_table,
     markdown_cell,
     reconstruct,
     resample_latents,
@@ -179,7 +181,7 @@ def _continued(
 ) -> dict[str, Tensor]:
     """Titles and sequences: what is given, and what becomes of it."""
     if config.prefix is not None:
-        known = _text_batch(config.prefix, splits, device)
+        known = _text_batch([config.prefix], splits, device)
     else:
         given = config.prefix_steps or _prefix_steps(splits, steps)
         known = _sequences(splits, config.split, config.number, given, device, at_least=given)
@@ -223,14 +225,16 @@ def _sequences(
     return cut(dataset.batch(chosen), splits, steps).to(device).numeric()
 
 
-def _text_batch(text: str, splits: Splits, device: torch.device) -> SequenceBatch:
+def _text_batch(texts: list[str], splits: Splits, device: torch.device) -> SequenceBatch:
     if splits.vocabulary is None:
         raise UsageError(f"{splits.source.name} is no text")
-    symbols = torch.from_numpy(splits.encode(text)).unsqueeze(0)
-    unknown = [w for w, i in zip(text.split(), symbols[0], strict=False) if i == splits.unknown]
-    if splits.joiner and unknown:
-        log.warning("not in the vocabulary: %s", ", ".join(unknown))
-    return SequenceBatch.from_targets(symbols, start=splits.values.start).to(device)
+    batch = splits.batch_of_texts(texts)
+    assert batch.targets is not None
+    for text, symbols in zip(texts, batch.targets, strict=True):
+        unknown = [w for w, i in zip(text.split(), symbols, strict=False) if i == splits.unknown]
+        if splits.joiner and unknown:
+            log.warning("not in the vocabulary: %s", ", ".join(unknown))
+    return batch.to(device)
 
 
 def _interpolate(config: InterpolateConfig) -> None:
@@ -239,6 +243,10 @@ def _interpolate(config: InterpolateConfig) -> None:
         raise UsageError(f"--points must be at least 2, it is {config.points}")
     if (config.first is None) != (config.second is None):
         raise UsageError("--first and --second belong together")
+    try:
+        decoders = argmax_and_sampling(config.temperature)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
     settings, splits, model, _, device = load(config)
     if not isinstance(model, LatentSequenceModel):
         raise UsageError(f"{settings.model} has no latents to interpolate")
@@ -246,15 +254,10 @@ def _interpolate(config: InterpolateConfig) -> None:
     pairs = _pairs(config, splits, device)
     weights = torch.linspace(0, 1, config.points, device=device)
     rows: dict[str, Tensor] = {}
-    try:
-        sampling = Decoding(config.temperature)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-    decoders = {"argmax": Decoding(argmax=True, latent_temperature=0.0), "sampling": sampling}
+    steps = None
+    if splits.vocabulary is not None and splits.unit != "segment":
+        steps = splits.num_steps  # a sentence ends where it says so
     for i, pair in enumerate(pairs):
-        steps = None
-        if splits.vocabulary is not None and splits.unit != "segment":
-            steps = splits.num_steps  # a sentence ends where it says so
         for name, decoding in decoders.items():
             rows[f"{i + 1} {name}"] = interpolate(
                 model, pair, weights, decoding, steps, config.codes == "mean"
@@ -274,11 +277,7 @@ def _interpolate(config: InterpolateConfig) -> None:
 
 def _pairs(config: InterpolateConfig, splits: Splits, device: torch.device) -> list[SequenceBatch]:
     if config.first is not None and config.second is not None:
-        texts = [_text_batch(text, splits, device) for text in (config.first, config.second)]
-        symbols = [batch.targets[0] for batch in texts if batch.targets is not None]
-        lengths = torch.tensor([len(s) for s in symbols], device=device)
-        padded = torch.nn.utils.rnn.pad_sequence(symbols, batch_first=True)
-        return [SequenceBatch.from_targets(padded, lengths, splits.values.start)]
+        return [_text_batch([config.first, config.second], splits, device)]
     steps = shown_steps(splits, config.seconds) if splits.sample_rate is not None else None
     batch = _sequences(splits, config.split, 2 * config.pairs, steps, device)
     if batch.num_sequences < 2:
@@ -295,16 +294,11 @@ def _as_tables(
     for i, pair in enumerate(pairs):
         assert pair.targets is not None
         ends = [markdown_cell(x) for x in as_texts(pair.targets, splits, pair.lengths)]
-        columns = [
-            [markdown_cell(x) for x in as_texts(rows[f"{i + 1} {name}"], splits)]
-            for name in ("argmax", "sampling")
-        ]
-        lines += [f"**{ends[0]}**", "", "| a | argmax | sampling |", "|---|---|---|"]
-        lines += [
-            f"| {a:.1f} | {left} | {right} |"
-            for a, left, right in zip(weights.tolist(), *columns, strict=True)
-        ]
-        lines += ["", f"**{ends[1]}**", ""]
+        columns = {
+            name: as_texts(rows[f"{i + 1} {name}"], splits) for name in ("argmax", "sampling")
+        }
+        table = interpolation_table(weights.tolist(), columns)
+        lines += [f"**{ends[0]}**", "", *table, "", f"**{ends[1]}**", ""]
     return "\n".join(lines)
 
 
@@ -318,14 +312,9 @@ def _save(
     attributes: dict[str, Any],
 ) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    shown = (
-        rows
-        if grid
-        else {
-            title: x[:8] if splits.vocabulary is None and name != "interpolation" else x
-            for title, x in rows.items()
-        }
-    )
+    shown = rows
+    if splits.vocabulary is None and name != "interpolation" and not grid:
+        shown = {title: x[:8] for title, x in rows.items()}
     few = None if lengths is None else lengths[: len(next(iter(shown.values())))]
     paths = save_sequences(folder, name, shown, splits, few, grid)
     paths.append(write_hdf5(folder / f"{name}.h5", rows, splits, lengths, **attributes))

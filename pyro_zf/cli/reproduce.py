@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +10,9 @@ from typing import Annotated, Literal
 import tyro
 
 from pyro_zf.cli.common import at_least_one, run_command
-from pyro_zf.reproduce import SCALES, TABLES, Scale, reproduce
-from pyro_zf.training import UsageError, resolve_device
+from pyro_zf.reproduce import TABLES, Scale, reproduce
+from pyro_zf.training import UsageError
+from pyro_zf.training.checks import there_are
 
 __all__ = ["ReproduceConfig", "reproduce_main"]
 
@@ -48,16 +48,12 @@ def reproduce_main(argv: Sequence[str] | None = None) -> int:
 def _reproduce(config: ReproduceConfig) -> None:
     at_least_one(config, "seeds", "num_samples")
     if config.table != "all" and config.table not in TABLES:
-        near = difflib.get_close_matches(config.table, [*TABLES, "all"], n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise UsageError(f"{config.table}: there are {', '.join(TABLES)} and all{hint}")
+        raise UsageError(there_are(config.table, [*TABLES, "all"]))
     names = list(TABLES) if config.table == "all" else [config.table]
     if config.dataset is not None:
         names = [n for n in names if config.dataset in {s.dataset for s in TABLES[n].sections}]
         if not names:
             raise UsageError(f"{config.table} has no part on {config.dataset}")
-    resolve_device(config.device)
-    assert config.scale in SCALES
     for name in names:
         paths = reproduce(
             name,

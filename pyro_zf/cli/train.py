@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from pyro_zf.training import (
     headline,
     train,
 )
+from pyro_zf.training.checks import there_are
 from pyro_zf.training.data import check_data
 
 __all__ = ["prepare_main", "train_main"]
@@ -36,9 +36,7 @@ def prepare_main(argv: Sequence[str] | None = None) -> int:
     if arguments and arguments[0] in DATASETS:
         arguments[:1] = ["--dataset", arguments[0]]
     elif arguments and not arguments[0].startswith("-"):
-        near = difflib.get_close_matches(arguments[0], DATASETS, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        print(f"error: {arguments[0]}: there are {', '.join(DATASETS)}{hint}", file=sys.stderr)
+        print(f"error: {there_are(arguments[0], DATASETS)}", file=sys.stderr)
         return 2
     return run_command(_prepare, tyro.cli(DataConfig, args=arguments, prog="prepare_data.py"))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar, Protocol, runtime_checkable
@@ -386,3 +386,14 @@ class Splits:
                 raise DataError(f"{symbol!r} is no symbol of {self.source.name}")
             indices.append(index)
         return np.array(indices, dtype=np.int64)
+
+    def batch_of_texts(self, texts: Sequence[str]) -> SequenceBatch:
+        """Texts as a batch, encoded by :meth:`encode`.
+
+        Raises:
+            DataError: as there.
+        """
+        symbols = [torch.from_numpy(self.encode(text)) for text in texts]
+        lengths = torch.tensor([len(s) for s in symbols])
+        padded = torch.nn.utils.rnn.pad_sequence(symbols, batch_first=True)
+        return SequenceBatch.from_targets(padded, lengths, self.values.start)

@@ -257,6 +257,12 @@ def _particles(
     guide_trace, model_trace = trace_programs(model, guide, batch, within=plate)
     shape = (size, batch.num_sequences)
     zero = batch.inputs.new_zeros(shape, dtype=torch.get_default_dtype())
+
+    def expanded(steps: Tensor, mask: Any) -> Tensor:
+        """(time, size, batch), zero where it is masked."""
+        steps = scale_and_mask(steps, mask=mask)
+        return with_particles(steps, len(shape) + 1 - steps.dim()).expand(-1, *shape)
+
     likelihood_steps: list[Tensor] = []
     log_ratio: Tensor = zero
     aux: Tensor = zero
@@ -269,9 +275,7 @@ def _particles(
                 if hasattr(fn, "log_prob_per_step")
                 else fn.log_prob(value).unsqueeze(0)
             )
-            steps = scale_and_mask(steps, mask=site["mask"])
-            steps = with_particles(steps, len(shape) + 1 - steps.dim())
-            likelihood_steps.append(steps.expand(-1, *shape))
+            likelihood_steps.append(expanded(steps, site["mask"]))
             continue
         log_prob = log_prob_of_site(site)
         if name.startswith(AUX_PREFIX):
@@ -279,11 +283,8 @@ def _particles(
         elif not cancels(name, site, guide_trace):
             guide_site = guide_trace.nodes[name]
             q: Any = guide_site["fn"]
-            ratio = scale_and_mask(q.log_prob(value), mask=guide_site["mask"]) - log_prob
-            log_ratio = log_ratio + ratio
-            steps = scale_and_mask(kl_per_step(q, fn, value), mask=guide_site["mask"])
-            steps = with_particles(steps, len(shape) + 1 - steps.dim())
-            kl_steps.append(steps.expand(-1, *shape))
+            log_ratio = log_ratio + (log_prob_of_site(guide_site) - log_prob)
+            kl_steps.append(expanded(kl_per_step(q, fn, value), guide_site["mask"]))
     kl = torch.cat(kl_steps) if kl_steps else zero.expand(batch.num_steps, *shape)
     likelihood = torch.cat(likelihood_steps) if likelihood_steps else zero.unsqueeze(0)
     parts = [likelihood.movedim(0, -1), kl.movedim(0, -1), aux]

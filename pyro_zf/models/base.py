@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from contextvars import ContextVar
 from typing import Any, Literal
 
@@ -166,21 +166,23 @@ class SequenceModel(nn.Module):
 
     @torch.no_grad()
     def generate(
-        self, start: Tensor, num_steps: int, handler: AbstractContextManager[Any] | None = None
+        self, start: Tensor, num_steps: int, *handlers: AbstractContextManager[Any]
     ) -> Tensor:
         r"""Draw sequences from the model: z from the prior, each y fed back as the next input.
 
         Args:
             start: :math:`u_1`, (batch, ...).
             num_steps: steps to draw.
-            handler: a handler around the program, such as :class:`pyro_zf.analysis.Decoding`; those
-                around this call do not act on it.
+            *handlers: around the program, the first outermost, such as
+                :class:`pyro_zf.analysis.Decoding`; those around this call do not act on it.
 
         Returns:
             Tensor: :math:`y_{1:T}`, (batch, time, ...).
         """
         batch = SequenceBatch.to_generate(start, num_steps)
-        with pyro.poutine.block(), local_parameters(), handler or nullcontext():
+        with pyro.poutine.block(), local_parameters(), ExitStack() as stack:
+            for handler in handlers:
+                stack.enter_context(handler)
             trace = pyro.poutine.trace(self.model).get_trace(batch)
         ys: list[Any] = [trace.nodes[f"y_{t}"]["value"] for t in range(1, num_steps + 1)]
         return torch.stack(ys, dim=1)

@@ -10,19 +10,18 @@ import torch
 from matplotlib.figure import Figure
 
 from pyro_zf.analysis import (
-    Decoding,
+    argmax_and_sampling,
     as_texts,
     bound_in_training,
     interpolate,
+    interpolation_table,
     kl_in_training,
     lengths_along,
-    markdown_cell,
     sampling_against_mean,
 )
 from pyro_zf.analysis.figures import Curve
-from pyro_zf.batch import SequenceBatch
 from pyro_zf.reproduce.published import TABLES, Section, Table
-from pyro_zf.reproduce.results import Result, Results, evaluated, markdown, verdicts
+from pyro_zf.reproduce.results import SYMBOLS, Result, Results, evaluated, markdown, verdicts
 from pyro_zf.reproduce.runs import trained
 from pyro_zf.reproduce.systems import Scale
 from pyro_zf.training import load_run, resolve_device
@@ -179,10 +178,8 @@ def _by_label(section: Section, found: list[Result]) -> dict[str, list[Result]]:
 
 def _bound_curve(result: Result) -> Curve:
     dataset = result.training.dataset
-    if dataset == "imdb":
-        return _curve(result, "elbo_perplexity")
-    if dataset == "ptb":
-        return _curve(result, "elbo_bits_per_character")
+    if dataset in SYMBOLS:
+        return _curve(result, f"elbo_{SYMBOLS[dataset]}")
     if dataset == "timit":
         return _curve(result, "elbo_nats_per_step")
     return _curve(result, "elbo_nats_per_sequence", sign=-1.0 if dataset == "mnist" else 1.0)
@@ -201,30 +198,18 @@ def _interpolated(
     _, splits, model, _ = load_run(result.run, device=device, **where)
     weights = torch.linspace(0, 1, POINTS)
     lines: list[str] = [f"The latents of this model: {result.evaluations['test']['verdict']}."]
-    content = []
-    lengths: dict[str, list[list[float]]] = {"argmax": [], "sampling": []}
+    content: list[dict[str, Any]] = []
+    lengths: dict[str, list[list[int]]] = {}
     torch.manual_seed(0)
     for ends in SENTENCES:
-        symbols = [torch.from_numpy(splits.encode(text)) for text in ends]
-        batch = SequenceBatch.from_targets(
-            torch.nn.utils.rnn.pad_sequence(symbols, batch_first=True),
-            torch.tensor([len(s) for s in symbols]),
-            splits.values.start,
-        ).to(device)
-        columns = []
-        for name, decoding in (
-            ("argmax", Decoding(argmax=True, latent_temperature=0.0)),
-            ("sampling", Decoding()),
-        ):
+        batch = splits.batch_of_texts(ends).to(device)
+        columns = {}
+        for name, decoding in argmax_and_sampling().items():
             decoded = interpolate(model, batch, weights, decoding, splits.num_steps)
-            columns.append(as_texts(decoded, splits))
-            lengths[name].append([float(len(text.split())) for text in columns[-1]])
-        lines += ["", f"*{ends[0]}*", "", "| a | argmax | sampling |", "|---|---|---|"]
-        lines += [
-            f"| {a:.1f} | {markdown_cell(left)} | {markdown_cell(right)} |"
-            for a, left, right in zip(weights.tolist(), *columns, strict=True)
-        ]
-        lines += ["", f"*{ends[1]}*"]
-        content.append({"ends": ends, "argmax": columns[0], "sampling": columns[1]})
+            columns[name] = as_texts(decoded, splits)
+            lengths.setdefault(name, []).append([len(text.split()) for text in columns[name]])
+        table = interpolation_table(weights.tolist(), columns)
+        lines += ["", f"*{ends[0]}*", "", *table, "", f"*{ends[1]}*"]
+        content.append({"ends": ends, **columns})
     figure = lengths_along(weights.tolist(), lengths)
     return figure, "\n".join(lines) + "\n", content

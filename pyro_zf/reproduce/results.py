@@ -14,9 +14,14 @@ import torch
 from pyro_zf.reproduce.published import Row, Section, Table
 from pyro_zf.reproduce.systems import Training
 from pyro_zf.training import load_run, read_metrics
-from pyro_zf.training.evaluation import EvaluationConfig, evaluate_model, save_evaluation
+from pyro_zf.training.evaluation import (
+    EvaluationConfig,
+    evaluate_model,
+    evaluation_path,
+    save_evaluation,
+)
 
-__all__ = ["Result", "Results", "evaluated", "markdown", "verdicts"]
+__all__ = ["SYMBOLS", "Result", "Results", "evaluated", "markdown", "verdicts"]
 
 #: Sequences at a time in an evaluation.
 BATCH = 50
@@ -31,7 +36,8 @@ _PAIRS: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("vbl-mean", "vbl-no-aux", "the auxiliary costs"),
     ),
 }
-_SYMBOLS = {"imdb": "perplexity", "ptb": "bits_per_character"}
+#: What text is measured in, by data set.
+SYMBOLS = {"imdb": "perplexity", "ptb": "bits_per_character"}
 
 
 @dataclass(frozen=True)
@@ -59,8 +65,8 @@ class Result:
         negative, words as perplexity, characters as bits."""
         found = self.evaluations[split]
         dataset = self.training.dataset
-        if dataset in _SYMBOLS:
-            return found[f"{name}_{_SYMBOLS[dataset]}"], None
+        if dataset in SYMBOLS:
+            return found[f"{name}_{SYMBOLS[dataset]}"], None
         sign = -1.0 if dataset == "mnist" else 1.0
         key = f"{name}_nats_per_sequence"
         return sign * found[key], found[f"{key}_stderr"]
@@ -97,7 +103,7 @@ def evaluated(
     evaluations = {}
     loaded = None
     for split in splits:
-        path = run / f"evaluation-{split}-posterior-k{num_samples}.json"
+        path = evaluation_path(run, split, "posterior", num_samples)
         wanted = {
             "step": summary["best_step"], "max_sequences": config[f"{split}_sequences"],
             "batch_size": BATCH, "seed": 0,
@@ -211,8 +217,8 @@ def _marginal(result: Result) -> str:
     """What a model scores that knows no past."""
     found = result.evaluations[list(result.evaluations)[-1]]
     dataset = result.training.dataset
-    if dataset in _SYMBOLS:
-        value = f"{found[f'marginal_{_SYMBOLS[dataset]}']:.2f}"
+    if dataset in SYMBOLS:
+        value = f"{found[f'marginal_{SYMBOLS[dataset]}']:.2f}"
     else:
         sign = -1 if dataset == "mnist" else 1
         value = f"{sign * found['marginal_nats_per_sequence']:,.0f}"

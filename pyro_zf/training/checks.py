@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pyro_zf.infer import OBJECTIVES
@@ -18,6 +18,7 @@ __all__ = [
     "check_names",
     "check_numbers",
     "check_options",
+    "there_are",
     "without_effect",
 ]
 
@@ -149,9 +150,15 @@ def check_names(config: Any) -> None:
 
 def _check_name(option: str, name: str, known: Mapping[str, object]) -> None:
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise UsageError(f"--{option} {name}: there are {', '.join(known)}{hint}")
+        raise UsageError(f"--{option} {there_are(name, known)}")
+
+
+def there_are(name: str, known: Iterable[str]) -> str:
+    """What to say of a name that is none of those that are known."""
+    names = list(known)
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return f"{name}: there are {', '.join(names)}{hint}"
 
 
 def check_numbers(config: Any) -> None:

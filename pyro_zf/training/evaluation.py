@@ -19,7 +19,13 @@ from pyro_zf.training.checks import UsageError
 from pyro_zf.training.numbers import marginal_numbers, text_numbers
 from pyro_zf.training.record import json_text, write_text
 
-__all__ = ["EvaluationConfig", "evaluate_model", "read_evaluations", "save_evaluation"]
+__all__ = [
+    "EvaluationConfig",
+    "evaluate_model",
+    "evaluation_path",
+    "read_evaluations",
+    "save_evaluation",
+]
 
 log = logging.getLogger(__name__)
 
@@ -150,9 +156,14 @@ def _closer_look(
     return numbers
 
 
+def evaluation_path(run: Path, split: str, latents: str, num_samples: int) -> Path:
+    """Where an evaluation is kept."""
+    return run / f"evaluation-{split}-{latents}-k{num_samples}.json"
+
+
 def save_evaluation(run: Path, result: dict[str, Any]) -> Path | None:
     """Keep an evaluation with the run, for reports; None where the folder cannot be written."""
-    path = run / f"evaluation-{result['split']}-{result['latents']}-k{result['num_samples']}.json"
+    path = evaluation_path(run, result["split"], result["latents"], result["num_samples"])
     try:
         write_text(path, json_text(result, indent=2) + "\n")
     except OSError as error:
