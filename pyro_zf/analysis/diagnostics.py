@@ -66,7 +66,8 @@ class Diagnostics:
         num_sequences: that were looked at.
         latent_size: units of z.
         kl: nats per sequence.
-        kl_at_steps: nats at step 1, 2, .., averaged over the sequences that reach it.
+        kl_at_steps: nats at step 1, 2, .., averaged over the sequences that reach it. Of a guide of your
+            own that gives the path as one distribution without a Gaussian form, all of it at step 1.
         kl_by_unit: nats per sequence of each unit; of Gaussian priors and posteriors.
         active_units: units whose innovation has a mean that varies between sequences, with a variance
             (within steps, pooled over them) above :data:`ACTIVE_ABOVE`: the covariance of the means along
@@ -239,8 +240,12 @@ def _look(model: LatentSequenceModel, batch: SequenceBatch) -> _Look:
         if isinstance(p, PriorPath):
             states = dict(_reconstructions(model, p, z, batch, reached))
     kl = torch.cat(kls) if kls else torch.zeros(reached.shape, device=reached.device)
+    found = _stacked(units)
+    if len(kl) < len(reached):  # one number for a path, of a guide of one's own
+        closed = None if found is None else found.kl
+        kl = _padded(kl, len(reached)) if closed is None else masked(closed.sum(-1), reached)
     lost = log_prob_of_data(model_trace, batch) - log_prob_of_data(shuffled, batch)
-    return _Look(masked(kl, reached), reached, lost, _stacked(units), states)
+    return _Look(kl, reached, lost, found, states)
 
 
 def _of_others(name: str, z: Tensor, reached: Bool[Tensor, "time batch"]) -> Tensor:
@@ -282,9 +287,11 @@ def _mean_and_scale(distribution: Any, z: Tensor) -> tuple[Tensor, Tensor, bool]
     except NotImplementedError:
         return None
     gaussian = isinstance(steps, Independent) and isinstance(steps.base_dist, Normal)
-    if not whole:
-        mean, scale = mean.unsqueeze(0), scale.unsqueeze(0)
-    return mean, scale, gaussian
+    if whole:
+        return mean, scale, gaussian
+    if len(steps.event_shape) == 2:  # a guide of one's own, whose steps do not wait for each other
+        return mean.movedim(-2, 0), scale.movedim(-2, 0), gaussian
+    return mean.unsqueeze(0), scale.unsqueeze(0), gaussian
 
 
 def _units(along: _Moments | None, another: _Moments | None) -> _Units | None:

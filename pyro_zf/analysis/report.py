@@ -32,7 +32,7 @@ h1 { font-size: 1.6rem; } h2 { border-top: 2px solid #3b6ea8; padding-top: .8rem
 h3 { margin-bottom: .3rem; } img { max-width: 100%; height: auto; }
 table { border-collapse: collapse; font-size: .9rem; margin: .4rem 0 1rem; }
 th, td { text-align: left; padding: .2rem .7rem; border-bottom: 1px solid #ddd;
-         vertical-align: top; } td.number { text-align: right; font-variant-numeric: tabular-nums; }
+         vertical-align: top; }
 .verdict { background: #eef3f9; border-left: 4px solid #3b6ea8; padding: .5rem .8rem; }
 .note { background: #fdf3e4; border-left: 4px solid #d9822b; padding: .5rem .8rem; }
 figure { margin: .5rem 0 1rem; } figcaption { font-size: .85rem; color: #555; }

@@ -14,10 +14,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyro import poutine
+from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from pyro_zf import SequenceBatch, VariationalBiLSTM, ZForcing
 from pyro_zf.analysis import Diagnostics, diagnose, mutual_information, posterior_path
+from pyro_zf.analysis.decoding import mean_of, unmasked
+from pyro_zf.analysis.diagnostics import _Moments, _units
 from pyro_zf.infer import batch_bounds
 from pyro_zf.models import SRNN, VRNN, LatentSequenceModel
 from pyro_zf.models.base import local_parameters
@@ -176,40 +179,85 @@ def test_the_noise_of_a_path_is_no_activity() -> None:
     assert diagnose(model, [different]).active_units == model.latent_size
 
 
+class Followed(Messenger):
+    """Puts each z where its innovation says, what follows z at its mean; keeps what that made of it."""
+
+    def __init__(self, innovations: Tensor) -> None:
+        super().__init__()
+        self.innovations = innovations
+        self.latents: dict[str, Tensor] = {}
+        self.log_scales: list[Tensor] = []
+
+    def _pyro_sample(self, msg: Any) -> None:
+        name, _, step = msg["name"].rpartition("_")
+        if name == "z":
+            p = unmasked(msg["fn"]).base_dist
+            msg["value"] = p.loc + p.scale * self.innovations[int(step) - 1]
+            self.log_scales.append(p.scale.log().sum(-1))
+        elif name == "b_tilde":
+            msg["value"] = mean_of(msg["fn"])
+        if name in ("z", "b_tilde"):
+            self.latents[msg["name"]] = msg["value"]
+
+
+@pytest.mark.parametrize("lengths", [None, [4, 2, 3, 1, 4, 2]])
+@pytest.mark.parametrize("prior", ["gaussian", "standard-normal"])
 @pytest.mark.parametrize("make", [ZForcing, VRNN, SRNN, VariationalBiLSTM])
 def test_information_by_the_density_of_the_guide(
-    make: Any, monkeypatch: pytest.MonkeyPatch
+    make: Any, prior: str, lengths: list[int] | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Under a standard normal prior the innovation is z, which the guide scores for each sequence."""
+    """Each innovation by the model's own prior, scored by the guide for each sequence."""
     options = {k: v for k, v in SIZES.items() if k not in ("alpha", "beta")}
-    echo = {"b_tilde_into": ()} if make is VariationalBiLSTM else {}
-    model = make(DATA, prior="standard-normal", **options, **echo).eval()
+    model = make(DATA, prior=prior, **options).eval()
     with torch.no_grad():
-        for parameter in model.posterior.parameters():
+        for parameter in (*model.posterior.parameters(), *model.prior.parameters()):
             parameter.mul_(3)
-    batch = random_batch(num_sequences=6, num_steps=4)
+    batch = random_batch(num_sequences=6, num_steps=4, lengths=lengths)
     number = batch.num_sequences
-    noise = torch.randn(4, number, model.latent_size)
-    drawn = iter(noise)
-    for name in ("sample", "rsample"):
-        monkeypatch.setattr(
-            torch.distributions.Normal, name,
-            lambda self, shape=(): self.loc + self.scale * next(drawn),
-        )  # fmt: skip
+    noise, behind = torch.randn(2, 4, number, model.latent_size)
+
+    def drawing() -> None:
+        drawn, more = iter(noise), iter(behind)
+        for name in ("sample", "rsample"):
+            monkeypatch.setattr(
+                torch.distributions.Normal, name,
+                lambda self, shape=(): self.loc + self.scale * next(drawn),
+            )  # fmt: skip
+        monkeypatch.setattr(torch, "randn_like", lambda x: next(more))
+
+    drawing()
     ours = mutual_information(model, batch)
-    drawn = iter(noise)
-    with model.using_layout("steps"), poutine.block(), local_parameters():
-        trace = poutine.trace(model.guide).get_trace(batch)
     monkeypatch.undo()
-    z = torch.stack([trace.nodes[f"z_{t}"]["value"] for t in range(1, 5)], dim=1)
-    log_q = torch.zeros(number, number)
-    with poutine.block(), local_parameters():
+    mask = torch.ones(number, 4, dtype=torch.bool) if batch.mask is None else batch.mask
+    # Step by step: what is drawn for a sequence depends on where its path has been.
+    innovations = torch.zeros(4, number, model.latent_size)
+    scores = torch.zeros(number, number)
+    with poutine.block(), local_parameters(), model.using_layout("steps"):
+        for t in range(4):
+            followed = Followed(innovations)
+            with followed:
+                model.model(batch)
+            guide = poutine.trace(poutine.condition(model.guide, data=followed.latents))
+            q = unmasked(guide.get_trace(batch).nodes[f"z_{t + 1}"]["fn"]).base_dist
+            with poutine.trace() as tracer:
+                poutine.condition(model.model, data=followed.latents)(batch)
+            p = unmasked(tracer.trace.nodes[f"z_{t + 1}"]["fn"]).base_dist
+            own = (q.loc + q.scale * noise[t] - p.loc) / p.scale
+            innovations[t] = torch.where(mask[:, t, None], own, behind[t])
         for i in range(number):
-            path = z[i].expand(number, 4, -1)
-            guide = poutine.trace(poutine.condition(model.guide, data={"z": path}))
-            site = guide.get_trace(batch).nodes["z"]
-            log_q[i] = site["fn"].log_prob(path)
-    theirs = (log_q.diagonal() - log_q.logsumexp(1)).mean() + math.log(number)
+            path = innovations[:, i : i + 1].expand(-1, number, -1)
+            followed = Followed(path)
+            with followed:
+                model.model(batch)
+            guide = poutine.trace(poutine.condition(model.guide, data=followed.latents))
+            trace = guide.get_trace(batch)
+            for t in range(4):
+                z = followed.latents[f"z_{t + 1}"]
+                log_q = unmasked(trace.nodes[f"z_{t + 1}"]["fn"]).log_prob(z)
+                log_q = log_q + followed.log_scales[t]
+                standard = torch.distributions.Normal(0.0, 1.0).log_prob(path[t]).sum(-1)
+                scores[i] += torch.where(mask[:, t], log_q, standard)
+    theirs = (scores.diagonal() - scores.logsumexp(1)).mean() + math.log(number)
     assert ours == pytest.approx(theirs.item(), rel=1e-9)
     assert ours != 0
 
@@ -300,6 +348,69 @@ def test_what_z_tells_of_b() -> None:
     assert diagnose(model, [batch]).aux["b"].gain > 1.0
     model.set_aux_weight("b", 0.0)
     assert diagnose(model, [batch]).aux == {}, "a network that is not trained says nothing"
+
+
+def test_overlap_and_kl_by_integration() -> None:
+    q_mean, p_mean, q_scale, p_scale = torch.tensor(
+        [[0.3, -1.0], [-0.2, 0.5], [0.5, 1.5], [1.2, 0.4]]
+    )
+    moments = _Moments(q_mean, q_scale, p_mean, p_scale, True)
+    found = _units(moments, moments)
+    assert found is not None
+    x = torch.linspace(-30, 30, 200_001).unsqueeze(-1)
+    q = torch.distributions.Normal(q_mean, q_scale).log_prob(x)
+    p = torch.distributions.Normal(p_mean, p_scale).log_prob(x)
+    width = 60 / 200_000
+    torch.testing.assert_close(found.overlap, torch.exp((p + q) / 2).sum(0) * width)
+    torch.testing.assert_close(found.kl, (q.exp() * (q - p)).sum(0) * width)
+
+
+def test_batches_of_different_lengths() -> None:
+    model = MODELS["paper"]().eval()
+    short, long = (
+        random_batch(num_sequences=2, num_steps=3),
+        random_batch(num_sequences=3, lengths=[7, 4, 6]),
+    )
+    with constant_noise():
+        both = diagnose(model, [short, long])
+        one, other = diagnose(model, [short]), diagnose(model, [long])
+    assert both.num_sequences == 5
+    assert both.kl == pytest.approx((2 * one.kl + 3 * other.kl) / 5)
+    assert both.kl_at_steps[3:] == pytest.approx(other.kl_at_steps[3:])
+    first = [(2 * a + 3 * b) / 5 for a, b in zip(one.kl_at_steps, other.kl_at_steps, strict=False)]
+    assert both.kl_at_steps[:3] == pytest.approx(first)
+
+
+class Apart(ZForcing):
+    """A guide of one's own: the whole path is one distribution, whose steps do not wait."""
+
+    form: Any = staticmethod(lambda mean: dist.Normal(mean, 0.5).to_event(2))
+
+    def _guide_time(self, batch: SequenceBatch) -> None:
+        shown = batch.targets[..., : self.latent_size]  # type: ignore[index]
+        with self.sequences(batch):
+            pyro.sample("z", self.form(4 * shown))
+
+
+@pytest.mark.parametrize("lengths", [None, [7, 3, 1, 5, 2]])
+def test_a_guide_that_gives_the_path_at_once(lengths: list[int] | None) -> None:
+    model, batch = (
+        Apart(DATA, prior="standard-normal", **SIZES).eval(),
+        random_batch(lengths=lengths),
+    )
+    found = diagnose(model, [batch])
+    mask = torch.ones(5, 7) if batch.mask is None else batch.mask
+    y = batch.targets[..., : model.latent_size]  # type: ignore[index]
+    kl = 0.5 * (0.25 - 1 + (4 * y).square()) - math.log(0.5)
+    at_steps = kl.sum(-1) * mask
+    assert found.kl == pytest.approx(at_steps.sum(1).mean().item())
+    assert found.kl_at_steps == pytest.approx((at_steps.sum(0) / mask.sum(0)).tolist())
+    assert found.active_units == model.latent_size
+    assert found.mutual_information is None
+    model.form = lambda mean: dist.Laplace(mean, 0.5).to_event(2)
+    found = diagnose(model, [random_batch()])
+    assert found.overlap is None
+    assert found.kl_at_steps == pytest.approx([found.kl, *[0.0] * 6])
 
 
 def test_there_must_be_sequences() -> None:
