@@ -235,14 +235,16 @@ def test_validation_without_the_posterior(tmp_path: Path) -> None:
 
 def test_how_often_is_validated_changes_no_update(tmp_path: Path) -> None:
     runs = []
-    for name, interval in (("a", 1), ("b", None)):
+    for name, interval in (("a", 1), ("b", None), ("c", 3)):
         (tmp_path / name).mkdir()
-        runs.append(words(tmp_path / name, valid_interval=interval))
+        runs.append(words(tmp_path / name, valid_interval=interval, train_sequences=16))
     losses = [
         [e["loss_nats_per_sequence"] for e in read_metrics(r) if e["event"] == "train"]
         for r in runs
     ]
-    assert losses[0] == losses[1]
+    assert losses[0] == losses[1] == losses[2]
+    validated = [[e["step"] for e in read_metrics(r) if e["event"] == "valid"] for r in runs]
+    assert validated == [[1, 2, 3, 4], [2, 4], [3, 4]], "else at the ends of epochs; and at the end"
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,8 @@ from tests.analysis.test_diagnostics import SCALE, K, copying
 from tests.families import COMBINATIONS, Combination
 from tests.helpers import DATA, MODELS, SIZES, random_batch
 
+BARE = {k: v for k, v in SIZES.items() if k != "alpha"}
+
 
 def emissions() -> dict[str, Any]:
     logits, mean = torch.randn(5, 3), torch.randn(5, 3)
@@ -125,13 +127,34 @@ def test_every_system_generates_continues_and_interpolates(combination: Combinat
     assert reconstruct(model, batch).from_latents.shape == batch.targets.shape  # type: ignore[union-attr]
 
 
-def test_nothing_is_left_to_chance_at_the_mode() -> None:
-    model = MODELS["paper"]().eval()
+@pytest.mark.parametrize("make", [MODELS["paper"], lambda: VariationalBiLSTM(DATA, **BARE)])
+def test_nothing_is_left_to_chance_at_the_mode(make: Any) -> None:
+    model = make().eval()
     certain = Decoding(argmax=True, latent_temperature=0.0)
     values = Values("binary", DATA)
     first = sample(model, values, 3, 5, certain)
     torch.testing.assert_close(first, sample(model, values, 3, 5, certain))
     assert (first == first[:1]).all()
+
+
+class Watching(Decoding):
+    """Keeps the latents as they go by."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: dict[str, torch.Tensor] = {}
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        self.seen[msg["name"]] = msg["value"]
+
+
+def test_a_beginning_keeps_the_latents_of_its_posterior() -> None:
+    """Those of the guide lie far away; those that follow are the prior's."""
+    model, prefix = OwnGuide(DATA, **SIZES).eval(), random_batch(num_sequences=2, num_steps=3)
+    watching = Watching()
+    continue_prefix(model, prefix, 2, watching)
+    far = [bool((watching.seen[f"z_{t}"] > 49).all()) for t in range(1, 6)]
+    assert far == [True, True, True, False, False]
 
 
 def copies(y: torch.Tensor, lengths: torch.Tensor | None = None) -> SequenceBatch:
@@ -170,6 +193,13 @@ def test_the_path_between_two_sequences() -> None:
         interpolate(model, copies(torch.zeros(3, 2, dtype=torch.long)), torch.zeros(1))
 
 
+class LastCorner(torch.nn.Module):
+    """A prior around the last symbol."""
+
+    def forward(self, h: torch.Tensor) -> Any:
+        return dist.Normal(torch.eye(K)[-1].expand(*h.shape[:-1], K), 1.0).to_event(1)
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.tuples(st.integers(1, 5), st.integers(1, 5)), st.integers(0, 2))
 def test_where_one_sequence_has_ended_the_prior_takes_its_part(
@@ -177,8 +207,8 @@ def test_where_one_sequence_has_ended_the_prior_takes_its_part(
 ) -> None:
     """At a = 0 the first is decoded as far as it goes, at a = 1 the second."""
     torch.manual_seed(sum(lengths))
-    model = copying("standard-normal")
-    y = torch.randint(1, K, (2, max(lengths)))
+    model = copying(LastCorner())
+    y = torch.randint(0, K - 1, (2, max(lengths)))
     batch = copies(y, torch.tensor(lengths))
     steps = max(lengths) + more
     between = interpolate(
@@ -187,7 +217,7 @@ def test_where_one_sequence_has_ended_the_prior_takes_its_part(
     assert between.shape == (2, steps)
     for row, sequence, length in zip(between, y, lengths, strict=True):
         assert (row[:length] == sequence[:length]).all()
-        assert (row[length:] == 0).all(), "the mean of the prior says nothing: the first symbol"
+        assert (row[length:] == K - 1).all(), "the mean of the prior is the last symbol"
 
 
 def test_generation_mode_is_scored_against_the_truth() -> None:
@@ -257,7 +287,7 @@ def test_beginnings_have_one_length() -> None:
 def test_handlers_around_a_call_see_nothing_of_it() -> None:
     import pyro
 
-    model = VariationalBiLSTM(DATA, **{k: v for k, v in SIZES.items() if k != "alpha"}).eval()
+    model = VariationalBiLSTM(DATA, **BARE).eval()
     with pyro.poutine.trace() as tracer:
         reconstruct(model, random_batch())
         interpolate(model, random_batch(num_sequences=2), torch.zeros(2))

@@ -17,11 +17,13 @@ from pyro_zf.analysis import (
     as_texts,
     bound_in_training,
     cut,
+    interpolation_table,
     kl_by_unit,
     kl_in_training,
     kl_over_images,
     latent_pca,
     lengths_along,
+    markdown_cell,
     sampling_against_mean,
     save_sequences,
     shown_steps,
@@ -73,6 +75,23 @@ def test_texts_end_where_they_say(tmp_path: Path) -> None:
     ]
     (path,) = save_sequences(tmp_path, "letters", {"x": symbols.clamp(max=2)}, CHARACTERS)
     assert path.read_text() == "bbab\n" + "-" * 40 + "\nbbbb\n"
+
+
+def test_texts_in_a_table() -> None:
+    assert markdown_cell("a|b *c* <d>\n`e_f`") == r"a\|b \*c\* \<d\> ⏎ \`e\_f\`"
+    table = interpolation_table([0.0, 0.25], {"argmax": ["x", "y"], "sampling": ["*", "z"]})
+    assert table == [
+        "| a | argmax | sampling |", "|---|---|---|", r"| 0.0 | x | \* |", "| 0.2 | y | z |",
+    ]  # fmt: skip
+
+
+def test_texts_in_a_batch() -> None:
+    batch = WORDS.batch_of_texts(["good film", "film"])
+    assert batch.targets is not None
+    assert batch.targets.tolist() == [[3, 4], [4, 0]]
+    assert batch.inputs.tolist() == [[0, 3], [0, 0]]
+    assert batch.lengths is not None
+    assert batch.lengths.tolist() == [2, 1]
 
 
 def test_a_text_becomes_symbols() -> None:
@@ -139,6 +158,7 @@ def test_what_is_shown_has_a_length() -> None:
     assert shown_steps(SOUND, 1.0) == 80
     assert shown_steps(IMAGES) == 28
     assert shown_steps(NUMBERS) == 6
+    assert shown_steps(splits(Values("real", 5), np.zeros((2, 300, 5)))) == 200
     batch = SequenceBatch.from_targets(torch.zeros(2, 300, 5), torch.tensor([300, 7]))
     assert cut(batch, NUMBERS).num_steps == 200
     assert cut(batch, NUMBERS, 10).lengths.tolist() == [10, 7]  # type: ignore[union-attr]
@@ -157,6 +177,10 @@ def test_pictures_of_numbers(tmp_path: Path) -> None:
 
 
 def test_bands() -> None:
+    longer = ([10, 20, 40], [2.0, 3.0, 9.0]), ([0, 20], [3.0, 5.0])
+    (line,) = kl_in_training({"": {"Ours": longer}}, "nats").axes[0].lines
+    np.testing.assert_allclose(line.get_xdata(), [10, 20], err_msg="where all are known")
+    np.testing.assert_allclose(line.get_ydata(), [3.0, 4.0])
     runs = [([0, 10, 20], [1.0, 2.0, 3.0]), ([0, 20], [3.0, 5.0]), ([], [])]
     figure = kl_in_training({"timit": {"Ours": runs, "empty": []}}, "nats")
     (line,) = figure.axes[0].lines
@@ -195,10 +219,11 @@ def test_kl_over_the_image() -> None:
 def test_principal_components() -> None:
     """Of points on a line all variance is in the first, and its order is theirs."""
     along = torch.linspace(-1, 1, 30)
-    z = along.reshape(30, 1, 1) * torch.randn(1, 4, 3)
+    z = 20 * torch.randn(1, 4, 3) + along.reshape(30, 1, 1) * torch.randn(1, 4, 3)
     figure = latent_pca(z, np.repeat(["a", "b"], 15), "class")
     assert "100%" in figure.axes[0].get_xlabel()
     first, second = (c.get_offsets()[:, 0] for c in figure.axes[0].collections)
+    assert np.concatenate([first, second]).mean() == pytest.approx(0.0, abs=1e-9)
     assert (max(first) < min(second)) or (min(first) > max(second))
     assert [t.get_text() for t in figure.axes[0].get_legend().get_texts()] == ["a", "b"]
     scale = latent_pca(z, along.numpy(), "where")
