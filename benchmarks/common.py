@@ -57,7 +57,8 @@ def make_model(
     shape: Shape, device: str = "cpu", seed: int = 0, system: str = "zforcing", **options: Any
 ) -> LatentSequenceModel:
     torch.manual_seed(seed)
-    model = MODELS[system](
+    model_class: Any = MODELS[system]
+    model = model_class(
         shape.data, emission=shape.emission, hidden_size=shape.hidden, latent_size=shape.latent,
         mlp_size=shape.mlp, **options,
     )  # fmt: skip
@@ -87,10 +88,7 @@ def update_of(shape: Shape, bf16: bool = False, device: str = "cpu", **options: 
 
 def update_without_pyro(shape: Shape, **options: Any) -> Update:
     """The same update of the same model, its terms added up by hand: no trace, no handler, no site."""
-    from torch.distributions import kl_divergence
-
-    from pyro_zf.nn.auxiliary import StepStates
-    from pyro_zf.paths import PosteriorPath, PriorPath
+    from pyro_zf.sequence import PosteriorPath, PriorPath, Recurrence, kl_per_step
 
     model = make_model(shape, **options)
     optimiser = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
@@ -100,17 +98,13 @@ def update_without_pyro(shape: Shape, **options: Any) -> Update:
 
     def update() -> Tensor:
         optimiser.zero_grad()
-        recurrence = model._recurrence(batch)
-        q = PosteriorPath(recurrence, model.posterior, recurrence.context)
-        z = q.rsample()
-        kl = kl_divergence(q, PriorPath(recurrence, model.prior))
-        log_prob = model.emitted(recurrence.output(z), batch).log_prob(targets)
-        states = StepStates(
-            batch.inputs.transpose(0, 1), z.movedim(-2, 0), recurrence.previous_states(z),
-            recurrence.states(z), recurrence.b,
-        )  # fmt: skip
-        aux = model._aux_cost_over_time("b", states).sum(0)
-        aux = aux + model._aux_cost_over_time("u", states)[1:].sum(0)
+        run = Recurrence(model, batch)
+        q = PosteriorPath(run, "z")
+        z = run.latents["z"] = q.rsample()
+        kl = kl_per_step(q, PriorPath(run, "z"), z).sum(0)
+        log_prob = model.emitted(run.emission_input(), batch).log_prob(targets)
+        states = run.step_states()
+        aux = model.weighted_aux("b", states).sum(0) + model.weighted_aux("u", states)[1:].sum(0)
         loss = -(log_prob - kl + aux).sum() / shape.batch
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 100.0)

@@ -65,19 +65,22 @@ def run_one(label: str, config: Config) -> dict[str, Any]:
     """Train and test one system; its row of the table."""
     run = config.output / label.lower().replace(" ", "-").translate(str.maketrans("", "", "(),"))
     common: dict[str, Any] = {"max_steps": config.updates, "data_dir": config.data_dir}
-    settings = TrainConfig(
+    settings = TrainConfig.of(
         **SYSTEMS[label], preset="small", seed=config.seed, log_interval=min(50, config.updates), checkpoint_minutes=60,
         train_sequences=config.train_sequences, valid_sequences=config.test_sequences,
         test_sequences=config.test_sequences, output_dir=run, **common,
     )  # fmt: skip
     if not (run / "summary.json").is_file():
         resumable = (run / "checkpoints" / "last.pt").is_file()
-        train(TrainConfig(resume=run, **common) if resumable else settings)
+        train(TrainConfig.of(resume=run, **common) if resumable else settings)
     saved = read_config(run)
-    for name in ("max_steps", "seed", "train_sequences", "test_sequences", "model", "alpha"):
-        wanted = getattr(settings, name)
-        if wanted is not None and getattr(saved, name) != wanted:
-            sys.exit(f"{run} is a run with {name} {getattr(saved, name)}, not {wanted}: remove it")
+    names = ("max_steps", "seed", "train_sequences", "test_sequences", "model")
+    found = {name: getattr(saved, name) for name in names} | saved.options
+    for name, wanted in (
+        {name: getattr(settings, name) for name in names} | settings.options
+    ).items():
+        if found.get(name) != wanted:
+            sys.exit(f"{run} is a run with {name} {found.get(name)}, not {wanted}: remove it")
     summary = json.loads((run / "summary.json").read_text())
     _, splits, model, _ = load_run(run, data_dir=config.data_dir)
     torch.manual_seed(config.seed)

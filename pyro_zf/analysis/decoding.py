@@ -6,6 +6,7 @@ from typing import Any
 
 import pyro.distributions as dist
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 from torch.distributions import (
     Bernoulli,
@@ -16,7 +17,7 @@ from torch.distributions import (
     TransformedDistribution,
 )
 
-from pyro_zf.nn.distributions import AutoregressiveNormal, DiscretizedLogisticMixture
+from pyro_zf.distributions import AutoregressiveNormal, DiscretizedLogisticMixture
 
 __all__ = ["AtMean", "Decoding", "mean_of", "mode_of", "tempered"]
 
@@ -58,14 +59,14 @@ class Decoding(Messenger):
     def _pyro_sample(self, msg: Any) -> None:
         if msg["is_observed"] or msg["value"] is not None:
             return
-        kind = _kind(msg["name"])
+        kind = _kind(msg)
         if kind == "y" and self.argmax:
             msg["value"] = mode_of(msg["fn"])
         elif kind == "y" and self.temperature != 1:
             msg["fn"] = tempered(msg["fn"], self.temperature)
-        elif kind in ("z", "b_tilde") and self.latent_temperature == 0:
+        elif kind == "latent" and self.latent_temperature == 0:
             msg["value"] = mean_of(msg["fn"])
-        elif kind in ("z", "b_tilde") and self.latent_temperature != 1:
+        elif kind == "latent" and self.latent_temperature != 1:
             msg["fn"] = tempered(msg["fn"], self.latent_temperature)
 
 
@@ -73,13 +74,17 @@ class AtMean(Messenger):
     """Puts latents at the mean of what they would be drawn from, where it is known."""
 
     def _pyro_sample(self, msg: Any) -> None:
-        if _kind(msg["name"]) in ("z", "b_tilde") and msg["value"] is None:
+        if _kind(msg) == "latent" and msg["value"] is None:
             msg["value"] = mean_of(msg["fn"])
 
 
-def _kind(name: str) -> str:
-    """``z`` of ``z_3``."""
-    return name.rpartition("_")[0] or name
+def _kind(msg: Any) -> str:
+    """Whether a site is data (``"y"``), a ``"latent"``, or neither."""
+    name: str = msg["name"]
+    if name == "y" or name.startswith("y_"):
+        return "y"
+    neither = name == "skip" or isinstance(msg["fn"], _Subsample)
+    return "" if neither or msg["is_observed"] else "latent"
 
 
 def unmasked(distribution: Any) -> Any:

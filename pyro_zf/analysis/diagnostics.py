@@ -1,7 +1,7 @@
 r"""Is z used? What tells a working latent from a collapsed one.
 
 The prior of a recurrent model has seen the past, so a latent can differ between sequences and still say
-nothing that the past has not said. What z *adds* is its innovation,
+nothing that the past has not said. What z *adds* is its standardised deviation from the prior,
 
 .. math::
     \epsilon_t = (z_t - \mu^{(p)}_t) / \sigma^{(p)}_t,
@@ -15,7 +15,6 @@ model that ignores its latents has none of either, whatever its prior reads.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -26,16 +25,16 @@ from torch import Tensor
 from torch.distributions import Independent, Normal, kl_divergence
 
 from pyro_zf.analysis.decoding import unmasked
-from pyro_zf.analysis.innovations import mutual_information
+from pyro_zf.analysis.information import mutual_information
 from pyro_zf.batch import SequenceBatch, masked
-from pyro_zf.infer.sites import latent_sites, log_prob_of_data, trace_programs
+from pyro_zf.infer.sites import latent_sites, log_prob_of_data, step_of_site, trace_programs
 from pyro_zf.models.latent import LatentSequenceModel
-from pyro_zf.nn.auxiliary import StateReconstruction, StepStates
-from pyro_zf.paths import PriorPath, kl_per_step
+from pyro_zf.nn.auxiliary import StateReconstruction
+from pyro_zf.sequence import PriorPath, kl_per_step
 
 __all__ = ["ACTIVE_ABOVE", "AuxiliaryGain", "Diagnostics", "diagnose"]
 
-#: Variance of the mean innovation above which a unit is active (Burda et al. 2016, section 5.2).
+#: Variance of the mean deviation above which a unit is active (Burda et al. 2016, section 5.2).
 ACTIVE_ABOVE = 0.01
 
 
@@ -69,7 +68,7 @@ class Diagnostics:
         kl_at_steps: nats at step 1, 2, .., averaged over the sequences that reach it. Of a guide of your
             own that gives the path as one distribution without a Gaussian form, all of it at step 1.
         kl_by_unit: nats per sequence of each unit; of Gaussian priors and posteriors.
-        active_units: units whose innovation has a mean that varies between sequences, with a variance
+        active_units: units whose deviation has a mean that varies between sequences, with a variance
             (within steps, pooled over them) above :data:`ACTIVE_ABOVE`: the covariance of the means along
             two paths drawn apart, in which the noise of the paths cancels. Of priors and posteriors with
             moments.
@@ -168,11 +167,12 @@ def diagnose(
     real = reached.any(0)
     number = int(real.sum())
     kl = joined(look.kl for look in looks)
+    whole = torch.cat([look.kl_of_sequence for look in looks])
     lost = torch.cat([look.lost for look in looks])[real]
     known = [look.units for look in looks if look.units is not None]
     active, by_unit, overlap = None, None, None
     if len(known) == len(looks):
-        one, another = (joined(getattr(u, n) for u in known) for n in ("innovation", "another"))
+        one, another = (joined(getattr(u, n) for u in known) for n in ("deviation", "another"))
         active = int((_covariance_within_steps(one, another, reached) > ACTIVE_ABOVE).sum())
         kl_of_units = [units.kl for units in known if units.kl is not None]
         overlaps = [units.overlap for units in known if units.overlap is not None]
@@ -185,8 +185,10 @@ def diagnose(
             aux.setdefault(name, []).append(part)
     return Diagnostics(
         num_sequences=number,
-        latent_size=model.latent_size,
-        kl=kl.sum().item() / number,
+        latent_size=sum(
+            x.size for x in model.latents.values() if x.per == "step" and x.posterior is not None
+        ),
+        kl=(kl.sum() + whole.sum()).item() / number,
         kl_at_steps=(kl.sum(1) / reached.sum(1).clamp(min=1)).tolist(),
         shuffled_loss=lost.mean().item(),
         shuffled_loss_stderr=lost.std().item() / math.sqrt(number) if number > 1 else math.nan,
@@ -202,19 +204,20 @@ def diagnose(
 class _Units(NamedTuple):
     """Of each unit at each step, (time, batch, latent); None where it has no closed form.
 
-    ``another`` are the mean innovations along another path.
+    ``another`` are the mean deviations along another path.
     """
 
-    innovation: Tensor
+    deviation: Tensor
     another: Tensor
     kl: Tensor | None
     overlap: Tensor | None
 
 
 class _Look(NamedTuple):
-    """What is kept of a batch: (time, batch, ..), and (batch,)."""
+    """What is kept of a batch: (time, batch, ..), and (batch,) for sequences."""
 
     kl: Tensor
+    kl_of_sequence: Tensor
     reached: Tensor
     lost: Tensor
     units: _Units | None
@@ -228,30 +231,43 @@ def _look(model: LatentSequenceModel, batch: SequenceBatch) -> _Look:
         reached = batch.mask.T
     with model.using_layout("time"):
         guide_trace, model_trace = trace_programs(model.model, model.guide, batch)
-        values = {name: z for name, _, _, z in latent_sites(guide_trace, model_trace, echoes=True)}
-        data = {name: _of_others(name, z, reached) for name, z in values.items()}
+        values = {
+            name: z for name, _, _, z in latent_sites(guide_trace, model_trace, free_of_kl=True)
+        }
+        data = {name: _of_others(model, name, z, reached) for name, z in values.items()}
         _, shuffled = trace_programs(model.model, model.guide, batch, data)
         again = trace_programs(model.model, model.guide, batch)
-    kls, units, states = [], [], {}
+    kl = torch.zeros(reached.shape, device=reached.device)
+    of_sequence = torch.zeros(reached.shape[1], device=reached.device)
+    units: list[_Units | None] = []
+    states: dict[str, tuple[Tensor, Tensor]] = {}
     sites, others = latent_sites(guide_trace, model_trace), latent_sites(*again)
-    for (_, q, p, z), (_, *other) in zip(sites, others, strict=True):
-        kls.append(kl_per_step(q, p, z))
-        units.append(_units(_moments(q, p, z), _moments(*other)))
+    for (name, q, p, z), (_, *other) in zip(sites, others, strict=True):
+        of_site = kl_per_step(q, p, z)
+        if name in model.latents and model.latents[name].per == "sequence":
+            of_sequence = of_sequence + of_site[0] * reached.any(0)
+            continue
+        found = _units(_moments(q, p, z), _moments(*other))
+        units.append(found)
+        if len(of_site) < len(reached):  # one number for a path, of a guide of your own
+            closed = None if found is None else found.kl
+            of_site = _padded(of_site, len(reached)) if closed is None else closed.sum(-1)
+        kl = kl + masked(of_site, reached)
         if isinstance(p, PriorPath):
-            states = dict(_reconstructions(model, p, z, batch, reached))
-    kl = torch.cat(kls) if kls else torch.zeros(reached.shape, device=reached.device)
-    found = _stacked(units)
-    if len(kl) < len(reached):  # one number for a path, of a guide of one's own
-        closed = None if found is None else found.kl
-        kl = _padded(kl, len(reached)) if closed is None else masked(closed.sum(-1), reached)
+            states = dict(_reconstructions(model, p, reached))
     lost = log_prob_of_data(model_trace, batch) - log_prob_of_data(shuffled, batch)
-    return _Look(kl, reached, lost, found, states)
+    return _Look(kl, of_sequence, reached, lost, _joined(units), states)
 
 
-def _of_others(name: str, z: Tensor, reached: Bool[Tensor, "time batch"]) -> Tensor:
+def _of_others(
+    model: LatentSequenceModel, name: str, z: Tensor, reached: Bool[Tensor, "time batch"]
+) -> Tensor:
     """Each sequence's latent by that of the one before it in the batch, while that lasts."""
-    step = re.search(r"_(\d+)$", name)  # a site of one step, or of all
-    alive = reached[int(step[1]) - 1] if step else reached.T
+    step = step_of_site(name)
+    if name in model.latents and model.latents[name].per == "sequence":
+        alive = reached.any(0)
+    else:
+        alive = reached.T if step is None else reached[step]
     return torch.where((alive & alive.roll(1, 0)).unsqueeze(-1), z.roll(1, 0), z)
 
 
@@ -265,7 +281,7 @@ class _Moments(NamedTuple):
     gaussian: bool
 
     @property
-    def innovation(self) -> Tensor:
+    def deviation(self) -> Tensor:
         """Its mean."""
         return (self.q_mean - self.p_mean) / self.p_scale
 
@@ -298,28 +314,28 @@ def _units(along: _Moments | None, another: _Moments | None) -> _Units | None:
     """From the moments along a path, and along another."""
     if along is None or another is None:
         return None
-    innovations = along.innovation, another.innovation
+    deviations = along.deviation, another.deviation
     if not along.gaussian:
-        return _Units(*innovations, None, None)
+        return _Units(*deviations, None, None)
     q_mean, q_scale, p_mean, p_scale, _ = along
     kl = kl_divergence(Normal(q_mean, q_scale), Normal(p_mean, p_scale))
     variances = q_scale.square() + p_scale.square()
     coefficient = torch.sqrt(2 * q_scale * p_scale / variances)
     overlap = coefficient * torch.exp(-0.25 * (q_mean - p_mean).square() / variances)
-    return _Units(*innovations, kl, overlap)
+    return _Units(*deviations, kl, overlap)
 
 
-def _stacked(units: list[_Units | None]) -> _Units | None:
-    """Of several sites, one after the other in time."""
+def _joined(units: list[_Units | None]) -> _Units | None:
+    """The units of several latents beside each other."""
     known = [u for u in units if u is not None]
     if not known or len(known) < len(units):
         return None
     closed = all(u.kl is not None for u in known)
     return _Units(
-        torch.cat([u.innovation for u in known]),
-        torch.cat([u.another for u in known]),
-        torch.cat([u.kl for u in known if u.kl is not None]) if closed else None,
-        torch.cat([u.overlap for u in known if u.overlap is not None]) if closed else None,
+        torch.cat([u.deviation for u in known], -1),
+        torch.cat([u.another for u in known], -1),
+        torch.cat([u.kl for u in known if u.kl is not None], -1) if closed else None,
+        torch.cat([u.overlap for u in known if u.overlap is not None], -1) if closed else None,
     )
 
 
@@ -340,30 +356,18 @@ def _covariance_within_steps(
 
 
 def _reconstructions(
-    model: LatentSequenceModel,
-    prior: PriorPath,
-    z: Tensor,
-    batch: SequenceBatch,
-    reached: Bool[Tensor, "time batch"],
+    model: LatentSequenceModel, prior: PriorPath, reached: Bool[Tensor, "time batch"]
 ) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:
     """Each cost that reconstructs a state: its log-density, and its target, of the real steps."""
     costs = {
         name: cost
-        for name, cost in model._active_aux().items()
+        for name, cost in model.active_aux().items()
         if isinstance(cost, StateReconstruction)
     }
-    if not costs:
-        return
-    recurrence = prior.recurrence
-    states = StepStates(
-        u=batch.clean_inputs.transpose(0, 1),
-        z=z.movedim(-2, 0),
-        h_prev=recurrence.previous_states(z),
-        h=recurrence.states(z),
-        b=recurrence.b if any(cost.reads_backward for cost in costs.values()) else None,
-    )
-    for name, cost in costs.items():
-        yield name, (cost(states)[reached], cost.target(states)[reached])
+    if costs:
+        states = prior.run.step_states()
+        for name, cost in costs.items():
+            yield name, (cost(states)[reached], cost.target(states)[reached])
 
 
 def _gain(parts: list[tuple[Tensor, Tensor]]) -> AuxiliaryGain:

@@ -16,6 +16,7 @@ from torch import Tensor
 from pyro_zf.analysis.decoding import AtMean, Decoding, mean_of
 from pyro_zf.batch import SequenceBatch, masked
 from pyro_zf.data import Values
+from pyro_zf.infer.sites import step_of_site
 from pyro_zf.models import LatentSequenceModel, SequenceModel
 from pyro_zf.models.base import local_parameters
 
@@ -65,10 +66,11 @@ def sample(
     num_sequences: int,
     num_steps: int,
     decoding: Decoding | None = None,
+    covariates: Tensor | None = None,
 ) -> Shaped[Tensor, "batch time ..."]:
-    """Sequences from the prior, after the start symbol of the data."""
+    """Sequences from the prior, after the start symbol of the data, given covariates if there are any."""
     start = values.start_symbol(num_sequences, next(model.parameters()))
-    return model.generate(start, num_steps, decoding or Decoding())
+    return model.generate(start, num_steps, decoding or Decoding(), covariates=covariates)
 
 
 @torch.no_grad()
@@ -90,7 +92,7 @@ def continue_prefix(
         decoding: how they are drawn.
 
     Returns:
-        Tensor: prefix and continuation.
+        Tensor: prefix and continuation. Covariates of the prefix must be per sequence.
 
     Raises:
         ValueError: if the beginnings differ in length.
@@ -98,7 +100,7 @@ def continue_prefix(
     assert prefix.targets is not None
     if prefix.lengths is not None and bool((prefix.lengths != prefix.num_steps).any()):
         raise ValueError("beginnings that are continued together must have one length")
-    known: dict[str, Tensor] = _latents(_posterior(model, prefix))
+    known: dict[str, Tensor] = _latents(model, _posterior(model, prefix))
     known |= {f"y_{t + 1}": y for t, y in enumerate(prefix.targets.unbind(1))}
     return _decoded(model, prefix, prefix.num_steps + num_steps, known, decoding)
 
@@ -113,7 +115,7 @@ def reconstruct(
     ``from_latents``.
     """
     assert batch.targets is not None
-    latents = _latents(_posterior(model, batch))
+    latents = _latents(model, _posterior(model, batch))
     with model.using_layout("steps"):
         forced = _trace(model, batch, latents)
     means = [mean_of(forced.nodes[f"y_{t}"]["fn"]) for t in range(1, batch.num_steps + 1)]
@@ -141,8 +143,8 @@ def resample_latents(
     """
     if wrong := [t for t in steps if not 1 <= t <= batch.num_steps]:
         raise ValueError(f"there is no step {wrong[0]}; they run from 1 to {batch.num_steps}")
-    latents = _latents(_posterior(model, batch))
-    kept = {k: x for k, x in latents.items() if int(k.rpartition("_")[2]) not in set(steps)}
+    latents = _latents(model, _posterior(model, batch))
+    kept = {k: x for k, x in latents.items() if (step_of_site(k) or 0) + 1 not in set(steps)}
     return _decoded(model, batch, batch.num_steps, kept, decoding)
 
 
@@ -150,10 +152,12 @@ def resample_latents(
 def free_running(model: SequenceModel, batch: SequenceBatch) -> FreeRunning:
     """Score sequences under teacher forcing, and in generation mode; see :class:`FreeRunning`."""
     assert batch.targets is not None
-    latents = _latents(_posterior(model, batch))
+    latents = _latents(model, _posterior(model, batch))
     with model.using_layout("steps"):
         forced = _trace(model, batch, latents)
-    start = SequenceBatch.to_generate(batch.inputs[:, 0], batch.num_steps)
+    start = SequenceBatch.to_generate(
+        batch.inputs[:, 0], batch.num_steps, covariates=batch.covariates
+    )
     traces = [forced, _trace(model, start, latents), _trace(model, start, {})]
     mask = None if batch.mask is None else batch.mask.T
 
@@ -172,7 +176,7 @@ def posterior_path(
     model: SequenceModel, batch: SequenceBatch, at_mean: bool = True
 ) -> Float[Tensor, "batch time latent"]:
     """The latents of each sequence, step by step at the posterior's mean, or drawn from it."""
-    latents = _latents(_posterior(model, batch, AtMean() if at_mean else None))
+    latents = _latents(model, _posterior(model, batch, AtMean() if at_mean else None))
     return torch.stack([latents[f"z_{t}"] for t in range(1, batch.num_steps + 1)], dim=1)
 
 
@@ -186,22 +190,25 @@ def _posterior(
         handler or nullcontext(),
     ):
         trace = poutine.trace(model.guide).get_trace(batch)
-    if isinstance(model, LatentSequenceModel) and not any(
-        name == "z" or name.startswith("z_") for name in trace.stochastic_nodes
-    ):
-        raise ValueError(f"the guide of {type(model).__name__} has no site z, nor z_1, z_2, ..")
+    if isinstance(model, LatentSequenceModel):
+        for name in (k for k, x in model.latents.items() if x.posterior is not None):
+            if not any(k == name or k.startswith(f"{name}_") for k in trace.stochastic_nodes):
+                raise ValueError(
+                    f"the guide of {type(model).__name__} has no site {name}, nor {name}_1, {name}_2, .."
+                )
     return trace
 
 
-def _latents(trace: Trace) -> dict[str, Tensor]:
-    """The latents of each step by name; a site of the whole path, as guides of one's own have, is cut."""
+def _latents(model: SequenceModel, trace: Trace) -> dict[str, Tensor]:
+    """The latents of a trace by name of the site in layout "steps"; the path of a guide of your own is cut."""
     latents: dict[str, Tensor] = {}
+    declared: Any = getattr(model, "latents", {})
     for name in trace.stochastic_nodes:
         value: Any = trace.nodes[name]["value"]
-        if name.startswith(("z_", "b_tilde_")):
-            latents[name] = value
-        elif name in ("z", "b_tilde"):
+        if name in declared and declared[name].per == "step":
             latents |= {f"{name}_{t + 1}": z for t, z in enumerate(value.unbind(-2))}
+        elif name in declared or name.rpartition("_")[0] in declared:
+            latents[name] = value
     return latents
 
 
@@ -219,5 +226,6 @@ def _decoded(
 ) -> Tensor:
     """Run freely from the first input of a batch, with what is known of latents and values."""
     return model.generate(
-        batch.inputs[:, 0], num_steps, decoding or Decoding(), poutine.condition(data=dict(known))
-    )
+        batch.inputs[:, 0], num_steps, decoding or Decoding(), poutine.condition(data=dict(known)),
+        covariates=batch.covariates,
+    )  # fmt: skip

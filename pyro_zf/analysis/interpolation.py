@@ -69,7 +69,11 @@ def interpolate(
     steps = num_steps or pair.num_steps
     mixing = _Mixed(posterior_path(model, pair, at_mean), pair, weights.to(pair.inputs.device))
     first = pair.inputs[:1, 0].expand(len(weights), *pair.inputs.shape[2:])
-    return model.generate(first, steps, decoding or Decoding(), mixing)
+    covariates = pair.covariates
+    if covariates is not None:  # on the way from those of one sequence to those of the other
+        a = weights.to(covariates).reshape(-1, *(1,) * (covariates.dim() - 1))
+        covariates = (1 - a) * covariates[:1] + a * covariates[1:]
+    return model.generate(first, steps, decoding or Decoding(), mixing, covariates=covariates)
 
 
 class _Mixed(Messenger):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 
@@ -17,7 +18,14 @@ from pyro_zf.data import Batches, Splits
 from pyro_zf.infer import batch_bounds
 from pyro_zf.models import SequenceModel
 
-__all__ = ["RECONSTRUCTED", "cut", "save_run_figures", "save_sequences", "shown_steps"]
+__all__ = [
+    "RECONSTRUCTED",
+    "covariates_like",
+    "cut",
+    "save_run_figures",
+    "save_sequences",
+    "shown_steps",
+]
 
 #: Seconds of the sounds, and steps of other sequences, that are drawn from a model at most.
 SECONDS, STEPS = 2.0, 200
@@ -40,7 +48,8 @@ def save_run_figures(
     few = cut(next(iter(Batches(splits.test, 10, limit=10))), splits).to(device)
     many = next(iter(Batches(splits.test, 200, limit=200))).to(device)
     steps = few.num_steps if splits.sample_rate is None else shown_steps(splits)
-    samples = {"samples": sample(model, splits.values, num_samples, steps)}
+    covariates = covariates_like(splits, "test", num_samples, steps, device)
+    samples = {"samples": sample(model, splits.values, num_samples, steps, covariates=covariates)}
     reconstructions = dict(zip(RECONSTRUCTED, reconstruct(model, few), strict=True))
     bounds = batch_bounds(model.model, model.guide, many)
     figures: dict[str, Figure] = {"curves": curves(events, *_measure(splits))}
@@ -59,6 +68,22 @@ def save_run_figures(
     written += save_sequences(folder, "samples", samples, splits, grid=True)
     written += save_sequences(folder, "reconstructions", reconstructions, splits, few.lengths)
     return written
+
+
+def covariates_like(
+    splits: Splits, split: str, number: int, steps: int, device: torch.device
+) -> torch.Tensor | None:
+    """The covariates of the first sequences of a split, repeated as often as it takes; None without any."""
+    if not splits.covariate_size:
+        return None
+    dataset = splits[split]
+    index = np.arange(number) % len(dataset)
+    covariates = dataset.batch(index).covariates
+    assert covariates is not None
+    if covariates.dim() == 3 and covariates.shape[1] < steps:
+        missing = steps - covariates.shape[1]
+        covariates = torch.cat([covariates, covariates[:, -1:].expand(-1, missing, -1)], dim=1)
+    return (covariates if covariates.dim() == 2 else covariates[:, :steps]).to(device)
 
 
 def save_sequences(
@@ -112,6 +137,10 @@ def cut(batch: SequenceBatch, splits: Splits, most: int | None = None) -> Sequen
         return batch
     assert batch.targets is not None
     lengths = None if batch.lengths is None else batch.lengths.clamp(max=most)
+    covariates = batch.covariates
+    if covariates is not None and covariates.dim() == 3:
+        covariates = covariates[:, :most]
     return SequenceBatch(
-        batch.inputs[:, :most], batch.targets[:, :most], lengths, batch.has_start_symbol
-    )
+        batch.inputs[:, :most], batch.targets[:, :most], lengths, batch.has_start_symbol,
+        covariates=covariates,
+    )  # fmt: skip

@@ -19,6 +19,7 @@ from pyro_zf.analysis import (
     argmax_and_sampling,
     as_texts,
     continue_prefix,
+    covariates_like,
     cut,
     interpolate,
     interpolation_table,
@@ -35,6 +36,7 @@ from pyro_zf.cli.common import RunOptions, at_least_one, load, run_command
 from pyro_zf.data import Splits
 from pyro_zf.models import LatentSequenceModel, SequenceModel
 from pyro_zf.training import UsageError
+from pyro_zf.training.checks import there_are
 
 __all__ = ["GenerateConfig", "InterpolateConfig", "generate_main", "interpolate_main"]
 
@@ -71,6 +73,9 @@ class GenerateConfig(RunOptions):
     words, or half a segment."""
     variants: int = 4
     """Draws for each sequence that is continued or resampled."""
+    condition: str | None = None
+    """Of a model that is conditioned on a class: the class of all samples, for example a label. Default:
+    those of the sequences of --split."""
     resample_steps: tuple[int, ...] = ()
     """Steps whose z is drawn anew, the first being 1. Default: the second half."""
     output_dir: Path | None = None
@@ -142,7 +147,10 @@ def _generate(config: GenerateConfig) -> None:
     rows: dict[str, Tensor]
     try:
         if config.task == "samples":
-            rows = {"samples": sample(model, splits.values, config.number, steps, decoding)}
+            covariates = _covariates(config, splits, steps, device)
+            rows = {
+                "samples": sample(model, splits.values, config.number, steps, decoding, covariates)
+            }
         elif config.task == "continue":
             rows = _continued(config, model, splits, steps, decoding, device)
         else:
@@ -169,6 +177,21 @@ def _generate(config: GenerateConfig) -> None:
         "run": str(config.run),
     }  # fmt: skip
     _save(folder, config.task, rows, splits, lengths, config.task == "samples", attributes)
+
+
+def _covariates(
+    config: GenerateConfig, splits: Splits, steps: int, device: torch.device
+) -> Tensor | None:
+    """What the samples are conditioned on."""
+    if config.condition is None:
+        return covariates_like(splits, config.split, config.number, steps, device)
+    if splits.covariate_names is None:
+        raise UsageError("--condition names a class, and the model is not conditioned on classes")
+    if config.condition not in splits.covariate_names:
+        raise UsageError(f"--condition {there_are(config.condition, splits.covariate_names)}")
+    one = torch.zeros(config.number, splits.covariate_size, device=device)
+    one[:, splits.covariate_names.index(config.condition)] = 1.0
+    return one
 
 
 def _continued(

@@ -3,6 +3,7 @@
 from pyro_zf.data.arrays import load_hdf5
 from pyro_zf.data.batching import Batches, StreamBatches, make_batches, padding_ratio
 from pyro_zf.data.blizzard import load_blizzard
+from pyro_zf.data.covariates import ConditionedDataset
 from pyro_zf.data.datasets import (
     ArrayDataset,
     DataError,
@@ -22,6 +23,7 @@ from pyro_zf.data.wav import load_wav
 __all__ = [
     "ArrayDataset",
     "Batches",
+    "ConditionedDataset",
     "DataError",
     "DataSource",
     "SequenceDataset",

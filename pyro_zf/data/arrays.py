@@ -15,6 +15,7 @@ from jaxtyping import Int
 
 from pyro_zf.batch import SequenceBatch
 from pyro_zf.data import blocks
+from pyro_zf.data.covariates import ConditionedDataset, covariates_of, one_hot
 from pyro_zf.data.datasets import DataError, DataSource, Splits, check_lengths
 from pyro_zf.data.store import SPLITS, key_of, prepared, reserve, write_statistics
 from pyro_zf.data.values import Kind, Statistics, Values
@@ -116,7 +117,12 @@ def rows_a_block(array: h5py.Dataset) -> int:
     return min(rows, max(len(array), 1))
 
 
-def load_hdf5(path: Path | str, key: str | None = None, kind: Kind | None = None) -> Splits:
+def load_hdf5(
+    path: Path | str,
+    key: str | None = None,
+    kind: Kind | None = None,
+    condition_on: str | None = None,
+) -> Splits:
     """Arrays of shape (N, T, D) or (N, T) from an HDF5 file.
 
     Either the file has arrays ``train``, ``valid`` and ``test``, or one array, which is split 90/5/5 at
@@ -130,6 +136,8 @@ def load_hdf5(path: Path | str, key: str | None = None, kind: Kind | None = None
         path: the file.
         key: name of the one array to take.
         kind: of the values.
+        condition_on: name of an array with covariates of the N sequences, or of the end of the names of
+            three (``train_NAME``, ...); see :func:`~pyro_zf.data.covariates.covariates_of`.
 
     Raises:
         DataError: if there is no such array, or it holds what is not finite.
@@ -140,7 +148,8 @@ def load_hdf5(path: Path | str, key: str | None = None, kind: Kind | None = None
     stat = path.stat()
     try:
         with h5py.File(path, "r") as file:
-            arrays = _arrays(file, path, key)
+            arrays = _arrays(file, path, key, condition_on)
+            covariates, names = _covariates(file, path, arrays, condition_on)
             source = [str(path.resolve()), stat.st_size, stat.st_mtime_ns]
             stored = prepared(
                 "hdf5", key_of(source, {"key": key, "kind": kind}),
@@ -159,7 +168,7 @@ def load_hdf5(path: Path | str, key: str | None = None, kind: Kind | None = None
         values = Values("categorical", raw.size + 1, start=raw.size)
         for total in totals.values():
             total.size, total.sums = values.size, np.append(total.sums, 0.0)
-    datasets = {}
+    datasets: dict[str, Any] = {}
     for split in SPLITS:
         with h5py.File(stored.path, "r") as file:
             rows, steps = file[f"{split}/rows"][...], file[f"{split}/lengths"][...]
@@ -167,6 +176,9 @@ def load_hdf5(path: Path | str, key: str | None = None, kind: Kind | None = None
         datasets[split] = H5Dataset(
             path, notes["arrays"][split], values, rows, None if same else steps, totals[split]
         )
+        if covariates:
+            of_rows = covariates[notes["arrays"][split]][rows]
+            datasets[split] = ConditionedDataset(datasets[split], of_rows)
     findings = [
         f"kind {raw.kind} ({notes['why']}), {raw.size} "
         + ("symbols" if raw.kind == "categorical" else "values a step")
@@ -177,14 +189,48 @@ def load_hdf5(path: Path | str, key: str | None = None, kind: Kind | None = None
     ]
     if notes["empty"]:
         findings.append(f"{notes['empty']:,} sequences of length 0 were left out")
+    if covariates:
+        size = next(iter(covariates.values())).shape[-1]
+        findings.append(f"conditioned on {condition_on}: {size} {'classes' if names else 'values'}")
     return Splits.of(
         datasets,
+        covariate_names=names,
         source=DataSource(f"arrays of {path.name}", f"{path}, {notes['how']}", False, stored.key),
         findings=tuple(findings),
     )  # fmt: skip
 
 
-def _arrays(file: h5py.File, path: Path, key: str | None) -> dict[str, str]:
+def _covariates(
+    file: h5py.File, path: Path, arrays: dict[str, str], name: str | None
+) -> tuple[dict[str, np.ndarray], tuple[str, ...] | None]:
+    """Array of data -> covariates of its rows, and the names of classes."""
+    if name is None:
+        return {}, None
+    found: dict[str, np.ndarray] = {}
+    for data in arrays.values():
+        candidates = (f"{data}_{name}", name)
+        there = next((c for c in candidates if isinstance(file.get(c), h5py.Dataset)), None)
+        if there is None:
+            raise DataError(
+                f"{path} has no array {' or '.join(candidates)} to condition on; it has "
+                f"{', '.join(_names(file))}"
+            )
+        found[data] = file[there][...]
+        if len(found[data]) != len(file[data]):
+            raise DataError(
+                f"{path}: {there} has {len(found[data])} rows, and {data} has {len(file[data])}"
+            )
+    names: tuple[str, ...] | None = None
+    if all(x.ndim == 1 and x.dtype.kind in "iub" for x in found.values()):
+        _, names = covariates_of(np.concatenate(list(found.values())), f"{path}: {name}")
+        assert names is not None
+        return {k: one_hot([str(i) for i in x], names) for k, x in found.items()}, names
+    return {k: covariates_of(x, f"{path}: {name}")[0] for k, x in found.items()}, None
+
+
+def _arrays(
+    file: h5py.File, path: Path, key: str | None, condition_on: str | None
+) -> dict[str, str]:
     """Split (or ``""`` for all) -> name of its array."""
     if key is not None:
         if key not in file or not isinstance(file[key], h5py.Dataset):
@@ -197,6 +243,7 @@ def _arrays(file: h5py.File, path: Path, key: str | None) -> dict[str, str]:
     names = [
         n for n in _names(file)
         if n.rpartition("/")[2] != "lengths" and not n.endswith("_lengths")
+        and not (condition_on and (n == condition_on or n.endswith(f"_{condition_on}")))
     ]  # fmt: skip
     if len(names) != 1:
         raise DataError(

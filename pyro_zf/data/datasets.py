@@ -257,6 +257,7 @@ class Splits:
         unknown: the symbol for words that are not in the vocabulary, if there is one.
         sample_rate: of sound, in Hz; a step is then a frame of samples.
         findings: what was found, a line each.
+        covariate_names: names of the classes that the covariates stand for, if they are classes.
     """
 
     train: SequenceDataset
@@ -270,6 +271,7 @@ class Splits:
     unknown: int | None = None
     sample_rate: int | None = None
     findings: tuple[str, ...] = ()
+    covariate_names: tuple[str, ...] | None = None
 
     @classmethod
     def of(
@@ -306,6 +308,12 @@ class Splits:
         return self.train.num_steps
 
     @property
+    def covariate_size(self) -> int:
+        """Size of the covariates of a sequence or step; 0 without any."""
+        covariates = getattr(self.train, "covariates", None)
+        return 0 if covariates is None else int(covariates.shape[-1])
+
+    @property
     def is_image(self) -> bool:
         """Whether a sequence is a picture of 28 times 28 bits."""
         return self.unit == "image"
@@ -326,7 +334,7 @@ class Splits:
         Pictures: each pixel has the (add-one smoothed) frequency of the training data. Others: all
         steps are alike, see :meth:`~pyro_zf.data.Statistics.nats`.
         """
-        if self.is_image and isinstance(self.train, ArrayDataset):
+        if self.is_image and hasattr(self.train, "targets"):
             test: Any = self[split]
             train = self.train.targets.reshape(len(self.train), -1)
             p = (train.sum(0, dtype=np.int64) + 1) / (len(train) + 2)

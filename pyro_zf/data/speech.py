@@ -10,6 +10,7 @@ import h5py
 import numpy as np
 
 from pyro_zf.data.audio import Cutter, Recording, SoundFiles, announced
+from pyro_zf.data.covariates import ConditionedDataset, one_hot
 from pyro_zf.data.datasets import DataError, DataSource, Splits
 from pyro_zf.data.progress import progress_bar
 from pyro_zf.data.store import SPLITS, Prepared, StoredDataset, Writer, key_of, prepared
@@ -48,6 +49,7 @@ def speech_splits(
     groups: Callable[[Recording], str] | None = None,
     stretches: Mapping[str, tuple[float, float]] | None = None,
     protocol: Any = "default",
+    conditioned: bool = False,
 ) -> Splits:
     """Prepare recordings, or find them prepared.
 
@@ -64,6 +66,8 @@ def speech_splits(
         stretches: the recordings of "train" are all there are, read as one, and each split takes a
             stretch, as shares of the whole.
         protocol: how recordings are assigned, to tell prepared files apart.
+        conditioned: whether the speaker of each sequence becomes its covariates, as a one-hot vector over
+            the speakers of the training set; that of other speakers is zero.
 
     Raises:
         DataError: if no recording of a split can be used.
@@ -72,12 +76,15 @@ def speech_splits(
         "protocol": protocol, "cuttings": {k: repr(v) for k, v in cuttings.items()}, "sample_rate": sample_rate,
         "frame_size": frame_size, "stretches": dict(stretches or {}),
     }  # fmt: skip
+    if groups:  # the speaker of each sequence is noted
+        options["speakers"] = True
     raw = Values("real", frame_size)
 
     def build(file: h5py.File) -> dict[str, Any]:
         assigned = assign()
         writer = Writer(file, raw, np.int16)
         tallies = {split: _Tally() for split in SPLITS}
+        speakers: dict[str, list[str]] = {split: [] for split in SPLITS}
         read, total = 0, max(sum(_expected(f, sample_rate) for f in assigned["train"]), 1)
         with progress_bar(name, "file", sum(map(len, assigned.values()))) as bar:
             for split in SPLITS:
@@ -85,13 +92,16 @@ def speech_splits(
                 for recording in assigned[split]:
                     blocks = files.blocks(recording, sample_rate)
                     for sequence in tallies[split].cut(recording, blocks, cutter, cuttings[split]):
-                        writer.add(
-                            _owner(stretches, read / total) if stretches else split, sequence
-                        )
+                        owner = _owner(stretches, read / total) if stretches else split
+                        writer.add(owner, sequence)
+                        if groups and len(sequence):
+                            speakers[owner].append(groups(recording))
                         read += sequence.size
                     bar.update()
                 for sequence in cutter.finish():
                     writer.add(split, sequence)
+                    if groups and len(sequence):
+                        speakers[split].append(groups(assigned[split][-1]))
         if not any(tally.samples for tally in tallies.values()):
             raise files.none_usable()
         for split in SPLITS:
@@ -102,6 +112,10 @@ def speech_splits(
                     "would help"
                 )
         writer.close()
+        if groups:
+            for split in SPLITS:
+                names = np.array(speakers[split], dtype="S16")
+                file.create_dataset(f"{split}/speakers", data=names)
         return {
             "recordings": {s: len(tallies[s].used) for s in SPLITS},
             "groups": {s: len(set(map(groups, tallies[s].used))) for s in SPLITS} if groups else None,
@@ -113,11 +127,24 @@ def speech_splits(
     mean, std = stored.statistics("train", raw).moments()
     values = Values("real", frame_size, mean, std)
     datasets = {split: stored.dataset(split, values) for split in SPLITS}
-    findings = _findings(stored.notes, datasets, values, unit, sample_rate, not stretches)
+    findings = list(_findings(stored.notes, datasets, values, unit, sample_rate, not stretches))
+    names: tuple[str, ...] | None = None
+    parts: dict[str, Any] = dict(datasets)
+    if conditioned:
+        with h5py.File(stored.path, "r") as file:
+            spoken = {s: [x.decode() for x in file[f"{s}/speakers"][...]] for s in SPLITS}
+        names = tuple(sorted(set(spoken["train"])))
+        for split in SPLITS:
+            parts[split] = ConditionedDataset(datasets[split], one_hot(spoken[split], names))
+        others = len(set(spoken["valid"] + spoken["test"]) - set(names))
+        findings.append(
+            f"conditioned on {len(names)} speakers; {others} speakers of validation and test are not among "
+            "them, and have zeros"
+        )
     return Splits.of(
-        datasets,
+        parts,
         source=describe(stored), unit=unit, step_unit="frame", sample_rate=sample_rate,
-        findings=tuple(findings),
+        findings=tuple(findings), covariate_names=names,
     )  # fmt: skip
 
 

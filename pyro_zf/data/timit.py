@@ -30,7 +30,10 @@ NAMES = ("timit", "TIMIT_LDC93S1", "LDC93S1", "timit_nltk_sample", "timit.zip")
 
 
 def load_timit(
-    data_dir: Path | str | None = None, protocol: str = "default", segment: int | None = None
+    data_dir: Path | str | None = None,
+    protocol: str = "default",
+    segment: int | None = None,
+    condition_on: str | None = None,
 ) -> Splits:
     """TIMIT as sequences of frames of 200 samples at 16 kHz.
 
@@ -46,12 +49,15 @@ def load_timit(
         protocol: ``"default"`` or ``"srnn"``.
         segment: frames a training sequence, cut within utterances, whose last may be shorter. The
             authors' code trains on 40 frames.
+        condition_on: ``"speaker"`` for the speakers of the training set as covariates.
 
     Raises:
         DataError: if there is no TIMIT, or it is not what it should be.
     """
     if protocol not in ("default", "srnn"):
         raise DataError(f"--protocol {protocol}: TIMIT has default and srnn")
+    if condition_on not in (None, "speaker"):
+        raise DataError(f"--condition-on {condition_on}: TIMIT has speaker")
     files = _utterances(
         find_corpus(
             data_dir, "TIMIT", NAMES, "it is licensed (https://catalog.ldc.upenn.edu/LDC93S1)"
@@ -101,6 +107,7 @@ def load_timit(
     return speech_splits(
         "timit", files, lambda: assigned, cuttings, describe, "utterance", groups=_speaker,
         protocol=[protocol, {split: [f.name for f in part] for split, part in assigned.items()}],
+        conditioned=condition_on is not None,
     )  # fmt: skip
 
 

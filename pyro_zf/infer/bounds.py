@@ -17,10 +17,16 @@ from torch import Tensor
 from pyro_zf.batch import SequenceBatch, with_particles
 from pyro_zf.infer.carried import continued
 from pyro_zf.infer.fivo import owner_of, particle_filter
-from pyro_zf.infer.sites import Program, log_prob_of_site, sample_sites, trace_programs
+from pyro_zf.infer.sites import (
+    Program,
+    cancels,
+    log_prob_of_site,
+    sample_sites,
+    step_of_site,
+    trace_programs,
+)
 from pyro_zf.models.base import AUX_PREFIX
-from pyro_zf.paths import kl_per_step
-from pyro_zf.shared_sites import cancels
+from pyro_zf.sequence import kl_per_step
 
 __all__ = ["BatchBounds", "Bounds", "Estimate", "batch_bounds", "evaluate"]
 
@@ -91,8 +97,8 @@ def batch_bounds(
         parts = [p.sum(0) for p in parts]
         sums = parts if not sums else [a + b for a, b in zip(sums, parts, strict=True)]
     assert log_sum is not None
-    at_steps, kl_per_step, aux = (s / num_samples for s in sums)
-    log_likelihood, kl = at_steps.sum(-1), kl_per_step.sum(-1)
+    at_steps, kl_per_step, kl, aux = (s / num_samples for s in sums)
+    log_likelihood = at_steps.sum(-1)
     filtered = None
     if fivo:
         filtered = particle_filter(owner_of(model, guide), batch, num_samples, weighted=False)
@@ -252,7 +258,7 @@ def evaluate(
 def _particles(
     model: Program, guide: Program, batch: SequenceBatch, size: int
 ) -> tuple[Tensor, list[Tensor], tuple[Tensor, ...] | None]:
-    """Log weights (size, batch), [log likelihood and KL of each step, auxiliary costs], last states."""
+    """Log weights (size, batch), [log likelihood and KL of each step, KL, auxiliary costs], last states."""
     plate = pyro.plate("num_particles_vectorized", size, dim=-2)
     guide_trace, model_trace = trace_programs(model, guide, batch, within=plate)
     shape = (size, batch.num_sequences)
@@ -266,7 +272,8 @@ def _particles(
     likelihood_steps: list[Tensor] = []
     log_ratio: Tensor = zero
     aux: Tensor = zero
-    kl_steps: list[Tensor] = []
+    kl: Tensor = zero
+    kl_steps = zero.expand(batch.num_steps, *shape)
     for name, site in sample_sites(model_trace):
         fn, value = site["fn"], site["value"]
         if site["is_observed"] and not name.startswith(AUX_PREFIX):
@@ -284,8 +291,16 @@ def _particles(
             guide_site = guide_trace.nodes[name]
             q: Any = guide_site["fn"]
             log_ratio = log_ratio + (log_prob_of_site(guide_site) - log_prob)
-            kl_steps.append(expanded(kl_per_step(q, fn, value), guide_site["mask"]))
-    kl = torch.cat(kl_steps) if kl_steps else zero.expand(batch.num_steps, *shape)
+            of_site = expanded(kl_per_step(q, fn, value), guide_site["mask"])
+            kl = kl + of_site.sum(0)
+            if len(of_site) == batch.num_steps and (batch.num_steps > 1 or step_of_site(name) != 0):
+                kl_steps = kl_steps + of_site
+            elif (
+                t := step_of_site(name)
+            ) is not None:  # of one step; one of a sequence has no step
+                at_step = torch.zeros_like(kl_steps)
+                at_step[t] = of_site[0]
+                kl_steps = kl_steps + at_step
     likelihood = torch.cat(likelihood_steps) if likelihood_steps else zero.unsqueeze(0)
-    parts = [likelihood.movedim(0, -1), kl.movedim(0, -1), aux]
+    parts = [likelihood.movedim(0, -1), kl_steps.movedim(0, -1), kl, aux]
     return likelihood.sum(0) - log_ratio, parts, model_trace.nodes["_RETURN"]["value"]

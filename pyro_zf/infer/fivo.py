@@ -8,13 +8,16 @@ from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
+from pyro import poutine
 from torch import Tensor
 
 from pyro_zf.batch import SequenceBatch, masked
-from pyro_zf.cores import shielded
 from pyro_zf.infer.objectives import TraceIWAE
 from pyro_zf.models.latent import LatentSequenceModel
+from pyro_zf.nn import join
 from pyro_zf.nn.auxiliary import StepStates
+from pyro_zf.nn.cells import State
+from pyro_zf.sequence import Latent, Recurrence, detach_where, unroll
 
 __all__ = ["FilterResult", "TraceFIVO", "owner_of", "particle_filter"]
 
@@ -40,9 +43,9 @@ class TraceFIVO(TraceIWAE):
     choice of ancestors, as in the paper. Auxiliary costs are averaged over the
     particles of each step, beside the bound.
 
-    It moves model and guide forward together, one step at a time, so it takes the programs of a
-    :class:`~pyro_zf.models.LatentSequenceModel`, in whatever layout, and not other ones. A guide of
-    your own goes in as its posterior.
+    It moves model and guide forward together, one step at a time, so it takes the programs of one
+    :class:`~pyro_zf.models.LatentSequenceModel`, in whatever layout: what it needs is what the system
+    declares. A guide of your own goes in as its posterior.
 
     Args:
         num_particles: K.
@@ -76,8 +79,8 @@ class TraceFIVO(TraceIWAE):
     ) -> Tensor:
         """Minus the bound and minus the auxiliary costs, summed over sequences, in nats."""
         owner = owner_of(model, guide)
-        owner._register()
         (batch,) = args
+        owner.check(batch)
         result = particle_filter(owner, batch, self.num_particles, self.resample_below)
         return -(result.bound + result.aux).sum()
 
@@ -92,23 +95,14 @@ def owner_of(model: Callable, guide: Callable) -> LatentSequenceModel:
     if (
         not isinstance(owner, LatentSequenceModel)
         or guide != owner.guide
-        or any(getattr(type(owner), name) is not program for name, program in _PROGRAMS.items())
+        or not owner.programs_are_derived
     ):
         raise TypeError(
-            "FIVO moves model and guide forward together: give it the .model and .guide of one "
-            "LatentSequenceModel with programs of the package (a posterior of your own is an option "
-            "of its constructor)"
+            "FIVO moves model and guide forward together, as the system declares them: give it the "
+            ".model and .guide of one LatentSequenceModel without programs of its own for layout 'time' "
+            "(a posterior of your own is an option of its constructor)"
         )
     return owner
-
-
-#: The filter below is another writing of these; it knows nothing of what overrides them.
-_PROGRAMS: dict[str, Any] = {
-    name: getattr(LatentSequenceModel, name)
-    for name in (
-        "model", "guide", "_model_steps", "_model_time", "_guide_steps", "_guide_time"
-    )
-}  # fmt: skip
 
 
 def particle_filter(
@@ -129,62 +123,109 @@ def particle_filter(
             log-likelihood.
 
     Raises:
-        ValueError: if the posterior is to be differentiated and is not reparametrised.
+        ValueError: if the posterior is to be differentiated and is not reparametrised, or latents are not
+            drawn from it.
     """
     assert batch.targets is not None, "a filter needs observations"
+    if model.latent_source != "posterior":
+        raise ValueError("a particle filter draws from the posterior, not from the prior")
     kl_weight = model.kl_weight if weighted else 1.0
-    recurrence = model._recurrence(batch)
-    posterior, contexts = model._posterior(recurrence)
-    prior, transition, costs = model._prior(), model.transition, model._active_aux()
-    skips: Any = [None] * batch.num_steps
-    if (coins := model.skip_mask(batch)) is not None:
-        skips = coins.expand((batch.num_sequences,))().movedim(-1, 0).unsqueeze(-1).unbind(0)
-    b: Any = [None] * batch.num_steps
-    if any(cost.reads_backward for cost in costs.values()):
-        b = recurrence.b.unbind(0)
-    mask: Any = [None] * batch.num_steps if batch.mask is None else batch.mask.unbind(1)
-    u, y = batch.clean_inputs.unbind(1), batch.targets.unbind(1)
-
     shape = (num_particles, batch.num_sequences)
-    step, start = transition.stepper(), recurrence.start
-    state = transition.initial(shape, start.state)
-    read = None if start.read is None else start.read.expand(*shape, -1)
     like = next(model.parameters())  # of full precision, under autocast too
-    log_weight = like.new_full(shape, -math.log(num_particles))  # normalised over particles
-    bounds: list[Tensor] = []
-    aux: Any = like.new_zeros(batch.num_sequences)
-    steps = zip(model._stepwise(recurrence.inputs), contexts.unbind(0), strict=True)
-    for t, ((u_t, projected), context) in enumerate(steps):
-        if transition.lag:
-            state = step(projected, model._read_before(read, state), state)
-        h_prev = state[0]
-        x = shielded(transition.seen(u_t, h_prev), skips[t])
-        q = posterior(x, shielded(context, skips[t]).expand(*x.shape[:-1], -1))
+    ratios: list[Tensor] = []  # of the latents of a step: kl_weight * log p / q
+
+    def drawn(latent: Latent, *inputs: Tensor) -> Tensor:
+        """A latent from its posterior; one that is free of KL from its prior."""
+        x, *context = inputs
+        if latent.posterior is None:
+            value: Tensor = latent.prior(x)()
+            return value
+        q = latent.posterior(x, context[0].expand(*x.shape[:-1], -1))
         if torch.is_grad_enabled() and not q.has_rsample:
             raise ValueError("FIVO needs a posterior whose samples are reparametrised")
-        z = q()
-        ratio = prior(x).log_prob(z) - q.log_prob(z)
-        b_tilde = None if model.echo is None else model.echo(z)()
-        read = model.embed_latent(z, b_tilde)
-        if not transition.lag:
-            state = step(projected, read, state)
-        emission = model.emission(transition.output(u_t, read, state[0]))
-        increment = emission.log_prob(y[t]) + kl_weight * ratio
+        value = q()
+        ratios.append(kl_weight * (latent.prior(x).log_prob(value) - q.log_prob(value)))
+        return value
+
+    # Latents of the whole sequence come first, and give the particles their first weights.
+    given: dict[str, Tensor] = {}
+    covariates = batch.covariates_over_time
+    for name, latent in model.latents.items():
+        if latent.per == "sequence":
+            c = like.new_zeros(batch.num_sequences, 0) if covariates is None else covariates[0]
+            x = c.expand(*shape, -1)
+            given[name] = drawn(latent, x, model.backward_states(batch)[0])
+    log_weight = like.new_full(shape, -math.log(num_particles))
+    if ratios:
+        real = None if batch.lengths is None else batch.lengths > 0
+        log_weight = log_weight + _where(real, sum(ratios, like.new_zeros(shape)))
+    carried_over: Any = torch.logsumexp(log_weight, dim=0)  # log of the sum of the first weights
+    log_weight = log_weight - carried_over
+
+    mask = None
+    with poutine.block(), model.sequences(batch):
+        mask = model.gradient_mask(batch)
+    run = Recurrence(model, batch, given, mask)
+    skip, cov = _at_steps(run.gradient_mask, batch), _at_steps(covariates, batch)
+    context = run.context.unbind(0)
+    b = run.b.unbind(0) if model.reads_backward_states else [None] * batch.num_steps
+    steps_mask: Any = _at_steps(run.step_mask, batch)
+    u, y = run.u.unbind(0), batch.targets.unbind(1)
+    costs = model.active_aux()
+    bounds: list[Tensor] = []
+    aux: Any = like.new_zeros(batch.num_sequences)
+    values: dict[str, Tensor] = {}
+
+    def conditioned(x: Tensor, t: int) -> Tensor:
+        """Features joined with the covariates, and with what each particle has for all steps."""
+        return join(x, cov[t], *given.values())
+
+    def choose(t: int, h: Tensor) -> Tensor:
+        ratios.clear()
+        values.clear()
+        known = {"state": detach_where(skip[t], h), "input": detach_where(skip[t], u[t])}
+        for name, latent in run.step_latents.items():
+            x = join(*(known[k] if k in known else values[k] for k in latent.reads))
+            x = conditioned(x, t)
+            values[name] = drawn(latent, x, detach_where(skip[t], context[t]))
+        return model.cell_inputs(values)
+
+    def then(t: int, h_before: Tensor, state: State) -> State:
+        nonlocal log_weight, aux
+        emission = model.emission(conditioned(model.emission_inputs(u[t], values, state[0]), t))
+        increment = emission.log_prob(y[t]) + sum(ratios)
         for name, cost in costs.items():
             if t > 0 or not (cost.skips_start_symbol and batch.has_start_symbol):
-                log_prob = model._aux_cost(name, StepStates(u[t], z, h_prev, state[0], b[t]))
-                aux = aux + _where(mask[t], log_prob.expand(shape)).mean(0)
-        log_weight = log_weight + _where(mask[t], increment)
+                c_t = join(cov[t], *given.values()) if given else cov[t]
+                states = StepStates(
+                    batch.clean_inputs[:, t], values["z"], h_before, state[0], b[t], c_t
+                )
+                log_prob = model.weighted_aux(name, states)
+                aux = aux + _where(steps_mask[t], log_prob.expand(shape)).mean(0)
+        log_weight = log_weight + _where(steps_mask[t], increment)
         total = torch.logsumexp(log_weight, dim=0)
-        bounds.append(total)
+        # Behind the end of a sequence nothing is added; the sum is one but for rounding.
+        bounds.append(_where(steps_mask[t], total.unsqueeze(0))[0])
         log_weight = log_weight - total
-        if resample_below > 0 and t + 1 < batch.num_steps:
-            ancestors, uneven = _ancestors(log_weight.detach(), resample_below)
-            log_weight = torch.where(uneven, -math.log(num_particles), log_weight)
-            state = tuple(_chosen(s, ancestors) for s in state)
-            read = _chosen(read, ancestors)
+        if resample_below <= 0 or t + 1 == batch.num_steps:
+            return state
+        ancestors, uneven = _ancestors(log_weight.detach(), resample_below)
+        log_weight = torch.where(uneven, -math.log(num_particles), log_weight)
+        given.update({k: _chosen(x, ancestors) for k, x in given.items()})
+        return tuple(_chosen(s, ancestors) for s in state)
+
+    start = model.cell.initial(shape, run.cell_start)
+    inputs = (conditioned(u_t, t) for t, u_t in enumerate(u))
+    unroll(model.cell, inputs, start, choose, then)
     per_step = torch.stack(bounds, dim=1)
+    first = torch.zeros_like(per_step)
+    first[:, 0] = carried_over
+    per_step = per_step + first
     return FilterResult(per_step.sum(1), aux, per_step)
+
+
+def _at_steps(x: Tensor | None, batch: SequenceBatch) -> Any:
+    return [None] * batch.num_steps if x is None else x.unbind(0)
 
 
 def _where(mask: Tensor | None, values: Tensor) -> Tensor:

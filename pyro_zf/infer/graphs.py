@@ -1,4 +1,4 @@
-"""Updates that are recorded once and replayed: on a GPU, CUDA graphs."""
+"""Updates that are recorded once and replayed: CUDA graphs, on a GPU."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Record = Callable[[Callable[[], Result]], tuple[Result, Callable[[], None]]]
 
 
 class GraphedSVI:
-    """Updates of an :class:`~pyro_zf.infer.SVI`, replayed from CUDA graphs, one a shape of batch.
+    """Updates of an :class:`~pyro_zf.infer.SVI`, replayed from CUDA graphs, one for each shape of batch.
 
     Forward, backward, clipping and optimiser are one launch, whatever the number of steps: Pyro and
     Python run while a graph is recorded and not after. So what changes between updates must be a
@@ -167,7 +167,7 @@ def _tensors(batch: SequenceBatch) -> list[Tensor]:
 
 
 def _named_tensors(batch: SequenceBatch) -> list[tuple[str, Tensor]]:
-    names = ("inputs", "targets", "lengths", "uncorrupted")
+    names = ("inputs", "targets", "lengths", "uncorrupted", "covariates")
     given = [(name, getattr(batch, name)) for name in names]
     carried = [("carried", x) for x in batch.carried or ()]
     return [(name, x) for name, x in (*given, *carried) if x is not None]

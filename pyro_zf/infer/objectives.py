@@ -20,9 +20,9 @@ from pyro.util import warn_if_nan
 from torch import Tensor
 
 from pyro_zf.batch import masked
+from pyro_zf.infer.sites import CarriedStates, cancels, is_free_of_kl
 from pyro_zf.models.base import AUX_PREFIX
-from pyro_zf.paths import kl_per_step
-from pyro_zf.shared_sites import cancels, has_no_kl
+from pyro_zf.sequence import LatentPath, kl_per_step
 
 __all__ = ["TraceIWAE", "TraceMeanField_ELBO", "Trace_ELBO"]
 
@@ -30,9 +30,16 @@ __all__ = ["TraceIWAE", "TraceMeanField_ELBO", "Trace_ELBO"]
 class Trace_ELBO(pyro.infer.Trace_ELBO):
     """:class:`pyro.infer.Trace_ELBO`, whose differentiable loss never waits for the device.
 
-    The stock class reads one number a site (``.item()``). The value and the gradient are the same.
-    Sites without reparametrised samples are left to the stock class.
+    The stock class reads one number per site (``.item()``), and computes the states along a path from its
+    values instead of taking those that the path carries. The value and the gradient are the same. Sites
+    without reparametrised samples are left to the stock class.
     """
+
+    def _get_trace(
+        self, model: Callable, guide: Callable, args: Any, kwargs: Any
+    ) -> tuple[Trace, Trace]:
+        with CarriedStates():
+            return super()._get_trace(model, guide, args, kwargs)
 
     def differentiable_loss(
         self, model: Callable, guide: Callable, *args: Any, **kwargs: Any
@@ -59,8 +66,7 @@ class TraceMeanField_ELBO(pyro.infer.TraceMeanField_ELBO):
     Args:
         num_particles: latent samples.
         max_plate_nesting: plates of the model; one, over sequences, for the models here.
-        free_bits: nats :math:`\lambda` that each step of each sequence may spend for free: its KL
-            counts as :math:`\max(\lambda, \mathrm{KL}_t)` (Kingma et al. 2016,
+        free_bits: nats :math:`\lambda` of KL that each step of each sequence has for free: its KL counts as :math:`\max(\lambda, \mathrm{KL}_t)` (Kingma et al. 2016,
             https://arxiv.org/abs/1606.04934, with a step of a sequence as the group and without
             their average over the batch, so that parts of a batch add up to the whole). The
             loss is then no bound; bounds for reporting do not know of it.
@@ -131,12 +137,13 @@ class TraceMeanField_ELBO(pyro.infer.TraceMeanField_ELBO):
         self, model: Callable, guide: Callable, args: Any, kwargs: Any
     ) -> tuple[Trace, Trace]:
         unwrapped = poutine.unwrap(guide)  # type: ignore[no-untyped-call]
-        if is_validation_enabled() or isinstance(unwrapped, Messenger):
-            return super()._get_trace(model, guide, args, kwargs)
-        # As there, without the densities of latents: their KL has no need of them.
-        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-        replayed = poutine.replay(model, trace=guide_trace)
-        model_trace = prune_subsample_sites(poutine.trace(replayed).get_trace(*args, **kwargs))
+        with CarriedStates():
+            if is_validation_enabled() or isinstance(unwrapped, Messenger):
+                return super()._get_trace(model, guide, args, kwargs)
+            # As there, without the densities of latents: their KL has no need of them.
+            guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+            replayed = poutine.replay(model, trace=guide_trace)
+            model_trace = prune_subsample_sites(poutine.trace(replayed).get_trace(*args, **kwargs))
         model_trace.compute_log_prob(lambda _, site: site["is_observed"])
         return model_trace, prune_subsample_sites(guide_trace)
 
@@ -144,16 +151,19 @@ class TraceMeanField_ELBO(pyro.infer.TraceMeanField_ELBO):
         guide_site: Any = guide_trace.nodes[name]
         model_site: Any = model_trace.nodes[name]
         scale, mask = guide_site["scale"], guide_site["mask"]
+        q, p = guide_site["fn"], model_site["fn"]
         if not self.free_bits:
             try:
-                kl = torch.distributions.kl_divergence(guide_site["fn"], model_site["fn"])
+                if isinstance(p, LatentPath):
+                    kl = kl_per_step(q, p, guide_site["value"]).sum(0)
+                else:
+                    kl = torch.distributions.kl_divergence(q, p)
             except NotImplementedError:
                 return _log_prob_sum(guide_trace, name) - _log_prob_sum(model_trace, name)
             return pyro.distributions.util.scale_and_mask(kl, scale=scale, mask=mask).sum()
-        q, p = guide_site["fn"], model_site["fn"]
         kl = kl_per_step(q, p, guide_site["value"]).clamp(min=self.free_bits)
-        real = getattr(q, "step_mask", getattr(q, "_mask", None))
-        if isinstance(real, Tensor):  # a step that is not there may not spend anything
+        real = getattr(q, "step_mask", None)
+        if isinstance(real, Tensor):  # a step that is not there has no budget
             kl = masked(kl, real if real.dim() > 1 else real.unsqueeze(0))
         return pyro.distributions.util.scale_and_mask(kl.sum(0), scale=scale, mask=mask).sum()
 
@@ -221,7 +231,8 @@ class TraceIWAE(ELBO):
     def _get_trace(
         self, model: Callable, guide: Callable, args: Any, kwargs: Any
     ) -> tuple[Trace, Trace]:
-        return get_importance_trace("flat", self.max_plate_nesting, model, guide, args, kwargs)
+        with CarriedStates():
+            return get_importance_trace("flat", self.max_plate_nesting, model, guide, args, kwargs)
 
 
 def _log_prob_sum(trace: Trace, name: str) -> Tensor:
@@ -263,7 +274,7 @@ def _sums_per_sequence(model_trace: Trace, guide_trace: Trace) -> tuple[Tensor, 
 
 def _counts(guide_trace: Trace, name: str, site: Any) -> bool:
     """Not where a guide of one's own leaves a site to the model that has no KL in any case."""
-    return name in guide_trace.nodes or not has_no_kl(site)
+    return name in guide_trace.nodes or not is_free_of_kl(site)
 
 
 def _reparametrised(guide_trace: Trace) -> bool:

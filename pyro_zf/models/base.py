@@ -3,48 +3,49 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import pyro
 import torch
-from pyro.distributions.torch_distribution import TorchDistributionMixin
+from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from pyro_zf.batch import SequenceBatch
-from pyro_zf.nn.lstm import State
-from pyro_zf.over_time import EmissionPath, OverTime
+from pyro_zf.distributions import ChunkedEmission, OverTime
+from pyro_zf.models.options import ModelOptions
+from pyro_zf.nn.cells import Cell, State
+from pyro_zf.nn.mlp import join
 
 __all__ = [
     "AUX_PREFIX",
     "LAYOUTS",
     "LatentWeight",
+    "Layout",
     "LossModule",
     "SequenceModel",
-    "at_step",
     "local_parameters",
 ]
 
 Layout = Literal["steps", "time"]
 LAYOUTS: tuple[Layout, ...] = ("steps", "time")
 
+#: Sites that are costs of training, not part of the joint density, begin with this.
+AUX_PREFIX = "aux_"
+
 _local = ContextVar("local_parameters", default=False)
 
 
 @contextmanager
 def local_parameters() -> Iterator[None]:
-    """Run programs without putting parameters into Pyro's store, for who has them already."""
+    """Run programs without putting parameters into Pyro's store, for callers that hold them already."""
     token = _local.set(True)
     try:
         yield
     finally:
         _local.reset(token)
-
-
-#: Sites that are costs of training, not part of the joint density, begin with this.
-AUX_PREFIX = "aux_"
 
 
 class LatentWeight(Messenger):
@@ -65,13 +66,14 @@ class LatentWeight(Messenger):
 
 
 class SequenceModel(nn.Module):
-    r"""A latent variable model of sequences as two Pyro programs.
+    r"""A model of sequences as two Pyro programs, in two layouts.
 
-    A subclass defines four methods. ``_model_steps`` and ``_guide_steps`` have one site a step
-    (``z_1`` to ``z_T``, ``y_1`` to ``y_T``), ``_model_time`` and ``_guide_time`` one for the sequence
-    (``z``, ``y``). All open a plate over sequences (:meth:`sequences`), put :meth:`latent_weight`
-    around their latent sites and give auxiliary costs by ``pyro.factor`` sites whose names begin
-    with :data:`AUX_PREFIX`.
+    In layout ``"steps"`` there is one site for each step (``z_1`` to ``z_T``, ``y_1`` to ``y_T``), in layout
+    ``"time"`` one for the whole sequence (``z``, ``y``). A subclass defines ``model_steps`` and
+    ``guide_steps``, ``model_time`` and ``guide_time``. All of them open a plate over sequences
+    (:meth:`sequences`), put :meth:`latent_weight` around their latent sites and :meth:`real_steps` around
+    the sites of a step, and give auxiliary costs by ``pyro.factor`` sites whose names begin with
+    :data:`AUX_PREFIX`. A model program returns the state after the last step, without its gradient.
 
     In exchange a model is accepted by everything in Pyro that takes a model and a guide, by the
     objectives, the trainer and the evaluation of this package, and gets :meth:`loss_module` and
@@ -84,13 +86,23 @@ class SequenceModel(nn.Module):
         aux_weight: factor on the weights of all auxiliary costs. An attribute too.
         time_chunk: in layout "time", how many steps priors, emissions and auxiliary costs score at a
             time; what lies between is computed again in the backward, which saves memory. None for all.
+        covariate_size: size of the covariates that every network is conditioned on, 0 for none.
         name: under which the parameters are registered with :func:`pyro.module`.
 
     Raises:
         ValueError: if the layout is unknown, or ``time_chunk`` below one.
     """
 
-    time_chunk: int | None = None
+    #: The options of the constructor that are plain values, as one documented dataclass.
+    Options: ClassVar[type[ModelOptions]] = ModelOptions
+    #: Options that weigh an auxiliary cost, by the name of that cost.
+    letters: ClassVar[dict[str, str]] = {}
+    has_latents: ClassVar[bool] = False
+
+    embedding: nn.Module
+    emission: nn.Module
+    #: A network over the inputs alone whose state takes the place of the input, or None.
+    deterministic: Cell | None
 
     def __init__(
         self,
@@ -99,57 +111,133 @@ class SequenceModel(nn.Module):
         name: str = "model",
         aux_weight: float | Tensor = 1.0,
         time_chunk: int | None = None,
+        covariate_size: int = 0,
     ) -> None:
         super().__init__()
         if time_chunk is not None and time_chunk < 1:
             raise ValueError(f"time_chunk must be at least 1, not {time_chunk}")
-        self.time_chunk = time_chunk
         if layout not in LAYOUTS:
             raise ValueError(f"unknown layout {layout!r}; there are {LAYOUTS}")
+        self.time_chunk = time_chunk
         self.layout = layout
         self.kl_weight = kl_weight
         self.aux_weight = aux_weight
         self.name = name
+        self.covariate_size = covariate_size
+        self.deterministic = None
+
+    @classmethod
+    def preset(cls, dataset: str, preset: str, settings: dict[str, Any]) -> dict[str, Any]:
+        """Settings of training and options that the system's paper gives for a data set.
+
+        Args:
+            dataset: name of the data.
+            preset: ``"paper"`` or ``"small"``.
+            settings: those of the preset of the data set, which the result replaces.
+        """
+        return {}
+
+    # The two programs
 
     def model(self, batch: SequenceBatch) -> State:
         """The generative program. A batch without targets is generated, step by step.
 
         It returns the state after the last step, without its gradient: what a batch that continues
         this one carries (:attr:`SequenceBatch.carried`).
+
+        Raises:
+            ValueError: if the batch has other covariates than the model is conditioned on.
         """
-        self._register()
+        self.check(batch)
         if self.layout == "steps" or batch.targets is None:
-            return self._model_steps(batch)
-        return self._model_time(batch)
+            return self.model_steps(batch)
+        return self.model_time(batch)
 
     def guide(self, batch: SequenceBatch) -> None:
         """The approximate posterior, over the latent sites of :meth:`model`.
 
         Raises:
-            ValueError: if the batch has no targets.
+            ValueError: if the batch has no targets, or other covariates.
         """
         if batch.targets is None:
             raise ValueError("the posterior reads the targets, and this batch has none")
-        self._register()
+        self.check(batch)
         if self.layout == "steps":
-            self._guide_steps(batch)
+            self.guide_steps(batch)
         else:
-            self._guide_time(batch)
+            self.guide_time(batch)
+
+    def model_steps(self, batch: SequenceBatch) -> State:
+        """The generative program with one site for each step."""
+        raise NotImplementedError
+
+    def model_time(self, batch: SequenceBatch) -> State:
+        """The generative program with one site for the whole sequence."""
+        raise NotImplementedError
+
+    def guide_steps(self, batch: SequenceBatch) -> None:
+        """The approximate posterior with one site for each step."""
+        raise NotImplementedError
+
+    def guide_time(self, batch: SequenceBatch) -> None:
+        """The approximate posterior with one site for the whole sequence."""
+        raise NotImplementedError
+
+    # What the programs are written with
 
     def sequences(self, batch: SequenceBatch) -> pyro.plate:
         """The plate over sequences."""
         return pyro.plate("sequences", batch.num_sequences, dim=-1)
+
+    def real_steps(self, batch: SequenceBatch, t: int) -> AbstractContextManager[Any]:
+        """Around the sites of step t (counted from 0): those of sequences that have ended are masked."""
+        if batch.mask is None:
+            return nullcontext()
+        mask: AbstractContextManager[Any] = poutine.mask(mask=batch.mask[:, t])  # type: ignore[no-untyped-call, call-overload]
+        return mask
+
+    def latent_weight(self) -> LatentWeight:
+        """Around the latent sites: the handler that gives them the KL weight."""
+        return LatentWeight(self.kl_weight)
+
+    def input_at(
+        self, batch: SequenceBatch, t: int, y_before: Tensor | None, carried: State = ()
+    ) -> tuple[Tensor, State]:
+        """The features :math:`u_t` of the input of step t, and the state of the network over the inputs.
+
+        Args:
+            batch: without targets, the input is ``y_before``, the value that the step before has drawn.
+            t: the step, counted from 0.
+            y_before: see above; not read at the first step.
+            carried: the state of the network over the inputs, where there is one.
+        """
+        given = batch.targets is not None or t == 0 or y_before is None
+        data = batch.inputs[:, t] if given else y_before
+        features = self.embedding(data)
+        if self.deterministic is None:
+            return features, ()
+        state = carried or self.deterministic.initial(features.shape[:-1])
+        both = join(features, self.covariates_at(batch, t))
+        state = self.deterministic.after(both, None, self.deterministic.before(both, state))
+        return state[0], state
+
+    def target_at(self, batch: SequenceBatch, t: int) -> Tensor | None:
+        """:math:`y_t`, counted from 0; None where it is to be drawn."""
+        return None if batch.targets is None else batch.targets[:, t]
+
+    def covariates_at(self, batch: SequenceBatch, t: int) -> Tensor | None:
+        """The covariates of step t, counted from 0; None where there are none."""
+        c = batch.covariates
+        return c if c is None or c.dim() == 2 else c[:, t]
 
     def emitted(self, features: Tensor, batch: SequenceBatch) -> OverTime:
         """The distribution of the targets of a sequence, from what the emission reads, time first."""
         emission: Any = self.emission
         if self.time_chunk is None:
             return OverTime(emission(features), batch.mask)
-        return EmissionPath(emission, features, batch.mask, self.time_chunk)
+        return ChunkedEmission(emission, features, batch.mask, self.time_chunk)
 
-    def latent_weight(self) -> LatentWeight:
-        """The handler that gives the latent sites their weight."""
-        return LatentWeight(self.kl_weight)
+    # What a model is used for
 
     def loss_module(self, objective: pyro.infer.ELBO) -> LossModule:
         """A module whose forward is the loss of a batch, for a plain PyTorch loop."""
@@ -157,7 +245,13 @@ class SequenceModel(nn.Module):
 
     @contextmanager
     def using_layout(self, layout: Layout) -> Iterator[None]:
-        """Another layout for the duration of a ``with`` block."""
+        """Another layout for the duration of a ``with`` block.
+
+        Raises:
+            ValueError: if there is no such layout.
+        """
+        if layout not in LAYOUTS:
+            raise ValueError(f"unknown layout {layout!r}; there are {LAYOUTS}")
         before, self.layout = self.layout, layout
         try:
             yield
@@ -166,7 +260,11 @@ class SequenceModel(nn.Module):
 
     @torch.no_grad()
     def generate(
-        self, start: Tensor, num_steps: int, *handlers: AbstractContextManager[Any]
+        self,
+        start: Tensor,
+        num_steps: int,
+        *handlers: AbstractContextManager[Any],
+        covariates: Tensor | None = None,
     ) -> Tensor:
         r"""Draw sequences from the model: z from the prior, each y fed back as the next input.
 
@@ -175,32 +273,27 @@ class SequenceModel(nn.Module):
             num_steps: steps to draw.
             *handlers: around the program, the first outermost, such as
                 :class:`pyro_zf.analysis.Decoding`; those around this call do not act on it.
+            covariates: what the model is conditioned on, (batch, size) or (batch, time, size).
 
         Returns:
             Tensor: :math:`y_{1:T}`, (batch, time, ...).
         """
-        batch = SequenceBatch.to_generate(start, num_steps)
-        with pyro.poutine.block(), local_parameters(), ExitStack() as stack:
+        batch = SequenceBatch.to_generate(start, num_steps, covariates=covariates)
+        with poutine.block(), local_parameters(), ExitStack() as stack:
             for handler in handlers:
                 stack.enter_context(handler)
-            trace = pyro.poutine.trace(self.model).get_trace(batch)
+            trace = poutine.trace(self.model).get_trace(batch)
         ys: list[Any] = [trace.nodes[f"y_{t}"]["value"] for t in range(1, num_steps + 1)]
         return torch.stack(ys, dim=1)
 
-    def _model_steps(self, batch: SequenceBatch) -> State:
-        raise NotImplementedError
-
-    def _model_time(self, batch: SequenceBatch) -> State:
-        raise NotImplementedError
-
-    def _guide_steps(self, batch: SequenceBatch) -> None:
-        raise NotImplementedError
-
-    def _guide_time(self, batch: SequenceBatch) -> None:
-        raise NotImplementedError
-
-    def _register(self) -> None:
-        """Make the parameters known to Pyro's optimisers."""
+    def check(self, batch: SequenceBatch) -> None:
+        """Refuse covariates that do not fit; make the parameters known to Pyro's optimisers."""
+        size = 0 if batch.covariates is None else batch.covariates.shape[-1]
+        if size != self.covariate_size:
+            raise ValueError(
+                f"{type(self).__name__} is conditioned on {self.covariate_size} covariates, and the "
+                f"batch has {size}"
+            )
         if _local.get():
             return
         pyro.module(self.name, self)
@@ -214,13 +307,6 @@ class SequenceModel(nn.Module):
                     "pyro.clear_param_store() first, or give this model another name= (weights "
                     "that were saved with a store come back by load_state_dict)"
                 )
-
-
-def at_step(
-    distribution: TorchDistributionMixin, batch: SequenceBatch, t: int
-) -> TorchDistributionMixin:
-    """A step's distribution, silent for sequences that have ended."""
-    return distribution if batch.mask is None else distribution.mask(batch.mask[:, t])
 
 
 class LossModule(nn.Module):

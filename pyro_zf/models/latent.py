@@ -1,41 +1,44 @@
-"""What the systems with latents have in common: their parts, and how data flow between them."""
+"""A recurrent model with latents: its parts, made from options, and its programs."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
+import pyro
 import torch
+from pyro import poutine
+from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from pyro_zf.batch import SequenceBatch
-from pyro_zf.cores import CORES, Core
-from pyro_zf.models.base import Layout
-from pyro_zf.models.programs import LATENTS, LatentPrograms, Latents, MeanOf
-from pyro_zf.nn.auxiliary import AuxiliaryCost, build_aux_cost
+from pyro_zf.distributions import AtMean
+from pyro_zf.models import derived
+from pyro_zf.models.base import AUX_PREFIX, Layout, SequenceModel
+from pyro_zf.models.options import LatentOptions
+from pyro_zf.nn.auxiliary import AuxiliaryCost, StepStates, build_aux_cost
+from pyro_zf.nn.cells import Cell, LatentChain, LSTMCell, State, make_cell
 from pyro_zf.nn.emissions import emits_symbols, make_emission, named_emission
 from pyro_zf.nn.gaussian import GaussianForm
-from pyro_zf.nn.lstm import (
-    BackwardLSTM,
-    ChainTransition,
-    ForwardLSTM,
-    InputLSTM,
-    LSTMTransition,
-    State,
-    Transition,
-)
-from pyro_zf.nn.mlp import ACTIVATIONS, join
+from pyro_zf.nn.mlp import ACTIVATIONS
 from pyro_zf.nn.posteriors import ResidualPosterior, build_posterior, named_posterior, reads
 from pyro_zf.nn.priors import build_prior
-from pyro_zf.recurrence import Recurrence, Shared, Start
+from pyro_zf.nn.recurrent import BackwardLSTM, ForwardLSTM
+from pyro_zf.sequence.paths import LatentPath
+from pyro_zf.sequence.system import Core, RecurrentSystem
 
-__all__ = ["LatentSequenceModel", "embed_data"]
+__all__ = ["CORES", "LATENT_SOURCES", "LatentSequenceModel", "LatentSource", "embedding_layer"]
+
+CORES: tuple[Core, ...] = ("auto", "eager", "fused")
+LatentSource = Literal["posterior", "prior", "prior-mean"]
+LATENT_SOURCES: tuple[LatentSource, ...] = ("posterior", "prior", "prior-mean")
 
 
-def embed_data(
+def embedding_layer(
     data_size: int,
     symbols: bool,
     size: int | None,
@@ -56,171 +59,157 @@ def embed_data(
     return (nn.Sequential(layer, ACTIVATIONS[activation]()) if activation else layer), size
 
 
-class LatentSequenceModel(LatentPrograms):
-    r"""A recurrent model with a latent at each step. The published systems are subclasses.
+class LatentSequenceModel(SequenceModel, RecurrentSystem):
+    r"""A recurrent model with latents. The published systems are subclasses.
 
-    .. math::
-
-        z_t &\sim p(z_t \mid x_t), \qquad x_t = \mathrm{seen}(u_t, h_{t-1}) \\
-        h_t &= \mathrm{transition}(u_t, z_t, h_{t-1}) \\
-        y_t &\sim p(y_t \mid \mathrm{output}(u_t, z_t, h_t))
-
-    with :math:`q(z_t \mid x_t, c_t)`, where :math:`c_t` is the state :math:`b_t` of a backward
-    network, or what else the posterior reads (:mod:`pyro_zf.nn.posteriors`). A transition with
-    ``lag = 1`` moves before the latent is drawn: then :math:`x_t` is a function of :math:`h_t`.
-
-    A subclass passes its transition and sets its options; one with another data flow overrides
-    :meth:`embedded_inputs`, :meth:`backward_states`, :meth:`posterior_context` or
-    :meth:`embed_latent`. Any part can be replaced by a module of your own: a prior maps
-    :math:`x_t` to a distribution, a posterior :math:`(x_t, c_t)`, an emission its output.
+    See :class:`~pyro_zf.sequence.RecurrentSystem` for what a system declares. From the declaration
+    follow the programs of layout ``"time"``, and, unless a subclass writes them out as the published systems
+    do, those of layout ``"steps"``. Any part can be replaced by a module of your own: a prior maps the
+    state to a distribution, a posterior (state, context), an emission the state.
 
     Args:
         data_size: values of a step, or number of symbols for a categorical emission.
-        emission: a key of :data:`pyro_zf.nn.EMISSIONS`, or a module.
-        hidden_size: units of the forward network.
-        backward_size: units of the network that the posterior reads; by default as the forward one.
-        latent_size: size of z.
-        mlp_size: units of the hidden layers of prior, posterior, emission and auxiliary networks.
-        mlp_depth: hidden layers of prior, posterior and auxiliary networks.
-        emission_depth: hidden layers of the emission.
-        activation: of the hidden layers, a key of :data:`pyro_zf.nn.ACTIVATIONS`.
-        embedding_size: size of a linear layer on the data, shared by all networks that read them,
-            or None for no such layer. Symbols are always embedded; None then means ``hidden_size``.
-        latent_embedding_size: size of a linear layer between z and the forward network, or None for
-            no such layer.
-        feature_activation: an activation after these two layers, or None.
-        orthogonal: orthogonal recurrent weights.
-        forget_bias: initial bias of the forget gates.
-        form, emission_form: how networks' outputs become Gaussians: of prior and posterior, of an
-            emission that has Gaussians.
-        prior: a key of :data:`pyro_zf.nn.PRIORS`, or a module.
-        posterior: a key of :data:`pyro_zf.nn.POSTERIORS`, or a module.
-        transition: a module in place of the LSTM, or a function of (size of the embedded input, size of
-            the embedded latent) that makes one.
-        backward: a module in place of the standard backward network.
-        deterministic: whether an LSTM over the inputs alone takes the place of the inputs.
+        prior, posterior, emission: modules, or names; by default those of the options.
+        cell: a :class:`~pyro_zf.nn.Cell`, a function of (size of the input, size of the latents that it
+            reads) that makes one, or a name.
+        backward: a module in place of the standard backward network, see :mod:`pyro_zf.nn.recurrent`.
         aux: auxiliary costs with their weights: keys of :data:`pyro_zf.nn.AUX_COSTS`, or modules by a
             name of your own with ``(module, weight)``.
-        echo_size: size of a latent :math:`\tilde b_t` that follows z, 0 for none; :attr:`echo` gives
-            its distribution.
-        echo_read, echo_emitted: whether the transition and the emission read it.
-        skip_gradient: probability with which, at a step of a sequence, the inputs of prior and
-            posterior are detached in training.
-        skip_per: whether a coin is thrown for each ``"step"`` or for each ``"sequence"``.
-        core: the recurrence that draws paths in layout "time", see :func:`pyro_zf.cores.sample_path`.
-        layout, kl_weight, aux_weight, time_chunk, name: see :class:`~pyro_zf.models.SequenceModel`.
+        form, emission_form: how networks' outputs become Gaussians: of prior and posterior, and of an
+            emission that has Gaussians.
+        prior_reads, cell_reads, emission_reads: what prior, cell and emission read, by name.
+        latent_sizes: sizes of further latents of a step, by name.
+        sequence_latent_size: size of all latents that hold for a whole sequence.
+        deterministic: whether a network over the inputs alone takes the place of the inputs.
+        core: the recurrence that draws paths in layout "time": ``"fused"`` has its backward written by
+            hand and knows the standard parts, ``"eager"`` is a loop of PyTorch operations, ``"auto"``
+            takes the first where it can.
+        layout, kl_weight, aux_weight, time_chunk, covariate_size, name: see
+            :class:`~pyro_zf.models.SequenceModel`.
+        **options: of :attr:`Options`.
 
     Raises:
         ValueError: for an unknown name, a weight below zero, or a probability outside 0..1.
+        TypeError: for an option that there is not, or a class where a module is expected.
     """
+
+    Options = LatentOptions
+    has_latents = True
+    #: The latents that ``model_steps`` and ``guide_steps`` are written out for. A system that declares
+    #: others gets the programs that follow from its declaration. None is that, too.
+    written_for: ClassVar[tuple[str, ...] | None] = None
+    #: Whether they have the mask of the skip gradient.
+    writes_gradient_mask: ClassVar[bool] = False
 
     def __init__(
         self,
         data_size: int,
         *,
-        emission: str | nn.Module = "bernoulli",
-        hidden_size: int = 1024,
-        backward_size: int | None = None,
-        latent_size: int = 256,
-        mlp_size: int = 1024,
-        mlp_depth: int = 1,
-        emission_depth: int = 1,
-        activation: str = "clipped-leaky-relu",
-        embedding_size: int | None = None,
-        latent_embedding_size: int | None = None,
-        feature_activation: str | None = None,
-        orthogonal: bool = True,
-        forget_bias: float = 0.0,
+        prior: str | nn.Module | None = None,
+        posterior: str | nn.Module | None = None,
+        emission: str | nn.Module | None = None,
+        cell: str | Cell | Callable[[int, int], Cell] | None = None,
+        backward: nn.Module | None = None,
+        aux: Mapping[str, float | tuple[AuxiliaryCost, float]] | None = None,
         form: GaussianForm | None = None,
         emission_form: GaussianForm | None = None,
-        prior: str | nn.Module = "gaussian",
-        posterior: str | nn.Module = "smoothing",
-        transition: Transition | Callable[[int, int], Transition] | None = None,
-        backward: nn.Module | None = None,
+        prior_reads: tuple[str, ...] | None = None,
+        cell_reads: tuple[str, ...] | None = None,
+        emission_reads: tuple[str, ...] | None = None,
+        latent_sizes: Mapping[str, int] | None = None,
+        sequence_latent_size: int = 0,
         deterministic: bool = False,
-        aux: Mapping[str, float | tuple[AuxiliaryCost, float]] | None = None,
-        echo_size: int = 0,
-        echo_read: bool = True,
-        echo_emitted: bool = True,
-        skip_gradient: float = 0.0,
-        skip_per: Literal["step", "sequence"] = "step",
         core: Core = "auto",
         layout: Layout = "time",
         kl_weight: float | Tensor = 1.0,
         aux_weight: float | Tensor = 1.0,
         time_chunk: int | None = None,
+        covariate_size: int = 0,
         name: str = "model",
+        **options: Any,
     ) -> None:
-        super().__init__(layout, kl_weight, name, aux_weight, time_chunk)
-        if not 0 <= skip_gradient <= 1:
-            raise ValueError(f"skip_gradient is a probability, not {skip_gradient}")
-        if skip_per not in ("step", "sequence"):
-            raise ValueError(f"a coin is thrown per 'step' or per 'sequence', not {skip_per!r}")
+        super().__init__(layout, kl_weight, name, aux_weight, time_chunk, covariate_size)
+        parts = {"prior": prior, "posterior": posterior, "emission": emission, "cell": cell}
+        for part, given in {**parts, "backward": backward}.items():
+            if isinstance(given, type) and issubclass(given, nn.Module):
+                raise TypeError(f"{part} is the class {given.__name__}; give an instance of it")
+        names = {k: x for k, x in parts.items() if isinstance(x, str)}
+        o: Any = self.Options.of(**names, **options)
+        self.options = o
         if core not in CORES:
             raise ValueError(f"unknown core {core!r}; there are {CORES}")
         self.core = core
-        backward_size = backward_size or hidden_size
-        mlp: dict[str, Any] = {"mlp_size": mlp_size, "activation": activation}
-        rnn: dict[str, Any] = {"orthogonal": orthogonal, "forget_bias": forget_bias}
-        self.data_size, self.latent_size, self.hidden_size = data_size, latent_size, hidden_size
-        self.backward_size = backward_size
-        self.skip_gradient, self.skip_per = skip_gradient, skip_per
-        self.latents: Latents = "posterior"
-        self._mlp = {**mlp, "depth": mlp_depth}
+        self.latent_source: LatentSource = "posterior"
+        self.prior_reads = prior_reads or self.prior_reads
+        self.cell_reads = cell_reads or self.cell_reads
+        self.emission_reads = emission_reads or self.emission_reads
+        self.data_size, self.latent_size = data_size, o.latent_size
+        self.backward_size = o.backward_size or o.hidden_size
+        self.condition_size = covariate_size + sequence_latent_size
+        mlp: dict[str, Any] = {"mlp_size": o.mlp_size, "activation": o.activation}
+        rnn: dict[str, Any] = {"orthogonal": o.orthogonal, "forget_bias": o.forget_bias}
+        self._mlp = {**mlp, "depth": o.mlp_depth}
 
-        heads: dict[str, Any] = {**mlp, "depth": emission_depth, "form": emission_form}
-        self._emission = emission if isinstance(emission, str) else None
-        self._emission_options = {"data_size": data_size, **heads}
+        # Data, inputs, latents
+        emission = o.emission if emission is None else emission
         symbols = emits_symbols(named_emission(emission) if isinstance(emission, str) else emission)
+        self.embedding, embedded_size = embedding_layer(
+            data_size, symbols, o.embedding_size, o.hidden_size, o.feature_activation
+        )
+        self.latent_embedding, latent_width = embedding_layer(
+            o.latent_size, False, o.latent_embedding_size, 0, o.feature_activation
+        )
+        input_size = embedded_size
+        if deterministic:
+            self.deterministic = LSTMCell(embedded_size + covariate_size, 0, o.hidden_size, **rnn)
+            input_size = o.hidden_size
+        sizes = {"input": input_size, "z": latent_width, **(latent_sizes or {})}
 
-        self.embedding, input_size = embed_data(
-            data_size, symbols, embedding_size, hidden_size, feature_activation
-        )
-        self.latent_embedding, read_size = embed_data(
-            latent_size, False, latent_embedding_size, 0, feature_activation
-        )
-        embedded_size = input_size
-        self.deterministic = InputLSTM(input_size, hidden_size, **rnn) if deterministic else None
-        if self.deterministic is not None:
-            input_size = hidden_size
-        if transition is not None and echo_size and not (echo_read and echo_emitted):
-            raise ValueError(
-                "a transition of your own decides itself where b~ goes: leave that option"
-            )
-        if isinstance(transition, Transition):
-            self.transition = transition
-        elif transition is not None:
-            self.transition = transition(input_size, read_size + echo_size)
+        # The forward network
+        read_size = sum(sizes[k] for k in self.cell_reads)
+        sizes_of_cell = (input_size + self.condition_size, read_size)
+        if isinstance(cell, Cell):
+            self.cell = cell
+        elif callable(cell):
+            self.cell = cell(*sizes_of_cell)
         else:
-            self.transition = LSTMTransition(
-                input_size, read_size + echo_size, hidden_size, **rnn,
-                emitted=echo_size if echo_emitted else 0, read=None if echo_read else read_size,
-            )  # fmt: skip
+            self.cell = self.build_cell(*sizes_of_cell)
+        sizes["state"] = self.cell.state_sizes[0]
 
-        kind = named_posterior(posterior) if isinstance(posterior, str) else posterior
-        source = reads(kind)
-        recognition_size = embedded_size + (hidden_size if deterministic else 0)
-        self._make_backward = partial(BackwardLSTM, recognition_size, backward_size, **rnn)
-        self.backward_network = backward or (
-            self._make_backward() if source == "backward" else None
-        )
-        self.recognition_network = (
-            ForwardLSTM(recognition_size, backward_size, **rnn) if source == "forward" else None
-        )
-        context_size = recognition_size if source == "target" else backward_size
-        seen_size = self.transition.seen_size
-        options = {**self._mlp, "form": form}
-        if isinstance(prior, str):
-            prior = build_prior(prior, seen_size, latent_size, **options)
+        # The networks over the targets
+        source = reads(named_posterior(o.posterior) if posterior is None or isinstance(posterior, str)
+                       else posterior)  # fmt: skip
+        recognition_size = embedded_size + covariate_size + (o.hidden_size if deterministic else 0)
+        self._make_backward = partial(BackwardLSTM, recognition_size, self.backward_size, **rnn)
+        self.backward_network = backward
+        if backward is not None:
+            self.backward_size = int(backward.size)  # type: ignore[arg-type]
+        elif source == "backward":
+            self.backward_network = self._make_backward()
+        self.recognition_network = None
+        if source == "forward":
+            self.recognition_network = ForwardLSTM(recognition_size, self.backward_size, **rnn)
+        context_size = recognition_size if source == "target" else self.backward_size
+
+        # Prior, posterior, emission
+        raw = {**sizes, "z": o.latent_size}  # priors read latents as they are
+        self.prior_size = sum(raw[k] for k in self.prior_reads) + self.condition_size
+        networks = {**self._mlp, "form": form}
+        if prior is None or isinstance(prior, str):
+            prior = build_prior(o.prior, self.prior_size, o.latent_size, **networks)
         self.prior = prior
-        if isinstance(posterior, str):
+        if posterior is None or isinstance(posterior, str):
             posterior = build_posterior(
-                posterior, prior, self.transition.posterior_reads, context_size, latent_size,
-                **options,
+                o.posterior, prior, self.posterior_reads_of(self.prior_size), context_size,
+                o.latent_size, **networks,
             )  # fmt: skip
         self.posterior = posterior
+        heads = {**mlp, "depth": o.emission_depth, "form": emission_form}
+        self._emission = emission if isinstance(emission, str) else None
+        self._emission_options = {"data_size": data_size, **heads}
+        self.emission_size = sum(sizes[k] for k in self.emission_reads) + self.condition_size
         self.emission = (
-            make_emission(emission, self.transition.output_size, **self._emission_options)
+            make_emission(emission, self.emission_size, **self._emission_options)
             if isinstance(emission, str)
             else emission
         )
@@ -230,19 +219,39 @@ class LatentSequenceModel(LatentPrograms):
                 "give its entry in EMISSIONS the attribute kinds = ('categorical',)"
             )
         self.aux = nn.ModuleDict()
-        self.aux_weights: dict[str, float] = {}
-        self._add_all(aux)
-        self._shared = Shared()
+        self.aux_weights = {}
+        self.add_costs(aux)
+
+    def build_cell(self, input_size: int, latent_size: int) -> Cell:
+        """The forward network that the options describe."""
+        o: Any = self.options
+        return make_cell(
+            o.cell, input_size, latent_size, o.hidden_size, num_layers=o.num_layers,
+            orthogonal=o.orthogonal, forget_bias=o.forget_bias,
+        )  # fmt: skip
+
+    def posterior_reads_of(self, size: int) -> int:
+        """How many values of the prior's features, the first ones, the posterior reads: here all."""
+        return size
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
         if name == "prior" and isinstance(self._modules.get("posterior"), ResidualPosterior):
             self.posterior.follow(value)  # type: ignore[operator]
 
+    def extra_repr(self) -> str:
+        default = asdict(self.Options())
+        changed = {k: x for k, x in asdict(self.options).items() if x != default[k]}
+        return ", ".join(f"{k}={x!r}" for k, x in changed.items())
+
     # Auxiliary costs
 
-    def _add_all(self, aux: Mapping[str, float | tuple[AuxiliaryCost, float]] | None) -> None:
-        """The costs of the option ``aux``, after those that a system has of its own."""
+    def add_costs(self, aux: Mapping[str, float | tuple[AuxiliaryCost, float]] | None) -> None:
+        """Add the costs of the option ``aux``, after those that a system has of its own.
+
+        Raises:
+            ValueError: for a cost that is there already, or one that would train nothing.
+        """
         for name, weight in (aux or {}).items():
             if name in self.aux:
                 raise ValueError(
@@ -252,7 +261,7 @@ class LatentSequenceModel(LatentPrograms):
                 self.add_aux(name, *weight)
             else:
                 self.add_aux(name, self.build_aux(name), weight)
-        costs = [cost for cost in self._active_aux().values() if cost.reads_backward]
+        costs = [cost for cost in self.active_aux().values() if cost.reads_backward]
         trained = reads(self.posterior) == "backward"
         if costs and not (trained or any(cost.trains_backward for cost in costs)):
             raise ValueError(
@@ -266,16 +275,17 @@ class LatentSequenceModel(LatentPrograms):
         Raises:
             ValueError: if there is none of that name, or not for this system.
         """
-        if name in ("h", "activity") and isinstance(self.transition, ChainTransition):
+        if name in ("h", "activity") and isinstance(self.cell, LatentChain):
             raise ValueError(
                 f"the cost {name!r} is for a forward state that reads z, and here there is none"
             )
         return build_aux_cost(
             name,
             latent_size=self.latent_size,
-            hidden_size=self.transition.state_sizes[0],
+            hidden_size=self.cell.state_sizes[0],
             backward_size=self.backward_size,
-            make_emission=self._reverse_emission,
+            make_emission=self.reverse_emission,
+            covariate_size=self.condition_size,
             **self._mlp,
         )
 
@@ -302,81 +312,88 @@ class LatentSequenceModel(LatentPrograms):
             )
         self.aux_weights[name] = weight
 
-    def _reverse_emission(self, size: int) -> nn.Module:
-        """An emission over the same data, for a state of another network."""
+    def reverse_emission(self, size: int) -> nn.Module:
+        """An emission over the same data, for a state of another network with ``size`` values.
+
+        Raises:
+            ValueError: if the emission is a module of your own for states of another size.
+        """
+        size += self.condition_size
         if self._emission is not None:
             return make_emission(self._emission, size, **self._emission_options)
-        if size == self.transition.output_size:
+        if size == self.emission_size:
             return copy.deepcopy(self.emission)
         raise ValueError(
-            f"an emission module of your own reads {self.transition.output_size} values, but the "
-            f"backward network has {size} units: give one for these, as reverse_emission of ZForcing or "
-            "as the cost (ReversePrediction(emission), weight)"
+            f"an emission module of your own reads {self.emission_size} values, but the backward "
+            f"network has {size} units: give one for these, as reverse_emission of ZForcing or as the "
+            "cost (ReversePrediction(emission), weight)"
         )
 
-    # Data flow
+    def scores_backward_states(self, batch: SequenceBatch) -> bool:
+        """Whether the model program needs :math:`b_{1:T}`: for costs, of which generation has none."""
+        return batch.targets is not None and self.reads_backward_states
 
-    def start(self, batch: SequenceBatch) -> Start:
-        """What the batch begins with: what is carried over, in parts, or zeros."""
-        if batch.carried is None:
-            return Start()
-        number, lag = len(self.transition.state_sizes), self.transition.lag
-        expected = number + lag + 2 * (self.deterministic is not None)
-        if len(batch.carried) != expected:
-            raise ValueError(
-                f"the batch carries {len(batch.carried)} states; {type(self).__name__} leaves {expected}"
-            )
-        rest = batch.carried[number + lag :]
-        return Start(
-            batch.carried[:number], batch.carried[number] if lag else None, rest if rest else None
-        )
+    def aux_factors(
+        self, batch: SequenceBatch, t: int, states: StepStates, leave_out: tuple[str, ...] = ()
+    ) -> None:
+        """The factors of the auxiliary costs of step t, counted from 0, in layout ``"steps"``.
 
-    def embedded_inputs(self, batch: SequenceBatch) -> tuple[Tensor, State]:
-        """What the transition reads beside the latent, time first; the last state of a network over it."""
-        inputs = self.embedding(batch.inputs).transpose(0, 1)
-        if self.deterministic is None:
-            return inputs, ()
-        return self.deterministic.run(inputs, self.start(batch).inputs)
+        ``leave_out`` are costs that a program has written out itself.
+        """
+        for name, cost in self.active_aux().items():
+            scored = t > 0 or not (cost.skips_start_symbol and batch.has_start_symbol)
+            if scored and name not in leave_out:
+                pyro.factor(f"{AUX_PREFIX}{name}_{t + 1}", self.weighted_aux(name, states))
 
-    def recognition_inputs(self, batch: SequenceBatch, inputs: Tensor) -> Tensor:
-        """What the networks over the targets read, batch first."""
-        targets = self.embedding(batch.targets)
-        if self.deterministic is None:
-            return targets
-        return torch.cat([inputs.transpose(0, 1), targets], dim=-1)
+    # The programs
 
-    def backward_states(self, batch: SequenceBatch, inputs: Tensor) -> Tensor:
-        r""":math:`b_{1:T}`, time first."""
-        assert self.backward_network is not None
-        return self.backward_network(self.recognition_inputs(batch, inputs), batch)
+    def model(self, batch: SequenceBatch) -> State:
+        if self.latent_source != "prior-mean":
+            return super().model(batch)
+        with _PriorsAtMean(self.latents):
+            return super().model(batch)
 
-    def posterior_context(self, recurrence: Recurrence) -> Tensor:
-        """What the posterior reads beside the state, time first."""
-        source = reads(self.posterior)
-        if source == "backward":
-            return recurrence.b
-        targets = self.recognition_inputs(recurrence.batch, recurrence.inputs)
-        if self.recognition_network is None:
-            return targets.transpose(0, 1)
-        return self.recognition_network(targets, recurrence.batch)
+    def guide(self, batch: SequenceBatch) -> None:
+        if self.latent_source == "posterior":
+            super().guide(batch)
+        else:  # the latents of the model itself, which sees the inputs but not the targets
+            with poutine.block(hide_fn=lambda msg: bool(msg.get("is_observed"))):  # type: ignore[no-untyped-call]
+                self.model(batch)
 
-    def embed_latent(self, z: Tensor, b_tilde: Tensor | None = None) -> Tensor:
-        """What the transition reads of the latents."""
-        z = self.latent_embedding(z)
-        return z if b_tilde is None else join(z, b_tilde)
+    def model_steps(self, batch: SequenceBatch) -> State:
+        return derived.model_steps(self, batch)
+
+    def guide_steps(self, batch: SequenceBatch) -> None:
+        derived.guide_steps(self, batch)
+
+    def model_time(self, batch: SequenceBatch) -> State:
+        return derived.model_time(self, batch)
+
+    def guide_time(self, batch: SequenceBatch) -> None:
+        derived.guide_time(self, batch)
 
     @property
-    def latent_layer(self) -> nn.Module | None:
-        """The layer on z that :meth:`embed_latent` consists of; None where that is one's own."""
-        standard = type(self).embed_latent is LatentSequenceModel.embed_latent
-        return self.latent_embedding if standard else None
+    def follows_declaration(self) -> bool:
+        """Whether layout ``"steps"`` is that of the declaration, not the program that is written out."""
+        return tuple(self.latents) != self.written_for or (
+            self.skip_gradient > 0 and not self.writes_gradient_mask
+        )
+
+    @property
+    def programs_are_derived(self) -> bool:
+        """Whether the programs of layout ``"time"`` are those of the declaration, and not of your own."""
+        own, base = type(self), LatentSequenceModel
+        return all(
+            getattr(own, name) is getattr(base, name)
+            for name in ("model", "guide", "model_time", "guide_time")
+        )
 
     @contextmanager
-    def drawing_latents_from(self, latents: Latents) -> Iterator[None]:
+    def drawing_latents_from(self, source: LatentSource) -> Iterator[None]:
         r"""Draw z without the targets for the duration of a ``with`` block: the model at test time.
 
         Args:
-            latents: ``"prior"`` makes the guide draw z from the prior: the bounds of
+            source: ``"prior"`` makes the guide draw z from the prior: the bounds of
                 :func:`~pyro_zf.infer.batch_bounds` are then :math:`\mathbb E_p[\log p(y \mid z)]` and
                 its importance-weighted form, both lower bounds of :math:`\log p(y)`.
                 ``"prior-mean"`` puts z at the mean of the prior, in guide, model and generation:
@@ -386,14 +403,32 @@ class LatentSequenceModel(LatentPrograms):
         Raises:
             ValueError: if there is no such name, or the mean of the prior is not known.
         """
-        if latents not in LATENTS:
-            raise ValueError(f"latents are drawn from one of {LATENTS}, not {latents!r}")
-        if latents == "prior-mean":
+        if source not in LATENT_SOURCES:
+            raise ValueError(f"latents are drawn from one of {LATENT_SOURCES}, not {source!r}")
+        if source == "prior-mean":
             with torch.no_grad():  # one without a mean says so here
                 like = next(self.parameters())
-                MeanOf(self.prior)(like.new_zeros(1, self.transition.seen_size))
-        before, self.latents = self.latents, latents
+                AtMean.of(self.prior(like.new_zeros(1, self.prior_size)))
+        before, self.latent_source = self.latent_source, source
         try:
             yield
         finally:
-            self.latents = before
+            self.latent_source = before
+
+
+class _PriorsAtMean(Messenger):
+    """Puts latents at the mean of their priors, in both layouts.
+
+    Args:
+        names: of the latents.
+    """
+
+    def __init__(self, names: Collection[str]) -> None:
+        super().__init__()
+        self.names = names
+
+    def _pyro_sample(self, msg: Any) -> None:
+        name: str = msg["name"]
+        if name in self.names or name.rpartition("_")[0] in self.names:
+            fn: Any = msg["fn"]
+            msg["fn"] = fn.at_mean() if isinstance(fn, LatentPath) else AtMean.of(fn)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_zf.nn.lstm import BackwardLSTM
+from pyro_zf.nn.recurrent import BackwardLSTM
 
 __all__ = ["convert_released"]
 
@@ -86,10 +86,10 @@ def convert_released(
             ours["embedding." + name.removeprefix("emb_mod.0.")] = value
     # The released cell multiplies from the left and reads the latent first; ours reads it last.
     input_weight = weights["fwd_mod.weight_ih"].T
-    ours["transition.lstm.weight_ih_l0"] = torch.cat(
+    ours["cell.lstm.weight_ih_l0"] = torch.cat(
         [input_weight[:, mlp_size:], input_weight[:, :mlp_size]], dim=1
     )
-    ours["transition.lstm.weight_hh_l0"] = weights["fwd_mod.weight_hh"].T
-    ours["transition.lstm.bias_ih_l0"] = weights["fwd_mod.bias_ih"]
-    ours["transition.lstm.bias_hh_l0"] = weights["fwd_mod.bias_hh"]
+    ours["cell.lstm.weight_hh_l0"] = weights["fwd_mod.weight_hh"].T
+    ours["cell.lstm.bias_ih_l0"] = weights["fwd_mod.bias_ih"]
+    ours["cell.lstm.bias_hh_l0"] = weights["fwd_mod.bias_hh"]
     return options, backward, ours

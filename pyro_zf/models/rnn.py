@@ -28,11 +28,14 @@ import pyro
 from torch import Tensor, nn
 
 from pyro_zf.batch import SequenceBatch
-from pyro_zf.models.base import SequenceModel, at_step
-from pyro_zf.models.latent import embed_data
+from pyro_zf.models.base import SequenceModel
+from pyro_zf.models.latent import embedding_layer
+from pyro_zf.models.options import ModelOptions
+from pyro_zf.nn.cells import Cell, State, make_cell
 from pyro_zf.nn.emissions import emits_symbols, make_emission
 from pyro_zf.nn.gaussian import GaussianForm
-from pyro_zf.nn.lstm import InputLSTM, State
+from pyro_zf.nn.mlp import join
+from pyro_zf.sequence.system import join_over_time
 
 __all__ = ["RNN"]
 
@@ -42,15 +45,11 @@ class RNN(SequenceModel):
 
     Args:
         data_size: values of a step, or number of symbols for a categorical emission.
-        emission: a key of :data:`pyro_zf.nn.EMISSIONS`, or a module.
-        hidden_size: units.
-        mlp_size, emission_depth, activation: hidden layers of the emission.
-        embedding_size: size of a linear layer on the data, or None for no such layer. Symbols are
-            always embedded; None then means ``hidden_size``.
-        orthogonal: orthogonal recurrent weights.
-        forget_bias: initial bias of the forget gates.
+        emission, cell: modules, or names; by default those of the options.
         emission_form: how the emission's output becomes Gaussians, if it has any.
-        **options: of :class:`~pyro_zf.models.SequenceModel`.
+        layout, time_chunk, covariate_size, name, kl_weight, aux_weight: see
+            :class:`~pyro_zf.models.SequenceModel`; without latents the weights have no effect.
+        **options: of :class:`~pyro_zf.models.ModelOptions`.
 
     Example:
         >>> import torch
@@ -65,56 +64,65 @@ class RNN(SequenceModel):
         self,
         data_size: int,
         *,
-        emission: str | nn.Module = "bernoulli",
-        hidden_size: int = 1024,
-        mlp_size: int = 1024,
-        emission_depth: int = 1,
-        activation: str = "clipped-leaky-relu",
-        embedding_size: int | None = None,
-        orthogonal: bool = True,
-        forget_bias: float = 0.0,
+        emission: str | nn.Module | None = None,
+        cell: str | Cell | None = None,
         emission_form: GaussianForm | None = None,
+        layout: Any = "time",
+        kl_weight: float | Tensor = 1.0,
+        aux_weight: float | Tensor = 1.0,
+        time_chunk: int | None = None,
+        covariate_size: int = 0,
         name: str = "rnn",
         **options: Any,
     ) -> None:
-        super().__init__(name=name, **options)
-        if isinstance(emission, str):
+        super().__init__(layout, kl_weight, name, aux_weight, time_chunk, covariate_size)
+        names = {"emission": emission, "cell": cell}
+        names = {k: x for k, x in names.items() if isinstance(x, str)}
+        self.options = o = ModelOptions.of(**names, **options)
+        self.data_size = data_size
+        if not isinstance(emission, nn.Module):
             emission = make_emission(
-                emission, hidden_size, data_size,
-                mlp_size=mlp_size, depth=emission_depth, activation=activation, form=emission_form,
+                o.emission, o.hidden_size + covariate_size, data_size, mlp_size=o.mlp_size,
+                depth=o.emission_depth, activation=o.activation, form=emission_form,
             )  # fmt: skip
-        self.embedding, input_size = embed_data(
-            data_size, emits_symbols(emission), embedding_size, hidden_size
+        self.embedding, input_size = embedding_layer(
+            data_size, emits_symbols(emission), o.embedding_size, o.hidden_size
         )
-        self.network = InputLSTM(input_size, hidden_size, orthogonal, forget_bias)
+        self.cell = cell if isinstance(cell, Cell) else make_cell(
+            o.cell, input_size + covariate_size, 0, o.hidden_size, num_layers=o.num_layers,
+            orthogonal=o.orthogonal, forget_bias=o.forget_bias,
+        )  # fmt: skip
         self.emission = emission
 
-    def _model_steps(self, batch: SequenceBatch) -> State:
+    def model_steps(self, batch: SequenceBatch) -> State:
+        """The generative program with one site for each step; without targets it generates."""
         with self.sequences(batch):
-            if batch.targets is not None:
-                states, last = self._states(batch)
-                for t, h in enumerate(states.unbind(0)):
-                    y = at_step(self.emission(h), batch, t)
-                    pyro.sample(f"y_{t + 1}", y, obs=batch.targets[:, t])
-                return last
-            u, carried = batch.inputs[:, 0], batch.carried
+            state = self.cell.initial((batch.num_sequences,), batch.carried)
+            y_t = None
             for t in pyro.markov(range(batch.num_steps)):
-                h, carried = self.network.step(self.embedding(u), carried)
-                u = pyro.sample(f"y_{t + 1}", at_step(self.emission(h), batch, t))
-            return tuple(x.detach() for x in carried or ())
+                c_t = self.covariates_at(batch, t)
+                u_t, _ = self.input_at(batch, t, y_t)
+                state = self.cell.after(
+                    join(u_t, c_t), None, self.cell.before(join(u_t, c_t), state)
+                )
+                h_t = state[0]  # h_t = LSTM(u_t, h_{t-1})
+                with self.real_steps(batch, t):
+                    p_y = self.emission(join(h_t, c_t))  # p(y_t | h_t)
+                    y_t = pyro.sample(f"y_{t + 1}", p_y, obs=self.target_at(batch, t))
+        return tuple(x.detach() for x in state)
 
-    def _model_time(self, batch: SequenceBatch) -> State:
+    def model_time(self, batch: SequenceBatch) -> State:
+        """The generative program with one site for the whole sequence."""
+        c = batch.covariates_over_time
         with self.sequences(batch):
-            states, last = self._states(batch)
-            pyro.sample("y", self.emitted(states, batch), obs=batch.targets)
-        return last
+            inputs = join_over_time(self.embedding(batch.inputs.transpose(0, 1)), c)
+            states = self.cell.run(inputs, None, batch.carried)
+            y = self.emitted(join_over_time(states.after, c), batch)
+            pyro.sample("y", y, obs=batch.targets)
+        return tuple(x.detach() for x in states.last)
 
-    def _guide_steps(self, batch: SequenceBatch) -> None:
+    def guide_steps(self, batch: SequenceBatch) -> None:
         """Nothing to infer."""
 
-    def _guide_time(self, batch: SequenceBatch) -> None:
+    def guide_time(self, batch: SequenceBatch) -> None:
         """Nothing to infer."""
-
-    def _states(self, batch: SequenceBatch) -> tuple[Tensor, State]:
-        states, last = self.network.run(self.embedding(batch.inputs).transpose(0, 1), batch.carried)
-        return states, tuple(x.detach() for x in last)

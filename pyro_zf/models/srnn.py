@@ -28,14 +28,28 @@ through :math:`a_t` (smooth) and its mean is a correction of the prior's (res_q)
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+import pyro
 
+from pyro_zf.batch import SequenceBatch
 from pyro_zf.models.latent import LatentSequenceModel
-from pyro_zf.nn.lstm import ChainTransition
+from pyro_zf.models.options import LatentOptions
+from pyro_zf.nn.auxiliary import StepStates
+from pyro_zf.nn.cells import Cell, LatentChain, State
+from pyro_zf.nn.mlp import join
 
-__all__ = ["SRNN"]
+__all__ = ["SRNN", "SRNNOptions"]
+
+
+@dataclass(frozen=True)
+class SRNNOptions(LatentOptions):
+    """Options of SRNN. ``backward_size`` are the units of the network with the states a_t."""
+
+    posterior: str = "res_q"
+    """Posterior: res_q (smooth + res_q, the paper's best), smoothing without the residual, filtering (the
+    paper's filt, which reads d_t and y_t), flow or recognition."""
 
 
 class SRNN(LatentSequenceModel):
@@ -43,11 +57,7 @@ class SRNN(LatentSequenceModel):
 
     Args:
         data_size: values of a step, or number of symbols for a categorical emission.
-        posterior: ``"res_q"`` (smooth + res_q, the paper's best), ``"smoothing"`` without the
-            residual, ``"filtering"`` (the paper's filt, which reads :math:`d_t, y_t`), others as for
-            :class:`~pyro_zf.models.LatentSequenceModel`.
-        **options: of :class:`~pyro_zf.models.LatentSequenceModel`; ``backward_size`` are the units of
-            the network with the states :math:`a_t`.
+        **options: of :class:`SRNNOptions` and :class:`~pyro_zf.models.LatentSequenceModel`.
 
     Example:
         >>> import torch
@@ -59,20 +69,69 @@ class SRNN(LatentSequenceModel):
         True
     """
 
-    def __init__(
-        self,
-        data_size: int,
-        *,
-        posterior: str | nn.Module = "res_q",
-        transition: Any = None,
-        name: str = "srnn",
-        **options: Any,
-    ) -> None:
-        super().__init__(
-            data_size,
-            posterior=posterior,
-            transition=transition or ChainTransition,
-            deterministic=True,
-            name=name,
-            **options,
-        )
+    Options = SRNNOptions
+    written_for = ("z",)
+    prior_reads = ("state", "input")
+    emission_reads = ("state", "input")
+
+    def __init__(self, data_size: int, *, name: str = "srnn", **options: Any) -> None:
+        super().__init__(data_size, deterministic=True, name=name, **options)
+
+    def build_cell(self, input_size: int, latent_size: int) -> Cell:
+        return LatentChain(latent_size)
+
+    def posterior_reads_of(self, size: int) -> int:
+        return self.cell.state_sizes[0]  # z_{t-1}; d_t comes by a_t
+
+    # The programs of layout "steps", to be read beside the equations. Steps are counted from 0 here.
+
+    def model_steps(self, batch: SequenceBatch) -> State:
+        """The generative program; without targets it generates."""
+        if self.follows_declaration:
+            return super().model_steps(batch)
+        a = self.backward_states(batch) if self.scores_backward_states(batch) else None
+        state, carried = self.start(batch)
+        with self.sequences(batch):
+            state = self.cell.initial(
+                (batch.num_sequences,), state
+            )  # the latent of the step before
+            y_t = None
+            for t in pyro.markov(range(batch.num_steps)):
+                c_t = self.covariates_at(batch, t)
+                d_t, carried = self.input_at(batch, t, y_t, carried)  # d_t = LSTM(u_t, d_{t-1})
+                with self.real_steps(batch, t):
+                    state = self.cell.before(join(d_t, c_t), state)
+                    z_before = state[0]
+                    with self.latent_weight():
+                        p_z = self.prior(join(z_before, d_t, c_t))  # p(z_t | z_{t-1}, d_t)
+                        z_t = pyro.sample(f"z_{t + 1}", p_z)
+                    state = self.cell.after(join(d_t, c_t), self.latent_embedding(z_t), state)
+                    p_y = self.emission(join(state[0], d_t, c_t))  # p(y_t | z_t, d_t)
+                    y_t = pyro.sample(f"y_{t + 1}", p_y, obs=self.target_at(batch, t))
+                    if batch.targets is not None:
+                        a_t = None if a is None else a[t]
+                        u_t = batch.clean_inputs[:, t]
+                        states = StepStates(u_t, z_t, z_before, state[0], a_t, c_t)
+                        self.aux_factors(batch, t, states)
+        return tuple(x.detach() for x in (*state, *carried))
+
+    def guide_steps(self, batch: SequenceBatch) -> None:
+        """The approximate posterior."""
+        if self.follows_declaration:
+            return super().guide_steps(batch)
+        a = self.posterior_context(batch)  # a_t = LSTM([d_t, y_t], a_{t+1})
+        state, carried = self.start(batch)
+        with self.sequences(batch):
+            state = self.cell.initial((batch.num_sequences,), state)
+            for t, a_t in zip(pyro.markov(range(batch.num_steps)), a.unbind(0), strict=True):
+                c_t = self.covariates_at(batch, t)
+                d_t, carried = self.input_at(batch, t, None, carried)
+                with self.real_steps(batch, t):
+                    state = self.cell.before(join(d_t, c_t), state)
+                    x_t = join(state[0], d_t, c_t)
+                    q_z = self.posterior(
+                        x_t, a_t.expand(*x_t.shape[:-1], -1)
+                    )  # q(z_t | z_{t-1}, a_t)
+                    with self.latent_weight():
+                        z_t = pyro.sample(f"z_{t + 1}", q_z)
+                    state = self.cell.after(join(d_t, c_t), self.latent_embedding(z_t), state)

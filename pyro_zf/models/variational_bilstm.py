@@ -9,7 +9,7 @@ r"""Variational Bi-LSTM (Shabanian, Arpit, Trischler and Bengio 2017, https://ar
     h_t &= \mathrm{LSTM}([u_t, z_t, \tilde b_t], h_{t-1})                    && \text{section 2} \\
     y_t &\sim p_\eta(y_t \mid h_t, \tilde b_t) = \mathrm{emission}(f_\eta(h_t, \tilde b_t))
 
-and the objective of section 2.1,
+and the objective of section 2.1 (eq. 2 with the costs of eq. 5 and 6),
 
 .. math::
 
@@ -28,8 +28,8 @@ b_t             state of the backward network                         b_t
 ==============  ====================================================  ===============
 
 It adds three things to Z-Forcing. The reconstruction of :math:`b_t` becomes a latent that the model
-uses, :math:`\tilde b_t`, drawn from the same distribution by model and guide and so without a KL. A second
-cost reconstructs :math:`h_{t-1}`. And the skip gradient: at a step of a sequence, a coin decides
+uses, :math:`\tilde b_t`, drawn from the same distribution by model and guide and so free of KL. A second
+cost reconstructs :math:`h_{t-1}`. And the skip gradient: at a step of a sequence, a Bernoulli mask decides
 whether the inputs :math:`h_{t-1}, b_t` of prior and posterior are detached. Note that the letters
 differ: Z-Forcing's :math:`\beta` weighs the prediction of :math:`u_t` from :math:`b_t`, which is not
 in this paper.
@@ -39,17 +39,17 @@ No code of the authors is public. Where the paper is silent, this is what was ch
 a. :math:`\tilde b_t` is sampled, as eq. 2 takes the expectation over it. ``b_tilde="mean"`` puts it at
    its mean.
 b. The probability of the skip gradient is not given; 0.5 is the one number that exists, in the code
-   of the first author of Z-Forcing, where it was left unused. One coin a step and sequence, as the
-   text says ("at each time step ... for a given data point"); ``skip_per="sequence"`` throws one a
-   sequence. It acts on what prior and posterior read, "the stochastic operations with respect to the
-   recurrent units"; forward values never change.
+   of the first author of Z-Forcing, where it was left unused. The mask is drawn for each step of each
+   sequence, as the text says ("at each time step ... for a given data point"); ``skip_per="sequence"``
+   draws it once for a sequence. It acts on what prior and posterior read, "the stochastic operations with
+   respect to the recurrent units"; forward values never change.
 c. :math:`b_t` has read :math:`u_t, y_t, \dots, y_T`, as written. ``backward_reads="targets"`` leaves
    :math:`u_t` out, which is Z-Forcing's eq. 6.
 d. Both reconstructed states are constants of their costs, for otherwise the networks could make
    them easy to reconstruct; ``detach_targets=False`` lets the gradient through.
 e. Means are not squashed. ``reconstruction_form=GaussianForm(mean="tanh")`` squashes them.
-f. :math:`\tilde b_t` enters the transition and the emission, as the equations say; ``b_tilde_into``
-   leaves either out.
+f. :math:`\tilde b_t` enters the cell and the emission, as the equations say; ``b_tilde_into`` leaves
+   either out.
 g. The activity regularisation :math:`\gamma \lVert h_t \rVert^2` (eq. 7) is summed over steps, like
    the cost that it replaces in the ablation.
 h. The hidden layers have leaky ReLUs, as the paper says, not clipped as Z-Forcing's.
@@ -59,22 +59,75 @@ i. At test time z is drawn from the prior or put at its mean (figure 3):
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
+import pyro
 import torch
 from torch import Tensor, nn
 
 from pyro_zf.batch import SequenceBatch
+from pyro_zf.distributions import AtMean
 from pyro_zf.models.latent import LatentSequenceModel
-from pyro_zf.models.programs import MeanOf
+from pyro_zf.models.options import LatentOptions
 from pyro_zf.nn.auxiliary import (
     ActivityRegularization,
     PreviousStateReconstruction,
     StateReconstruction,
+    StepStates,
 )
+from pyro_zf.nn.cells import State
 from pyro_zf.nn.gaussian import GaussianForm
+from pyro_zf.nn.mlp import join
+from pyro_zf.sequence.system import FREE_OF_KL, Latent, detach_where
 
-__all__ = ["VariationalBiLSTM"]
+__all__ = ["PUBLISHED", "VariationalBiLSTM", "VariationalBiLSTMOptions"]
+
+#: What section 3 of the paper gives for each data set: options, and settings of training.
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "timit": {
+        "hidden_size": 2048, "mlp_size": 1024, "latent_size": 128, "alpha": 1.0, "beta": 0.0,
+        "learning_rate": 1e-4, "batch_size": 128, "activation": "leaky-relu",
+    },
+    "blizzard": {
+        "hidden_size": 1024, "mlp_size": 1024, "latent_size": 512, "alpha": 1.0, "beta": 1.0,
+        "learning_rate": 1e-3, "batch_size": 32, "activation": "leaky-relu",
+    },
+    "mnist": {
+        "hidden_size": 1024, "mlp_size": 1024, "latent_size": 256, "alpha": 1e-3, "beta": 0.0,
+        "learning_rate": 1e-4, "batch_size": 32, "activation": "leaky-relu",
+    },
+    "imdb": {
+        "hidden_size": 500, "mlp_size": 500, "latent_size": 64, "alpha": 1.0, "beta": 1.0,
+        "learning_rate": 1e-3, "batch_size": 32, "activation": "leaky-relu",
+    },
+    "ptb": {
+        "hidden_size": 1024, "mlp_size": 1024, "latent_size": 128, "alpha": 1.0, "beta": 1.0,
+        "learning_rate": 1e-3, "batch_size": 50, "prior": "standard-normal",
+        "activation": "leaky-relu",
+    },
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class VariationalBiLSTMOptions(LatentOptions):
+    """Options of Variational Bi-LSTM."""
+
+    alpha: float = 0.001
+    """Weight of log p_psi(b_t | z_t), eq. 5. The paper: 1 for speech and text (TIMIT, Blizzard, IMDB, Penn
+    Treebank), 0.001 for MNIST."""
+    beta: float = 0.0
+    """Weight of log p_xi(h_{t-1} | z_t), eq. 6. The paper: 1 for Blizzard, IMDB and Penn Treebank, 0 for
+    TIMIT and MNIST."""
+    gamma: float = 0.0
+    """Weight of the activity regularisation of the forward state, eq. 7; 0 but in the ablation of table 5."""
+    skip_gradient: float = 0.5
+    """Probability with which, at a step of a sequence, prior and posterior get no gradient from what they
+    read (training only)."""
+    skip_per: Literal["step", "sequence"] = "step"
+    """Whether that is decided for each step, or once for a sequence."""
+    activation: str = "leaky-relu"
+    """Activation of the hidden layers; leaky ReLU in the paper, which does not give its slope."""
 
 
 class VariationalBiLSTM(LatentSequenceModel):
@@ -82,21 +135,12 @@ class VariationalBiLSTM(LatentSequenceModel):
 
     Args:
         data_size: values of a step, or number of symbols for a categorical emission.
-        alpha: weight of :math:`\log p_\psi(b_t \mid z_t)`. The paper: 1 for speech and text (TIMIT,
-            Blizzard, IMDB, Penn Treebank), 0.001 for MNIST, the default.
-        beta: weight of :math:`\log p_\xi(h_{t-1} \mid z_t)`. The paper: 1 for Blizzard, IMDB and Penn
-            Treebank, 0 for TIMIT and MNIST, the default.
-        gamma: weight of the activity regularisation; 0 but in the ablation of table 5.
-        skip_gradient: probability that the gradient is skipped; see b above.
-        skip_per: ``"step"`` or ``"sequence"``.
-        prior: ``"gaussian"``, or ``"standard-normal"`` as for Penn Treebank; others as for
-            :class:`~pyro_zf.models.LatentSequenceModel`.
+        alpha, beta, gamma, skip_gradient, activation: see :class:`VariationalBiLSTMOptions`.
         b_tilde: ``"sample"`` or ``"mean"``; see a above.
-        b_tilde_into: what reads it, ``"transition"``, ``"emission"`` or both; without any there is no
-            such latent.
+        b_tilde_into: what reads it, ``"cell"``, ``"emission"`` or both; without any there is no such
+            latent.
         backward_reads: ``"inputs"`` or ``"targets"``; see c above.
         detach_targets: see d above.
-        activation: of the hidden layers; leaky ReLU in the paper, which does not give its slope.
         reconstruction_form: how the outputs of :math:`f_\psi, f_\xi` become Gaussians.
         **options: of :class:`~pyro_zf.models.LatentSequenceModel`.
 
@@ -115,90 +159,193 @@ class VariationalBiLSTM(LatentSequenceModel):
         torch.Size([2, 5, 4])
     """
 
+    Options = VariationalBiLSTMOptions
+    letters: ClassVar[dict[str, str]] = {"alpha": "b", "beta": "h", "gamma": "activity"}
+    written_for = ("z", "b_tilde")
+    writes_gradient_mask = True
+
     def __init__(
         self,
         data_size: int,
         *,
-        alpha: float = 0.001,
-        beta: float = 0.0,
-        gamma: float = 0.0,
-        skip_gradient: float = 0.5,
         b_tilde: Literal["sample", "mean"] = "sample",
-        b_tilde_into: tuple[str, ...] = ("transition", "emission"),
+        b_tilde_into: tuple[str, ...] = ("cell", "emission"),
         backward_reads: Literal["inputs", "targets"] = "inputs",
         detach_targets: bool = True,
         reconstruction_form: GaussianForm | None = None,
-        hidden_size: int = 1024,
-        backward_size: int | None = None,
-        activation: str = "leaky-relu",
         deterministic: bool = False,
         aux: Any = None,
         name: str = "variational-bilstm",
         **options: Any,
     ) -> None:
         if b_tilde not in ("sample", "mean"):
-            raise ValueError(f"b~ is drawn by 'sample' or 'mean', not {b_tilde!r}")
+            raise ValueError(f"b_tilde is 'sample' or 'mean', not {b_tilde!r}")
         if backward_reads not in ("inputs", "targets"):
             raise ValueError(
                 f"the backward network reads 'inputs' or 'targets', not {backward_reads!r}"
             )
-        if unknown := set(b_tilde_into) - {"transition", "emission"}:
-            raise ValueError(f"b~ goes into 'transition' and 'emission', not {unknown.pop()!r}")
+        if unknown := set(b_tilde_into) - {"cell", "emission"}:
+            raise ValueError(f"b_tilde goes into 'cell' and 'emission', not {unknown.pop()!r}")
         if deterministic and backward_reads == "inputs":
             raise ValueError("a deterministic network goes with backward_reads='targets' alone")
+        size = options.get("backward_size") or options.get("hidden_size", 1024)
+        if (backward := options.get("backward")) is not None:
+            size = backward.size
         super().__init__(
             data_size,
-            activation=activation,
             deterministic=deterministic,
-            hidden_size=hidden_size,
-            backward_size=backward_size,
-            skip_gradient=skip_gradient,
-            echo_size=(backward_size or hidden_size) if b_tilde_into else 0,
-            echo_read="transition" in b_tilde_into,
-            echo_emitted="emission" in b_tilde_into,
+            latent_sizes={"b_tilde": size},
+            cell_reads=("z", *(["b_tilde"] if "cell" in b_tilde_into else [])),
+            emission_reads=("state", *(["b_tilde"] if "emission" in b_tilde_into else [])),
             name=name,
             **options,
         )
+        o: Any = self.options
+        if not 0 <= o.skip_gradient <= 1:
+            raise ValueError(f"skip_gradient is a probability, not {o.skip_gradient}")
+        if o.skip_per not in ("step", "sequence"):
+            raise ValueError(f"skip_per is 'step' or 'sequence', not {o.skip_per!r}")
+        self.skip_gradient, self.skip_per = o.skip_gradient, o.skip_per
         self.backward_reads = backward_reads
         self.b_tilde_by = b_tilde if b_tilde_into else None
-        state_size = self.transition.state_sizes[0]
+        state_size = self.cell.state_sizes[0]
         heads: dict[str, Any] = {
-            **self._mlp, "form": reconstruction_form, "detach_target": detach_targets
+            **self._mlp, "form": reconstruction_form, "detach_target": detach_targets,
+            "covariate_size": self.condition_size,
         }  # fmt: skip
         b = StateReconstruction(self.latent_size, self.backward_size, state_size, **heads)
         h = PreviousStateReconstruction(self.latent_size, state_size, state_size, **heads)
-        self.add_aux("b", b, alpha)
-        if beta:
-            self.add_aux("h", h, beta)
-        if gamma:
-            self.add_aux("activity", ActivityRegularization(), gamma)
-        self._add_all(aux)
+        self.add_aux("b", b, o.alpha)  # eq. 5
+        if o.beta:
+            self.add_aux("h", h, o.beta)  # eq. 6
+        if o.gamma:
+            self.add_aux("activity", ActivityRegularization(), o.gamma)  # eq. 7
+        self.add_costs(aux)
 
     @property
-    def echo(self) -> Any:  # type: ignore[override]
-        """The distribution of b~ given z, where it is a latent."""
-        if self.b_tilde_by != "sample":
-            return None
-        head = self.aux["b"].head
-        return MeanOf(head) if self.latents == "prior-mean" else head  # type: ignore[arg-type]
+    def p_psi(self) -> Any:
+        r"""The network of :math:`p_\psi(\tilde b_t \mid z_t)`, eq. 5."""
+        return self.aux["b"].head
 
     @property
-    def latent_layer(self) -> nn.Module | None:
-        standard = type(self).embed_latent is VariationalBiLSTM.embed_latent
-        return self.latent_embedding if standard and self.b_tilde_by != "mean" else None
+    def latents(self) -> dict[str, Latent]:
+        latents = super().latents
+        if self.b_tilde_by is not None:
+            p_psi = self.p_psi if self.b_tilde_by == "sample" else MeanOf(self.p_psi)
+            latents["b_tilde"] = Latent(p_psi, None, self.backward_size, reads=("z",))
+        return latents
 
-    def embed_latent(self, z: Tensor, b_tilde: Tensor | None = None) -> Tensor:
-        if self.b_tilde_by == "mean":
-            b_tilde = self.aux["b"].head.moments(z)[0]  # type: ignore[union-attr,operator]
-        return super().embed_latent(z, b_tilde)
+    # The programs of layout "steps", to be read beside the equations. Steps are counted from 0 here.
 
-    def backward_states(self, batch: SequenceBatch, inputs: Tensor) -> Tensor:
+    def model_steps(self, batch: SequenceBatch) -> State:
+        """The generative program; without targets it generates."""
+        if self.follows_declaration:
+            return super().model_steps(batch)
+        b = self.backward_states(batch) if self.scores_backward_states(batch) else None
+        p_psi = self.latents["b_tilde"].prior
+        alpha, beta = self.aux_weights["b"], self.aux_weights.get("h", 0.0)
+        state, carried = self.start(batch)
+        with self.sequences(batch):
+            skip = self.gradient_mask(batch)
+            state = self.cell.initial((batch.num_sequences,), state)
+            y_t = None
+            for t in pyro.markov(range(batch.num_steps)):
+                c_t = self.covariates_at(batch, t)
+                u_t, carried = self.input_at(batch, t, y_t, carried)
+                with self.real_steps(batch, t):
+                    state = self.cell.before(join(u_t, c_t), state)  # an LSTM waits for z_t
+                    h_before = state[0]
+                    seen = h_before if skip is None else detach_where(skip[..., t, None], h_before)
+                    with self.latent_weight():
+                        z_t = pyro.sample(f"z_{t + 1}", self.prior(join(seen, c_t)))  # eq. 4
+                    b_tilde_t = pyro.sample(
+                        f"b_tilde_{t + 1}", p_psi(join(z_t, c_t)), infer=FREE_OF_KL
+                    )  # eq. 5
+                    state = self.cell.after(
+                        join(u_t, c_t), self.read_by_cell(z_t, b_tilde_t), state
+                    )
+                    h_t = state[0]
+                    features = join(
+                        h_t, b_tilde_t if "b_tilde" in self.emission_reads else None, c_t
+                    )
+                    y_t = pyro.sample(
+                        f"y_{t + 1}", self.emission(features), obs=self.target_at(batch, t)
+                    )  # eq. 2
+                    if batch.targets is None:
+                        continue
+                    b_t = None if b is None else b[t]
+                    states = StepStates(batch.clean_inputs[:, t], z_t, h_before, h_t, b_t, c_t)
+                    if alpha:
+                        log_p_b = self.aux["b"](states)  # eq. 5
+                        pyro.factor(f"aux_b_{t + 1}", self.aux_weight * alpha * log_p_b)
+                    if beta:
+                        log_p_h = self.aux["h"](states)  # eq. 6
+                        pyro.factor(f"aux_h_{t + 1}", self.aux_weight * beta * log_p_h)
+                    self.aux_factors(batch, t, states, leave_out=("b", "h"))  # with gamma, eq. 7
+        return tuple(x.detach() for x in (*state, *carried))
+
+    def guide_steps(self, batch: SequenceBatch) -> None:
+        """The approximate posterior."""
+        if self.follows_declaration:
+            return super().guide_steps(batch)
+        b = self.posterior_context(batch)
+        p_psi = self.latents["b_tilde"].prior
+        state, carried = self.start(batch)
+        with self.sequences(batch):
+            skip = self.gradient_mask(batch)
+            state = self.cell.initial((batch.num_sequences,), state)
+            for t, b_t in zip(pyro.markov(range(batch.num_steps)), b.unbind(0), strict=True):
+                c_t = self.covariates_at(batch, t)
+                u_t, carried = self.input_at(batch, t, None, carried)
+                with self.real_steps(batch, t):
+                    state = self.cell.before(join(u_t, c_t), state)
+                    mask = None if skip is None else skip[..., t, None]
+                    x_t = join(detach_where(mask, state[0]), c_t)
+                    b_t = detach_where(mask, b_t).expand(*x_t.shape[:-1], -1)
+                    with self.latent_weight():
+                        z_t = pyro.sample(f"z_{t + 1}", self.posterior(x_t, b_t))  # eq. 3
+                    b_tilde_t = pyro.sample(
+                        f"b_tilde_{t + 1}", p_psi(join(z_t, c_t)), infer=FREE_OF_KL
+                    )  # eq. 5
+                    state = self.cell.after(
+                        join(u_t, c_t), self.read_by_cell(z_t, b_tilde_t), state
+                    )
+
+    def read_by_cell(self, z_t: Tensor, b_tilde_t: Tensor) -> Tensor:
+        """The latents as they enter the forward LSTM."""
+        z_t = self.latent_embedding(z_t)
+        return join(z_t, b_tilde_t) if "b_tilde" in self.cell_reads else z_t
+
+    def backward_states(self, batch: SequenceBatch, u: Tensor | None = None) -> Tensor:
         if self.backward_reads == "targets":
-            return super().backward_states(batch, inputs)
+            return super().backward_states(batch, u)
         # From y_T down to u_1: one step more than there are targets, whose state is left out.
-        assert self.backward_network is not None and batch.targets is not None
+        assert batch.targets is not None
         all_steps = torch.cat([batch.clean_inputs[:, :1], batch.targets], dim=1)
         lengths = None if batch.lengths is None else batch.lengths + 1
-        longer = SequenceBatch(all_steps, None, lengths)
-        states: Tensor = self.backward_network(self.embedding(longer.inputs), longer)
+        covariates = batch.covariates
+        if covariates is not None and covariates.dim() == 3:
+            covariates = torch.cat([covariates[:, :1], covariates], dim=1)
+        longer = SequenceBatch(all_steps, None, lengths, covariates=covariates)
+        c = longer.covariates_over_time
+        inputs = self.embed(longer.inputs, None if c is None else c.transpose(0, 1))
+        states: Tensor = self.backward_network(inputs, longer)
         return states[:-1]
+
+    @classmethod
+    def preset(cls, dataset: str, preset: str, settings: dict[str, Any]) -> dict[str, Any]:
+        published = PUBLISHED.get(dataset, {})
+        if preset == "paper":
+            return published
+        return {k: published[k] for k in ("alpha", "beta", "prior", "activation") if k in published}
+
+
+class MeanOf(nn.Module):
+    """A module whose distribution is put at its mean."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = (module,)  # in a tuple: its parameters belong to the model
+
+    def forward(self, *inputs: Tensor) -> Any:
+        return AtMean.of(self.module[0](*inputs))

@@ -26,14 +26,37 @@ observation, and z goes to the emission directly. ``prior="standard-normal"`` is
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+import pyro
 
+from pyro_zf.batch import SequenceBatch
 from pyro_zf.models.latent import LatentSequenceModel
-from pyro_zf.nn.lstm import LSTMTransition, Transition
+from pyro_zf.models.options import LatentOptions
+from pyro_zf.nn.auxiliary import StepStates
+from pyro_zf.nn.cells import Cell, ReadsPreviousLatent, State
+from pyro_zf.nn.mlp import join
 
-__all__ = ["VRNN"]
+__all__ = ["VRNN", "VRNNI", "VRNNIOptions", "VRNNOptions"]
+
+
+@dataclass(frozen=True)
+class VRNNOptions(LatentOptions):
+    """Options of VRNN. The layers on data and latents have ``mlp_size`` values and the activation of the
+    hidden layers unless others are given. The paper has four such layers each on speech; one is the
+    default here."""
+
+    posterior: str = "filtering"
+    """Posterior: filtering as in the paper, smoothing, flow, res_q or recognition."""
+
+
+@dataclass(frozen=True)
+class VRNNIOptions(VRNNOptions):
+    """Options of VRNN-I."""
+
+    prior: str = "standard-normal"
+    """Prior: standard-normal as in the paper, gaussian (conditional), mixture or flow."""
 
 
 class VRNN(LatentSequenceModel):
@@ -41,12 +64,7 @@ class VRNN(LatentSequenceModel):
 
     Args:
         data_size: values of a step, or number of symbols for a categorical emission.
-        posterior: as for :class:`~pyro_zf.models.LatentSequenceModel`; the paper's by default.
-        embedding_size, latent_embedding_size: sizes of the feature layers; ``mlp_size`` by default.
-        feature_activation: of the feature layers; ``activation`` by default. The paper has four
-            layers each on speech; one is the default here.
-        orthogonal, forget_bias: of the LSTM.
-        **options: of :class:`~pyro_zf.models.LatentSequenceModel`.
+        **options: of :class:`VRNNOptions` and :class:`~pyro_zf.models.LatentSequenceModel`.
 
     Example:
         >>> import torch
@@ -58,41 +76,79 @@ class VRNN(LatentSequenceModel):
         True
     """
 
-    def __init__(
-        self,
-        data_size: int,
-        *,
-        hidden_size: int = 1024,
-        mlp_size: int = 1024,
-        posterior: str | nn.Module = "filtering",
-        embedding_size: int | None = None,
-        latent_embedding_size: int | None = None,
-        activation: str = "clipped-leaky-relu",
-        feature_activation: str | None = None,
-        orthogonal: bool = True,
-        forget_bias: float = 0.0,
-        transition: Any = None,
-        name: str = "vrnn",
-        **options: Any,
-    ) -> None:
-        def late_lstm(input_size: int, read_size: int) -> Transition:
-            return LSTMTransition(
-                input_size, read_size, hidden_size, orthogonal, forget_bias,
-                lag=1, emitted=read_size,
-            )  # fmt: skip
+    Options = VRNNOptions
+    written_for = ("z",)
+    emission_reads = ("state", "z")
 
-        super().__init__(
-            data_size,
-            hidden_size=hidden_size,
-            mlp_size=mlp_size,
-            posterior=posterior,
-            embedding_size=embedding_size or mlp_size,
-            latent_embedding_size=latent_embedding_size or mlp_size,
-            activation=activation,
-            feature_activation=feature_activation or activation,
-            orthogonal=orthogonal,
-            forget_bias=forget_bias,
-            transition=transition or late_lstm,
-            name=name,
-            **options,
-        )
+    def __init__(self, data_size: int, *, name: str = "vrnn", **options: Any) -> None:
+        size = options.get("mlp_size") or self.Options.mlp_size
+        layers = {
+            "embedding_size": size,
+            "latent_embedding_size": size,
+            "feature_activation": options.get("activation") or self.Options.activation,
+        }
+        given = {k: x for k, x in options.items() if x is not None}
+        super().__init__(data_size, name=name, **{**layers, **given})
+
+    def build_cell(self, input_size: int, latent_size: int) -> Cell:
+        return ReadsPreviousLatent(super().build_cell(input_size, latent_size), latent_size)
+
+    # The programs of layout "steps", to be read beside the equations. Steps are counted from 0 here.
+
+    def model_steps(self, batch: SequenceBatch) -> State:
+        """The generative program; without targets it generates."""
+        if self.follows_declaration:
+            return super().model_steps(batch)
+        b = self.backward_states(batch) if self.scores_backward_states(batch) else None
+        state, _ = self.start(batch)
+        with self.sequences(batch):
+            state = self.cell.initial((batch.num_sequences,), state)
+            y_t = None
+            for t in pyro.markov(range(batch.num_steps)):
+                c_t = self.covariates_at(batch, t)
+                u_t, _ = self.input_at(batch, t, y_t)
+                with self.real_steps(batch, t):
+                    state = self.cell.before(
+                        join(u_t, c_t), state
+                    )  # eq. 7, with z of the step before
+                    h_t = state[0]
+                    with self.latent_weight():
+                        z_t = pyro.sample(f"z_{t + 1}", self.prior(join(h_t, c_t)))  # eq. 5
+                    z_features = self.latent_embedding(z_t)
+                    state = self.cell.after(
+                        join(u_t, c_t), z_features, state
+                    )  # keeps z for the next
+                    p_y = self.emission(join(h_t, z_features, c_t))  # eq. 6
+                    y_t = pyro.sample(f"y_{t + 1}", p_y, obs=self.target_at(batch, t))
+                    if batch.targets is not None:
+                        b_t = None if b is None else b[t]
+                        states = StepStates(batch.clean_inputs[:, t], z_t, h_t, h_t, b_t, c_t)
+                        self.aux_factors(batch, t, states)
+        return tuple(x.detach() for x in state)
+
+    def guide_steps(self, batch: SequenceBatch) -> None:
+        """The approximate posterior."""
+        if self.follows_declaration:
+            return super().guide_steps(batch)
+        targets = self.posterior_context(batch)  # the features of y_t
+        state, _ = self.start(batch)
+        with self.sequences(batch):
+            state = self.cell.initial((batch.num_sequences,), state)
+            for t, target_t in zip(
+                pyro.markov(range(batch.num_steps)), targets.unbind(0), strict=True
+            ):
+                c_t = self.covariates_at(batch, t)
+                u_t, _ = self.input_at(batch, t, None)
+                with self.real_steps(batch, t):
+                    state = self.cell.before(join(u_t, c_t), state)  # eq. 7
+                    x_t = join(state[0], c_t)
+                    q_t = self.posterior(x_t, target_t.expand(*x_t.shape[:-1], -1))  # eq. 9
+                    with self.latent_weight():
+                        z_t = pyro.sample(f"z_{t + 1}", q_t)
+                    state = self.cell.after(join(u_t, c_t), self.latent_embedding(z_t), state)
+
+
+class VRNNI(VRNN):
+    """VRNN-I: VRNN whose prior is a standard normal, whatever came before."""
+
+    Options = VRNNIOptions

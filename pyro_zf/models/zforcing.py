@@ -2,13 +2,14 @@ r"""Z-Forcing (Goyal, Sordoni, Côté, Ke and Bengio 2017, https://arxiv.org/abs
 
 .. math::
 
-    b_t &= \mathrm{LSTM}(y_t, b_{t+1})                               && \text{eq. 6} \\
-    z_t &\sim p(z_t \mid h_{t-1}) = \mathcal N(f^{(p)}(h_{t-1}))     && \text{eq. 5} \\
-    z_t &\sim q(z_t \mid h_{t-1}, b_t) = \mathcal N(f^{(q)}(h_{t-1}, b_t)) && \text{eq. 7} \\
     h_t &= \mathrm{LSTM}([u_t, z_t], h_{t-1})                        && \text{eq. 4} \\
+    z_t &\sim p(z_t \mid h_{t-1}) = \mathcal N(f^{(p)}(h_{t-1}))     && \text{eq. 5} \\
+    b_t &= \mathrm{LSTM}(y_t, b_{t+1})                               && \text{eq. 6} \\
+    z_t &\sim q(z_t \mid h_{t-1}, b_t) = \mathcal N(f^{(q)}(h_{t-1}, b_t)) && \text{eq. 7} \\
+    b_t &\sim p(b_t \mid z_t) = \mathcal N(f^{(a)}(z_t))             && \text{eq. 8} \\
     y_t &\sim p(y_t \mid h_t) = \mathrm{emission}(f^{(o)}(h_t))
 
-and the objective of eq. 10, the evidence lower bound with two auxiliary costs
+and the objective of eq. 10, the evidence lower bound with two auxiliary costs, of which the first is eq. 9:
 
 .. math::
 
@@ -23,28 +24,32 @@ y_t       target                                      x_{t+1}
 z_t       latent                                      z_t
 h_t       state of the forward network                h_t
 b_t       state of the backward network               b_t
+c_t       covariates, if the model has any
 ========  ==========================================  ===============
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
+import pyro
 from torch import Tensor, nn
 
+from pyro_zf.batch import SequenceBatch
 from pyro_zf.models.latent import LatentSequenceModel
+from pyro_zf.models.options import LatentOptions
 from pyro_zf.models.released import convert_released
 from pyro_zf.nn.auxiliary import ReversePrediction, StateReconstruction, StepStates
+from pyro_zf.nn.cells import State
 from pyro_zf.nn.gaussian import GaussianForm
-from pyro_zf.recurrence import Recurrence
+from pyro_zf.nn.mlp import join
 
-__all__ = ["DETACH", "VARIANTS", "ZForcing"]
+__all__ = ["DETACH", "VARIANTS", "ZForcing", "ZForcingOptions"]
 
 Detach = Literal["target", "posterior", "backward"]
 DETACH: tuple[Detach, ...] = ("target", "posterior", "backward")
-
-_RELEASED_FORM = GaussianForm(scale="log-variance", clamp=8.0, log_scale_limits=None)
 
 #: Options under a name. ``"released-code"`` are the deviations of the authors' released code.
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -52,7 +57,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "released-code": {
         "aux_condition": "zh",
         "aux_form": GaussianForm("log-variance", clamp=8.0, log_scale_limits=None, mean="tanh"),
-        "form": _RELEASED_FORM,
+        "form": GaussianForm(scale="log-variance", clamp=8.0, log_scale_limits=None),
         "emission_form": GaussianForm("log-variance", log_scale_limits=None),
         "emission_depth": 0,
         "embedding_size": 512,
@@ -60,35 +65,53 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
 }
 
+#: alpha and beta by data set. Speech: the authors' research code (see docs/training.md); IMDB: table 2 of
+#: the paper, and other text and arrays the same.
+STRENGTH = {
+    "timit": 5e-4, "blizzard": 5e-4, "wav": 5e-4, "imdb": 2.5e-3, "ptb": 2.5e-3, "text": 2.5e-3,
+    "hdf5": 2.5e-3,
+}  # fmt: skip
+#: MNIST is not published: found on short runs on a CPU (see docs/results.md), as alpha and beta times the
+#: size of b, of whose values the cost is a sum.
+STRENGTH_OF_FRAMES = {"row": 0.128, "pixel": 0.0128}
+
+
+@dataclass(frozen=True)
+class ZForcingOptions(LatentOptions):
+    """Options of Z-Forcing."""
+
+    alpha: float = 0.0025
+    """Weight of log p(b_t | z_t), eq. 8. The default is the smaller of the two that the paper reports (table
+    2); what it used for MNIST is not published. 0 switches the cost off."""
+    beta: float = 0.0025
+    """Weight of log p(u_t | b_t), eq. 10, likewise."""
+    detach: Detach = "target"
+    """What the cost with weight alpha does not train: target, posterior or backward."""
+    aux_condition: Literal["z", "zh"] = "z"
+    """What the network of eq. 8 reads: z as in the paper, or h_{t-1} too."""
+    variant: Literal["paper", "released-code"] = "paper"
+    """Architecture of the paper, or of the authors' released code."""
+
 
 class ZForcing(LatentSequenceModel):
     r"""Z-Forcing: a recurrent model whose latents are made to reconstruct the backward states.
 
-    The defaults are the paper's for sequential MNIST; where the paper is silent, the docstring of
-    the option says what was chosen. Any part can be replaced by a module of your own: a prior maps
-    :math:`h_{t-1}` to a distribution, a posterior :math:`(h_{t-1}, b_t)`, an emission :math:`h_t`.
+    The defaults are the paper's for sequential MNIST; where the paper is silent, the option says what was
+    chosen. The paper mentions no layer on the data or on z, does not say how recurrent weights start
+    (orthogonal here, as in the released code) and gives no bias to the forget gate.
 
     Args:
         data_size: values of a step, or number of symbols for a categorical emission.
-        alpha: weight of :math:`\log p(b_t \mid z_t)`. The default is the smaller of the two that
-            the paper reports (table 2); what it used for MNIST is not published. 0 switches it off.
-        beta: weight of :math:`\log p(u_t \mid b_t)`, likewise.
-        detach: what the cost with weight alpha does not train. ``"target"``: the backward network
-            through the target :math:`b_t`, as in the released code. ``"posterior"``: the letter of
-            section 3.4, no parameter of the posterior; the gradient stops at :math:`z_t`, so the
-            cost trains the auxiliary network alone and z is observed rather than forced.
-            ``"backward"``: :math:`b_t` is detached before the posterior too, so that the backward
-            network learns from :math:`\beta \log p(u_t \mid b_t)` alone.
-        aux_condition: ``"z"`` (eq. 8), or ``"zh"``, where the auxiliary network reads
-            :math:`h_{t-1}` too.
-        aux_form: how the auxiliary network's output becomes a Gaussian.
+        alpha, beta, detach, aux_condition, variant: see :class:`ZForcingOptions`. ``detach="target"``: the
+            cost does not train the backward network through the target :math:`b_t`, as in the released
+            code. ``"posterior"``: it trains no parameter of the posterior (section 3.4); here the gradient
+            stops at :math:`z_t`, and so does that of the forward network. ``"backward"``: :math:`b_t` is
+            detached before the posterior too, so that the backward network learns from
+            :math:`\beta \log p(u_t \mid b_t)` alone.
+        aux_form: how the output of the network of eq. 8 becomes a Gaussian.
         reverse_emission: a module in place of the standard one; needed with an emission module.
-        variant: ``"paper"`` or ``"released-code"``: options that are not given come from
-            :data:`VARIANTS`.
-        **options: of :class:`~pyro_zf.models.LatentSequenceModel`. The paper mentions no layer on the
-            data (``embedding_size``) or on z (``latent_embedding_size``, a number or ``"mlp"`` for
-            ``mlp_size``), does not say how recurrent weights start (orthogonal here, as in the
-            released code) and gives no bias to the forget gate.
+        **options: of :class:`~pyro_zf.models.LatentSequenceModel`; ``latent_embedding_size`` may be
+            ``"mlp"`` for ``mlp_size``.
 
     Raises:
         ValueError: for an unknown name, or a weight below zero.
@@ -106,42 +129,150 @@ class ZForcing(LatentSequenceModel):
         True
     """
 
+    Options = ZForcingOptions
+    letters: ClassVar[dict[str, str]] = {"alpha": "b", "beta": "u"}
+    written_for = ("z",)
+
     def __init__(
         self,
         data_size: int,
         *,
-        alpha: float = 0.0025,
-        beta: float = 0.0025,
-        detach: Detach = "target",
-        aux_condition: Literal["z", "zh"] | None = None,
         aux_form: GaussianForm | None = None,
         reverse_emission: nn.Module | None = None,
-        variant: str = "paper",
+        aux: Mapping[str, Any] | None = None,
         name: str = "zforcing",
         **options: Any,
     ) -> None:
+        variant = options.get("variant", "paper")
         if variant not in VARIANTS:
             raise ValueError(f"unknown variant {variant!r}; there are {sorted(VARIANTS)}")
-        if detach not in DETACH:
-            raise ValueError(f"unknown detach {detach!r}; there are {DETACH}")
-        given = {k: v for k, v in options.items() if v is not None}
-        chosen = {**VARIANTS[variant], **given}
-        aux_form = aux_form or chosen.pop("aux_form", None)
-        default_condition = chosen.pop("aux_condition", "z")
+        given = {k: x for k, x in options.items() if x is not None}
+        chosen = {"aux_form": aux_form, **VARIANTS[variant], **given}
+        aux_form = aux_form or chosen.pop("aux_form")
+        chosen.pop("aux_form", None)
         if chosen.get("latent_embedding_size") == "mlp":
             chosen["latent_embedding_size"] = chosen.get("mlp_size", 1024)
-        aux = chosen.pop("aux", {})
         super().__init__(data_size, name=name, **chosen)
-        self.detach = detach
-        hidden_size = self.transition.state_sizes[0]
+        o: Any = self.options
+        if o.detach not in DETACH:
+            raise ValueError(f"unknown detach {o.detach!r}; there are {DETACH}")
+        self.detach = o.detach
         reconstruction = StateReconstruction(
-            self.latent_size, self.backward_size, hidden_size, aux_condition or default_condition,
-            form=aux_form, **self._mlp,
+            self.latent_size, self.backward_size, self.cell.state_sizes[0], o.aux_condition,
+            form=aux_form, covariate_size=self.condition_size, **self._mlp,
         )  # fmt: skip
-        self.add_aux("b", reconstruction, alpha)
-        prediction = reverse_emission or self._reverse_emission(self.backward_size)
-        self.add_aux("u", ReversePrediction(prediction), beta)
-        self._add_all(aux)
+        self.add_aux("b", reconstruction, o.alpha)  # eq. 8, 9
+        prediction = reverse_emission or self.reverse_emission(self.backward_size)
+        self.add_aux("u", ReversePrediction(prediction), o.beta)  # eq. 10
+        self.add_costs(aux)
+
+    # The programs of layout "steps", to be read beside the equations. Steps are counted from 0 here.
+
+    def model_steps(self, batch: SequenceBatch) -> State:
+        """The generative program; without targets it generates."""
+        if self.follows_declaration:
+            return super().model_steps(batch)
+        b = self.backward_states(batch) if self.scores_backward_states(batch) else None  # eq. 6
+        alpha, beta = self.aux_weights["b"], self.aux_weights["u"]
+        state, _ = self.start(batch)
+        with self.sequences(batch):
+            state = self.cell.initial((batch.num_sequences,), state)
+            y_t = None
+            for t in pyro.markov(range(batch.num_steps)):
+                c_t = self.covariates_at(batch, t)
+                u_t, _ = self.input_at(batch, t, y_t)
+                with self.real_steps(batch, t):
+                    state = self.cell.before(join(u_t, c_t), state)  # an LSTM waits for z_t
+                    h_before = state[0]
+                    with self.latent_weight():
+                        z_t = pyro.sample(f"z_{t + 1}", self.prior(join(h_before, c_t)))  # eq. 5
+                    state = self.cell.after(
+                        join(u_t, c_t), self.latent_embedding(z_t), state
+                    )  # eq. 4
+                    h_t = state[0]
+                    y_t = pyro.sample(
+                        f"y_{t + 1}", self.emission(join(h_t, c_t)), obs=self.target_at(batch, t)
+                    )
+                    if batch.targets is None:
+                        continue
+                    b_t = None if b is None else b[t]
+                    states = StepStates(batch.clean_inputs[:, t], z_t, h_before, h_t, b_t, c_t)
+                    if alpha:
+                        log_p_b = self.aux["b"](self.seen_by_reconstruction(states))  # eq. 8
+                        pyro.factor(f"aux_b_{t + 1}", self.aux_weight * alpha * log_p_b)  # eq. 9
+                    if beta and not (t == 0 and batch.has_start_symbol):
+                        log_p_u = self.aux["u"](states)  # eq. 10
+                        pyro.factor(f"aux_u_{t + 1}", self.aux_weight * beta * log_p_u)
+                    self.aux_factors(batch, t, states, leave_out=("b", "u"))
+        return tuple(x.detach() for x in state)
+
+    def guide_steps(self, batch: SequenceBatch) -> None:
+        """The approximate posterior."""
+        if self.follows_declaration:
+            return super().guide_steps(batch)
+        b = self.posterior_context(batch)  # eq. 6
+        state, _ = self.start(batch)
+        with self.sequences(batch):
+            state = self.cell.initial((batch.num_sequences,), state)
+            for t, b_t in zip(pyro.markov(range(batch.num_steps)), b.unbind(0), strict=True):
+                c_t = self.covariates_at(batch, t)
+                u_t, _ = self.input_at(batch, t, None)
+                with self.real_steps(batch, t):
+                    state = self.cell.before(join(u_t, c_t), state)
+                    x_t = join(state[0], c_t)
+                    q_t = self.posterior(x_t, b_t.expand(*x_t.shape[:-1], -1))  # eq. 7
+                    with self.latent_weight():
+                        z_t = pyro.sample(f"z_{t + 1}", q_t)
+                    state = self.cell.after(
+                        join(u_t, c_t), self.latent_embedding(z_t), state
+                    )  # eq. 4
+
+    # What differs by `detach`
+
+    def posterior_context(
+        self, batch: SequenceBatch, u: Tensor | None = None, b: Tensor | None = None
+    ) -> Tensor:
+        context = super().posterior_context(batch, u, b)
+        return context.detach() if self.detach == "backward" else context
+
+    def seen_by_reconstruction(self, states: StepStates) -> StepStates:
+        """What the cost of eq. 8 sees of the states; its target is a constant in any case."""
+        if self.detach != "posterior":
+            return states
+        return states._replace(z=states.z.detach(), h_prev=states.h_prev.detach())
+
+    def weighted_aux(self, name: str, states: StepStates) -> Tensor:
+        return super().weighted_aux(
+            name, self.seen_by_reconstruction(states) if name == "b" else states
+        )
+
+    # Options
+
+    @property
+    def alpha(self) -> float:
+        r"""Weight of :math:`\log p(b_t \mid z_t)`."""
+        return self.aux_weights["b"]
+
+    @alpha.setter
+    def alpha(self, weight: float) -> None:
+        self.set_aux_weight("b", weight)
+
+    @property
+    def beta(self) -> float:
+        r"""Weight of :math:`\log p(u_t \mid b_t)`."""
+        return self.aux_weights["u"]
+
+    @beta.setter
+    def beta(self, weight: float) -> None:
+        self.set_aux_weight("u", weight)
+
+    @classmethod
+    def preset(cls, dataset: str, preset: str, settings: dict[str, Any]) -> dict[str, Any]:
+        frame = settings.get("frame")
+        if frame is None:
+            return dict.fromkeys(("alpha", "beta"), STRENGTH.get(dataset, 2.5e-3))
+        strength = STRENGTH_OF_FRAMES[frame] / max(settings["hidden_size"], 1)
+        return {"alpha": strength, "beta": strength}
 
     @classmethod
     def from_released_state_dict(
@@ -163,30 +294,3 @@ class ZForcing(LatentSequenceModel):
         model = cls(**{**released_options, "backward": backward, **options})
         model.to(state["prior.network.0.weight"].dtype).load_state_dict(state)
         return model
-
-    @property
-    def alpha(self) -> float:
-        r"""Weight of :math:`\log p(b_t \mid z_t)`."""
-        return self.aux_weights["b"]
-
-    @alpha.setter
-    def alpha(self, weight: float) -> None:
-        self.set_aux_weight("b", weight)
-
-    @property
-    def beta(self) -> float:
-        r"""Weight of :math:`\log p(u_t \mid b_t)`."""
-        return self.aux_weights["u"]
-
-    @beta.setter
-    def beta(self, weight: float) -> None:
-        self.set_aux_weight("u", weight)
-
-    def posterior_context(self, recurrence: Recurrence) -> Tensor:
-        context = super().posterior_context(recurrence)
-        return context.detach() if self.detach == "backward" else context
-
-    def _aux_cost(self, name: str, states: StepStates) -> Tensor:
-        if self.detach == "posterior" and name == "b":
-            states = states._replace(z=states.z.detach(), h_prev=states.h_prev.detach())
-        return super()._aux_cost(name, states)

@@ -10,7 +10,15 @@ from pyro_zf.nn.auxiliary import (
     StepStates,
     build_aux_cost,
 )
-from pyro_zf.nn.distributions import AutoregressiveNormal, DiscretizedLogisticMixture
+from pyro_zf.nn.cells import (
+    CELLS,
+    Cell,
+    GRUCell,
+    LatentChain,
+    LSTMCell,
+    ReadsPreviousLatent,
+    make_cell,
+)
 from pyro_zf.nn.emissions import (
     EMISSIONS,
     AutoregressiveGaussianEmission,
@@ -23,15 +31,7 @@ from pyro_zf.nn.emissions import (
 )
 from pyro_zf.nn.flows import FlowHead
 from pyro_zf.nn.gaussian import GaussianForm, GaussianHead, GaussianMixtureHead
-from pyro_zf.nn.lstm import (
-    BackwardLSTM,
-    ChainTransition,
-    ForwardLSTM,
-    InputLSTM,
-    LSTMTransition,
-    Transition,
-)
-from pyro_zf.nn.mlp import ACTIVATIONS, MLP, ClippedLeakyReLU
+from pyro_zf.nn.mlp import ACTIVATIONS, MLP, ClippedLeakyReLU, join
 from pyro_zf.nn.posteriors import (
     POSTERIORS,
     FilteringPosterior,
@@ -49,29 +49,30 @@ from pyro_zf.nn.priors import (
     StandardNormalPrior,
     build_prior,
 )
+from pyro_zf.nn.recurrent import BackwardLSTM, ForwardLSTM
 
 __all__ = [
     "ACTIVATIONS",
     "AUX_COSTS",
+    "CELLS",
     "EMISSIONS",
     "MLP",
     "POSTERIORS",
     "PRIORS",
     "ActivityRegularization",
     "AutoregressiveGaussianEmission",
-    "AutoregressiveNormal",
     "AuxiliaryCost",
     "BackwardLSTM",
     "BernoulliEmission",
     "CategoricalEmission",
-    "ChainTransition",
+    "Cell",
     "ClippedLeakyReLU",
-    "DiscretizedLogisticMixture",
     "FilteringPosterior",
     "FlowHead",
     "FlowPosterior",
     "FlowPrior",
     "ForwardLSTM",
+    "GRUCell",
     "GaussianEmission",
     "GaussianForm",
     "GaussianHead",
@@ -79,10 +80,11 @@ __all__ = [
     "GaussianMixtureHead",
     "GaussianMixturePrior",
     "GaussianPrior",
-    "InputLSTM",
-    "LSTMTransition",
+    "LSTMCell",
+    "LatentChain",
     "LogisticMixtureEmission",
     "PreviousStateReconstruction",
+    "ReadsPreviousLatent",
     "RecognitionPosterior",
     "ResidualPosterior",
     "ReversePrediction",
@@ -90,9 +92,10 @@ __all__ = [
     "StandardNormalPrior",
     "StateReconstruction",
     "StepStates",
-    "Transition",
     "build_aux_cost",
     "build_posterior",
     "build_prior",
+    "join",
+    "make_cell",
     "make_emission",
 ]

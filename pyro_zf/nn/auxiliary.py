@@ -27,7 +27,7 @@ class StepStates(NamedTuple):
     """What an auxiliary cost may look at: one step, or all of them with time as first dimension.
 
     ``h_prev`` is the state before the latent is drawn, ``h`` the one that has read it; ``b`` is None
-    where no cost that is switched on reads it.
+    where no cost with a weight above zero reads it; ``c`` are the covariates, if there are any.
     """
 
     u: Tensor
@@ -35,6 +35,7 @@ class StepStates(NamedTuple):
     h_prev: Tensor
     h: Tensor
     b: Tensor | None = None
+    c: Tensor | None = None
 
 
 class AuxiliaryCost(nn.Module):
@@ -71,6 +72,7 @@ class StateReconstruction(AuxiliaryCost):
         mlp_size, depth, activation: of :math:`f^{(a)}`, see :class:`~pyro_zf.nn.MLP`.
         form: how the output is read, see :class:`~pyro_zf.nn.GaussianForm`.
         detach_target: whether the target is a constant of the cost.
+        covariate_size: size of the covariates, which :math:`f^{(a)}` reads too.
     """
 
     def __init__(
@@ -84,19 +86,19 @@ class StateReconstruction(AuxiliaryCost):
         activation: str = "clipped-leaky-relu",
         form: GaussianForm | None = None,
         detach_target: bool = True,
+        covariate_size: int = 0,
     ) -> None:
         super().__init__()
         if condition not in ("z", "zh"):
             raise ValueError(f"the auxiliary network reads 'z' or 'zh', not {condition!r}")
         self.condition = condition
         self.detach_target = detach_target
-        in_size = latent_size + (hidden_size if condition == "zh" else 0)
+        in_size = latent_size + (hidden_size if condition == "zh" else 0) + covariate_size
         self.head = GaussianHead(MLP(in_size, mlp_size, 2 * target_size, depth, activation), form)
 
     def forward(self, states: StepStates) -> Float[Tensor, "*batch"]:
-        features = states.z
-        if self.condition == "zh":
-            features = join(states.h_prev, features)
+        h_prev = states.h_prev if self.condition == "zh" else None
+        features = join(h_prev, states.z, states.c)
         target = self.target(states)
         return self.head(features).log_prob(target.detach() if self.detach_target else target)
 
@@ -128,7 +130,7 @@ class ReversePrediction(AuxiliaryCost):
     It keeps :math:`b_t` from shrinking to a point that would be easy to reconstruct.
 
     Args:
-        emission: maps :math:`b_t` to a distribution over the data.
+        emission: maps :math:`b_t`, joined with the covariates, to a distribution over the data.
     """
 
     skips_start_symbol: ClassVar[bool] = True
@@ -138,7 +140,7 @@ class ReversePrediction(AuxiliaryCost):
         self.emission = emission
 
     def forward(self, states: StepStates) -> Float[Tensor, "*batch"]:
-        return self.emission(states.b).log_prob(states.u)
+        return self.emission(join(states.b, states.c)).log_prob(states.u)
 
 
 class ActivityRegularization(AuxiliaryCost):
@@ -167,12 +169,16 @@ def _activity(**_: Any) -> AuxiliaryCost:
 
 
 def _mlp(options: dict[str, Any]) -> dict[str, Any]:
-    return {name: options[name] for name in ("mlp_size", "depth", "activation") if name in options}
+    return {
+        name: options[name]
+        for name in ("mlp_size", "depth", "activation", "covariate_size")
+        if name in options
+    }
 
 
 #: Auxiliary costs by name: functions of the keywords latent_size, hidden_size, backward_size,
-#: make_emission (size of the state -> an emission over the data), mlp_size, depth, activation. Add
-#: an entry to have your own by name.
+#: make_emission (size of the state -> an emission over the data), covariate_size, mlp_size, depth,
+#: activation. Add an entry to have your own by name.
 AUX_COSTS: dict[str, Callable[..., AuxiliaryCost]] = {
     "b": _b,
     "u": _u,

@@ -17,7 +17,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.nn import ConditionalAutoRegressiveNN
 from torch import Tensor, nn
 
-from pyro_zf.nn.distributions import AutoregressiveNormal, DiscretizedLogisticMixture
+from pyro_zf.distributions.data import AutoregressiveNormal, DiscretizedLogisticMixture
 from pyro_zf.nn.gaussian import GaussianForm, GaussianHead, GaussianMixtureHead
 from pyro_zf.nn.mlp import ACTIVATIONS, MLP, declared
 

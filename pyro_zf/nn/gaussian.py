@@ -12,8 +12,8 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 from torch.nn.functional import hardtanh
 
+from pyro_zf.distributions.normal import DiagonalNormal
 from pyro_zf.nn.mlp import MLP
-from pyro_zf.nn.normal import DiagonalNormal
 
 __all__ = ["GaussianForm", "GaussianHead", "GaussianMixtureHead"]
 

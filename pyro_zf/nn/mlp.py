@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-__all__ = ["ACTIVATIONS", "MLP", "ClippedLeakyReLU", "declared", "join"]
+__all__ = ["ACTIVATIONS", "ELEMENTWISE", "MLP", "ClippedLeakyReLU", "declared", "join"]
 
 
 class ClippedLeakyReLU(nn.Module):
@@ -45,6 +45,13 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "softplus": nn.Softplus,
     "gelu": nn.GELU,
 }
+
+
+#: Activations of which each output depends on the input at the same place alone.
+ELEMENTWISE = (
+    ClippedLeakyReLU, nn.LeakyReLU, nn.ReLU, nn.Tanh, nn.Softplus, nn.GELU, nn.ELU, nn.SiLU,
+    nn.Sigmoid, nn.Identity,
+)  # fmt: skip
 
 
 class MLP(nn.Sequential):
@@ -87,7 +94,15 @@ def declared(part: Any, name: str, default: Any) -> Any:
     return getattr(part, name, default)
 
 
-def join(*features: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """Features beside each other in the last dimension; the others are broadcast."""
-    shape = torch.broadcast_shapes(*(x.shape[:-1] for x in features))
-    return torch.cat([x.expand(*shape, x.shape[-1]) for x in features], dim=-1)
+def join(*features: Float[Tensor, "..."] | None) -> Float[Tensor, "..."]:
+    """Features beside each other in the last dimension; the others are broadcast, None is left out.
+
+    Example:
+        >>> join(torch.zeros(3, 2), None, torch.ones(1)).shape
+        torch.Size([3, 3])
+    """
+    given = [x for x in features if x is not None]
+    if len(given) == 1:
+        return given[0]
+    shape = torch.broadcast_shapes(*(x.shape[:-1] for x in given))
+    return torch.cat([x.expand(*shape, x.shape[-1]) for x in given], dim=-1)

@@ -1,9 +1,6 @@
 r"""Posteriors: modules that map :math:`(h_{t-1}, b_t)` to a distribution over :math:`z_t`.
 
-Any module with such a forward will do. One with the methods of :class:`GaussianPosterior` too lets
-the recurrence take what depends on :math:`b_t` out of its loop.
-
-A class attribute ``reads`` says what the second argument is: ``"backward"``, the state of a network
+Any module with such a forward will do. A class attribute ``reads`` says what the second argument is: ``"backward"``, the state of a network
 that has read :math:`y_{t:T}` (also where there is no such attribute); ``"target"``, the (embedded)
 :math:`y_t`; or ``"forward"``, the state of one that has read :math:`y_{1:t}`.
 """
@@ -11,28 +8,25 @@ that has read :math:`y_{t:T}` (also where there is no such attribute); ``"target
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal, Protocol, TypeGuard, runtime_checkable
+from typing import Any, ClassVar, Literal
 
 from jaxtyping import Float
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from pyro_zf.distributions.normal import DiagonalNormal
 from pyro_zf.nn.flows import FlowHead
 from pyro_zf.nn.gaussian import GaussianForm, GaussianHead
 from pyro_zf.nn.mlp import MLP, declared, join
-from pyro_zf.nn.normal import DiagonalNormal
 
 __all__ = [
     "POSTERIORS",
     "FilteringPosterior",
     "FlowPosterior",
-    "GaussianPosterior",
     "RecognitionPosterior",
     "ResidualPosterior",
     "SmoothingPosterior",
     "build_posterior",
-    "gives_moments",
     "named_posterior",
     "reads",
 ]
@@ -51,36 +45,6 @@ def reads(posterior: object) -> Reads:
     if value not in READS:
         raise ValueError(f"{type(posterior).__name__} reads {value!r}; there are {READS}")
     return value
-
-
-@runtime_checkable
-class GaussianPosterior(Protocol):
-    r"""A posterior that gives :math:`\mu_t, \log \sigma_t` step by step, from projected :math:`b_t`."""
-
-    def project(self, b: Tensor) -> Tensor:
-        """What depends on :math:`b_t` alone, for all steps at once."""
-
-    def stepper(self) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        r"""A function of (h, projected b) that gives :math:`\mu_t` and :math:`\log \sigma_t`."""
-
-
-def gives_moments(posterior: object) -> TypeGuard[GaussianPosterior]:
-    """Whether the recurrence may step by the moments of a posterior instead of by its forward.
-
-    Not where a subclass has a forward, or moments, of its own but the stepper of its parent: the two
-    would be different distributions.
-    """
-    if not isinstance(posterior, GaussianPosterior):
-        return False
-
-    def definer(name: str) -> type:
-        return next((c for c in type(posterior).__mro__ if name in vars(c)), object)
-
-    return all(
-        issubclass(definer(step), definer(whole))
-        for step in ("stepper", "project")
-        for whole in ("forward", "moments")
-    )
 
 
 class SmoothingPosterior(GaussianHead):
@@ -118,30 +82,8 @@ class SmoothingPosterior(GaussianHead):
     ) -> TorchDistributionMixin:
         return super().forward(join(self._read(h), b))
 
-    def project(self, b: Float[Tensor, "*batch context"]) -> Float[Tensor, "*batch features"]:
-        """The part of the first layer that depends on :math:`b_t` alone, for all steps at once."""
-        first, *_ = self._layers()
-        return F.linear(b, first.weight[:, self.hidden_size :], first.bias)
-
-    def stepper(self) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        r"""A function of (h, projected b) that gives :math:`\mu_t` and :math:`\log \sigma_t`."""
-        first, *rest = self._layers()
-        weight = first.weight[:, : self.hidden_size]
-
-        def moments(h: Tensor, projected: Tensor) -> tuple[Tensor, Tensor]:
-            x = F.linear(self._read(h), weight) + projected
-            for layer in rest:
-                x = layer(x)
-            return self.form.split(x.to(h.dtype))
-
-        return moments
-
     def _read(self, h: Tensor) -> Tensor:
         return h if h.shape[-1] == self.hidden_size else h[..., : self.hidden_size]
-
-    def _layers(self) -> tuple[Any, ...]:
-        assert isinstance(self.network, MLP)
-        return tuple(self.network)
 
 
 class FilteringPosterior(SmoothingPosterior):
@@ -189,18 +131,6 @@ class ResidualPosterior(SmoothingPosterior):
     ) -> TorchDistributionMixin:
         mean, log_scale = self.moments(join(self._read(h), b))
         return DiagonalNormal(self._prior_mean(h) + mean, log_scale)
-
-    def project(self, b: Float[Tensor, "*batch context"]) -> Float[Tensor, "*batch features"]:
-        return super().project(b)
-
-    def stepper(self) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        correction = super().stepper()
-
-        def moments(h: Tensor, projected: Tensor) -> tuple[Tensor, Tensor]:
-            mean, log_scale = correction(h, projected)
-            return self._prior_mean(h) + mean, log_scale
-
-        return moments
 
     @property
     def prior(self) -> nn.Module:

@@ -207,8 +207,8 @@ def _provenance(result: Result) -> str:
         else ", far smaller than the paper's and trained far shorter"
     )
     return (
-        f"Data: {summary['data']}; {number}.{others} Ours: LSTM {config['hidden_size']}, hidden layers "
-        f"{config['mlp_size']}, {summary['steps']:,} updates of {config['batch_size']} sequences"
+        f"Data: {summary['data']}; {number}.{others} Ours: LSTM {config['options']['hidden_size']}, hidden layers "
+        f"{config['options']['mlp_size']}, {summary['steps']:,} updates of {config['batch_size']} sequences"
         f"{small}. {_marginal(result)}"
     )
 

@@ -51,11 +51,12 @@ def trained(training: Training, scale: Scale, folder: Path, **options: Any) -> P
 
 
 def _check_same(run: Path, wanted: TrainConfig) -> None:
-    saved = read_config(run)
-    for field in dataclasses.fields(TrainConfig):
-        ours, theirs = getattr(wanted, field.name), getattr(saved, field.name)
-        if ours != theirs and field.name not in _ANYWHERE:
+    ours, theirs = (
+        {**dataclasses.asdict(config), **config.options} for config in (wanted, read_config(run))
+    )
+    for name in sorted(ours.keys() | theirs.keys() - {"options", *_ANYWHERE}):
+        if name not in ("options", *_ANYWHERE) and ours.get(name) != theirs.get(name):
             raise UsageError(
-                f"{run} is a run with {field.name} {theirs}, not {ours}: remove it, or take another "
-                "--output-dir"
+                f"{run} is a run with {name} {theirs.get(name)}, not {ours.get(name)}: remove it, or "
+                "take another --output-dir"
             )

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from pyro_zf.training import VARIATIONAL_BILSTM_SETTINGS, TrainConfig
+from pyro_zf.models.variational_bilstm import PUBLISHED
+from pyro_zf.training import TrainConfig
 from pyro_zf.training.data import Dataset
 
 __all__ = ["SCALES", "SYSTEMS", "Scale", "Training"]
@@ -103,13 +104,13 @@ class Training:
         if values["model"] == "rnn":
             values.pop("latent_size", None)
         if values.pop("averaged", False):
-            published = VARIATIONAL_BILSTM_SETTINGS[self.dataset]
+            published = PUBLISHED[self.dataset]
             size = values.get("hidden_size", published["hidden_size"])
             for letter in ("alpha", "beta", "gamma"):
                 values[letter] = values.get(letter, published.get(letter, 0.0)) / size
         if "kl_start" in values and (updates := values.get("max_steps")):
             # The papers' 16,000 updates of annealing are half of a training here.
             values["kl_increment"] = (1 - values["kl_start"]) / (updates / 2)
-        return TrainConfig(
+        return TrainConfig.of(
             dataset=cast(Dataset, self.dataset), seed=self.seed, output_dir=output_dir, **values
-        )  # fmt: skip
+        )

@@ -9,12 +9,13 @@ from typing import Any
 
 from pyro_zf.infer import OBJECTIVES
 from pyro_zf.models import MODELS
-from pyro_zf.nn import ACTIVATIONS, AUX_COSTS, EMISSIONS, POSTERIORS, PRIORS
+from pyro_zf.nn import ACTIVATIONS, AUX_COSTS, CELLS, EMISSIONS, POSTERIORS, PRIORS
+from pyro_zf.training.options import misplaced, model_class, option_types
 
 __all__ = [
-    "BUILT_IN",
     "UsageError",
     "aux_weights",
+    "check_name",
     "check_names",
     "check_numbers",
     "check_options",
@@ -27,32 +28,12 @@ class UsageError(Exception):
     """Settings that contradict each other; the message is one line."""
 
 
-#: The systems that come with the package; what others take is not known here.
-BUILT_IN = (
-    "zforcing", "variational-bilstm", "srnn", "vrnn", "vrnn-i", "storn", "rnn",
-)  # fmt: skip
-#: Options that only some of them have.
-_ONLY_OF: dict[str, tuple[str, ...]] = {
-    "alpha": ("zforcing", "variational-bilstm"),
-    "beta": ("zforcing", "variational-bilstm"),
-    "gamma": ("variational-bilstm",),
-    "skip_gradient": ("variational-bilstm",),
-    "detach": ("zforcing",),
-    "variant": ("zforcing",),
-    **dict.fromkeys(
-        ("prior", "posterior", "aux", "free_bits", "valid_latents"),
-        tuple(name for name in BUILT_IN if name != "rnn"),
-    ),
-}
-
-
 def without_effect(config: Any) -> list[str]:
-    """Options that were given for latents to a system without any, as it is in a loop over systems."""
-    if config.model != "rnn":
+    """Settings for latents that were given to a system without any, as it is in a loop over systems."""
+    if model_class(config.model).has_latents:
         return []
     names = (
-        "latent_size", "mlp_depth", "num_particles", "kl_start", "kl_increment", "aux_start",
-        "aux_stop", "aux_increment",
+        "num_particles", "kl_start", "kl_increment", "aux_start", "aux_stop", "aux_increment",
     )  # fmt: skip
     given = [name for name in names if getattr(config, name) != getattr(type(config), name)]
     return ["--" + name.replace("_", "-") for name in given]
@@ -75,7 +56,7 @@ def aux_weights(config: Any) -> dict[str, float] | None:
             raise UsageError(
                 f"--aux {text}: write NAME=WEIGHT, for example b=0.001, or none"
             ) from None
-        _check_name("aux", name, AUX_COSTS)
+        check_name("aux", name, AUX_COSTS)
         if not 0 <= weight < math.inf:
             raise UsageError(f"--aux {text}: the weight must be a number and not negative")
         if name in weights:
@@ -84,9 +65,6 @@ def aux_weights(config: Any) -> dict[str, float] | None:
     if not config.aux:
         raise UsageError("--aux needs NAME=WEIGHT, for example b=0.001, or none")
     return weights
-
-
-_HINTS = dict.fromkeys(("alpha", "beta"), "; other systems take --aux NAME=WEIGHT")
 
 
 def check_options(
@@ -111,44 +89,62 @@ def check_options(
         if getattr(config, option) != getattr(type(config), option) and choice not in choices:
             flag = option.replace("_", "-")
             raise UsageError(
-                f"--{flag} is no option of {shown}, but of {', '.join(choices)}{hints.get(option, '')}"
+                f"--{flag} is an option of {', '.join(choices)}, not of {shown}{hints.get(option, '')}"
             )
 
 
 def check_names(config: Any) -> None:
-    _check_name("model", config.model, MODELS)
-    _check_name("objective", config.objective, OBJECTIVES)
-    for option, known in (
+    """Refuse names that there are not, and settings that do not go together.
+
+    Raises:
+        UsageError: for the first of them.
+    """
+    check_name("model", config.model, MODELS)
+    check_name("objective", config.objective, OBJECTIVES)
+    model, known = model_class(config.model), option_types(config.model)
+    for name in config.options:
+        if name not in known:
+            raise UsageError(misplaced(name, config.model, list(vars(config))))
+    for option, names in (
         ("prior", PRIORS), ("posterior", POSTERIORS), ("emission", EMISSIONS),
-        ("activation", ACTIVATIONS),
+        ("activation", ACTIVATIONS), ("cell", CELLS),
     ):  # fmt: skip
-        if (name := getattr(config, option)) is not None:
-            _check_name(option, name, known)
-    if config.model in BUILT_IN:
-        check_options(config, _ONLY_OF, config.model, config.model, _HINTS)
-    if config.aux is not None and any(
-        getattr(config, letter) is not None for letter in ("alpha", "beta", "gamma")
-    ):
+        if (name := config.options.get(option)) is not None:
+            check_name(option, name, names)
+    if not model.has_latents:
+        for name in ("aux", "free_bits", "valid_latents"):
+            if getattr(config, name) != getattr(type(config), name):
+                raise UsageError(
+                    f"--{name.replace('_', '-')} is for latents, and {config.model} has none"
+                )
+    if config.aux is not None and any(letter in config.options for letter in model.letters):
         raise UsageError(
             "--aux takes the place of --alpha, --beta and --gamma: give one or the other"
         )
     if config.free_bits and config.objective != "elbo":
         raise UsageError(f"--free-bits belongs to --objective elbo, not to {config.objective}")
-    if config.model == "rnn" and config.objective == "fivo":
-        raise UsageError("--objective fivo filters latents, and rnn has none: take elbo")
-    if config.objective in ("iwae", "fivo") and config.num_particles == 1 and config.model != "rnn":
+    if not model.has_latents and config.objective == "fivo":
+        raise UsageError(
+            f"--objective fivo filters latents, and {config.model} has none: take elbo"
+        )
+    if config.objective in ("iwae", "fivo") and config.num_particles == 1 and model.has_latents:
         raise UsageError(
             f"--objective {config.objective} with one particle is elbo-mc: give --num-particles"
         )
     annealed = (config.aux_start, config.aux_stop) != (1.0, 1.0)
-    if annealed and not aux_weights(config) and config.model in ("srnn", "vrnn", "vrnn-i", "storn"):
+    if annealed and model.has_latents and not model.letters and not aux_weights(config):
         raise UsageError(
             f"--aux-start and --aux-stop: {config.model} has no auxiliary costs; give some by --aux"
         )
     aux_weights(config)
 
 
-def _check_name(option: str, name: str, known: Mapping[str, object]) -> None:
+def check_name(option: str, name: str, known: Mapping[str, object]) -> None:
+    """Refuse a name that is none of those that are known.
+
+    Raises:
+        UsageError: with the nearest that is.
+    """
     if name not in known:
         raise UsageError(f"--{option} {there_are(name, known)}")
 
@@ -162,26 +158,35 @@ def there_are(name: str, known: Iterable[str]) -> str:
 
 
 def check_numbers(config: Any) -> None:
+    """Refuse numbers that are out of range.
+
+    Raises:
+        UsageError: for the first of them.
+    """
+
+    def given(name: str) -> Any:
+        return config.options.get(name, getattr(config, name, None))
+
     for name in (
         "num_particles", "hidden_size", "latent_size", "mlp_size", "batch_size", "learning_rate",
         "accumulate", "log_interval", "clip_norm", "max_steps", "max_epochs", "max_minutes",
         "checkpoint_minutes", "train_sequences", "valid_sequences", "test_sequences", "embedding_size", "num_figures",
-        "time_chunk", "valid_interval",
+        "time_chunk", "valid_interval", "num_layers", "backward_size", "latent_embedding_size",
     ):  # fmt: skip
-        value = getattr(config, name)
+        value = given(name)
         if value is not None and not 0 < value < math.inf:
             raise UsageError(f"--{name.replace('_', '-')} must be above zero, it is {value}")
     for name in (
         "alpha", "beta", "gamma", "kl_start", "kl_increment", "aux_start", "aux_stop",
-        "aux_increment", "free_bits", "mlp_depth", "seed",
+        "aux_increment", "free_bits", "mlp_depth", "emission_depth", "seed",
     ):  # fmt: skip
-        value = getattr(config, name)
+        value = given(name)
         if value is not None and not 0 <= value < math.inf:
             raise UsageError(
                 f"--{name.replace('_', '-')} must be a number and not negative, it is {value}"
             )
     for name in ("word_dropout", "skip_gradient"):
-        value = getattr(config, name)
+        value = given(name)
         if value is not None and not 0 <= value <= 1:
             raise UsageError(f"--{name.replace('_', '-')} is a probability, it is {value}")
     if config.seed >= 2**63:

@@ -41,18 +41,18 @@ class DataConfig:
     data: Path | None = None
     """Your own data: a folder of sounds (wav), a file of UTF-8 (text), an HDF5 file (hdf5)."""
     data_dir: Path | None = None
-    """Folder with the data of the papers; searched before $PYRO_ZF_DATA and the user cache."""
+    """Folder with the data of the papers; it is searched before $PYRO_ZF_DATA and the user cache."""
     protocol: str = "default"
-    """How data are split and cut. default is sound; srnn (timit), vrnn (blizzard) and sentences (imdb)
-    are what published numbers are of."""
+    """How data are split and cut. default avoids leaks between splits; srnn (timit), vrnn (blizzard) and
+    sentences (imdb) are the protocols of the published numbers."""
     segment: int | None = None
-    """Steps a sequence is cut to: frames (timit, blizzard, wav), characters (ptb) or symbols (text)."""
+    """Steps that a sequence is cut to: frames (timit, blizzard, wav), characters (ptb) or symbols (text)."""
     carry_state: bool | None = None
     """Whether a segment of a text begins with the state in which the one before it ended (ptb, text)."""
     frame: Frame | None = None
     """What a step of an image is (mnist)."""
     binarization: Binarization = "fixed"
-    """Larochelle's bits, or bits drawn anew each epoch from grey levels (mnist)."""
+    """Larochelle's bits (fixed), or bits drawn anew each epoch from grey levels (mnist)."""
     level: Level | None = None
     """What a step of your own text is."""
     vocabulary_size: int | None = None
@@ -60,13 +60,16 @@ class DataConfig:
     sample_rate: int | None = None
     """Of your own sounds, in Hz. Default: that of most files."""
     frame_size: int | None = None
-    """Samples a step of your own sounds. Default: 200."""
+    """Samples per step of your own sounds. Default: 200."""
     hdf5_key: str | None = None
     """Name of the array to take from an HDF5 file."""
     kind: Kind | None = None
     """Of the values of your own arrays. Default: inferred, and printed."""
+    condition_on: str | None = None
+    """What every network is conditioned on: label (mnist, where the digits have labels), speaker (timit), or
+    the name of an array in your file (hdf5)."""
     workers: int | None = None
-    """Processes that read batches ahead. Default: none, they are read in the training process."""
+    """Processes that read batches ahead. Default: none; the training process reads them."""
 
 
 #: Options that only some data sets have.
@@ -84,6 +87,7 @@ _ONLY_OF: dict[str, tuple[str, ...]] = {
     "frame_size": ("wav",),
     "hdf5_key": ("hdf5",),
     "kind": ("hdf5",),
+    "condition_on": ("mnist", "timit", "hdf5"),
 }
 _HINTS = {"data_dir": "; your own files are named by --data"}
 _EXAMPLES = {"wav": "a folder of sounds", "text": "a file of UTF-8", "hdf5": "an HDF5 file"}
@@ -153,6 +157,7 @@ def data_record(splits: Splits) -> dict[str, Any]:
         "sample_rate": splits.sample_rate,
         "joiner": splits.joiner,
         "vocabulary": None if splits.vocabulary is None else list(splits.vocabulary),
+        "covariates": splits.covariate_size,
         "content": splits.content_key(),
     }
 

@@ -80,6 +80,8 @@ def evaluate_model(
         if isinstance(model, LatentSequenceModel):
             try:
                 stack.enter_context(model.drawing_latents_from(config.latents))
+                if config.fivo and config.latents != "posterior":
+                    raise ValueError("the particles of --fivo are drawn from the posterior")
             except ValueError as error:
                 raise UsageError(f"--latents {config.latents}: {error}") from error
         elif config.fivo or config.latents != "posterior":

@@ -18,7 +18,6 @@ import torch
 from tqdm import tqdm
 
 from pyro_zf.analysis import save_run_figures
-from pyro_zf.cores import recurrence_in_use
 from pyro_zf.data import StreamBatches, make_batches
 from pyro_zf.infer import (
     OBJECTIVES,
@@ -30,6 +29,7 @@ from pyro_zf.infer import (
     batch_bounds,
 )
 from pyro_zf.models import LatentSequenceModel
+from pyro_zf.sequence import recurrence_in_use
 from pyro_zf.training.checkpoint import (
     load_checkpoint,
     load_weights,

@@ -8,26 +8,20 @@ from typing import Any
 
 import torch
 
-from pyro_zf.cores import recurrence_in_use
 from pyro_zf.data import DataError, Splits
-from pyro_zf.models import MODELS, LatentSequenceModel, SequenceModel
+from pyro_zf.models import LatentSequenceModel, SequenceModel
 from pyro_zf.nn import EMISSIONS
 from pyro_zf.nn.mlp import declared
+from pyro_zf.sequence import recurrence_in_use
 from pyro_zf.training.checkpoint import load_checkpoint, load_weights
-from pyro_zf.training.checks import BUILT_IN, UsageError, aux_weights
+from pyro_zf.training.checks import UsageError, aux_weights
 from pyro_zf.training.config import TrainConfig, read_config
 from pyro_zf.training.data import build_data, check_data, check_same_data, data_record
+from pyro_zf.training.options import model_class
 
-__all__ = ["LETTERS", "build_model", "load_run"]
+__all__ = ["build_model", "load_run"]
 
 _EMISSIONS = {"binary": "bernoulli", "real": "gaussian", "categorical": "categorical"}
-
-
-#: The auxiliary cost that each of a paper's letters weighs.
-LETTERS: dict[str, dict[str, str]] = {
-    "zforcing": {"alpha": "b", "beta": "u"},
-    "variational-bilstm": {"alpha": "b", "beta": "h", "gamma": "activity"},
-}
 
 
 def build_model(config: TrainConfig, splits: Splits) -> SequenceModel:
@@ -36,7 +30,8 @@ def build_model(config: TrainConfig, splits: Splits) -> SequenceModel:
     Raises:
         UsageError: if its parts do not go together, or not with the data.
     """
-    emission = config.emission or _EMISSIONS[splits.kind]
+    options = dict(config.options)
+    emission = options.setdefault("emission", _EMISSIONS[splits.kind])
     kinds = declared(EMISSIONS[emission], "kinds", None)
     if kinds is not None and splits.kind not in kinds:
         fitting = [n for n, e in EMISSIONS.items() if splits.kind in declared(e, "kinds", ())]
@@ -44,48 +39,24 @@ def build_model(config: TrainConfig, splits: Splits) -> SequenceModel:
             f"--emission {emission} is for {' and '.join(kinds)} data, and {splits.source.name} is "
             f"{splits.kind}; take {' or '.join(fitting)}"
         )
-    options: dict[str, Any] = {
-        "emission": emission,
-        "hidden_size": config.hidden_size,
-        "mlp_size": config.mlp_size,
-        "activation": config.activation,
-        "embedding_size": config.embedding_size,
-        "orthogonal": config.orthogonal,
-        "forget_bias": config.forget_bias,
-        "time_chunk": config.time_chunk,
-    }
-    if config.model != "rnn":
-        options |= {"latent_size": config.latent_size, "mlp_depth": config.mlp_depth}
+    model: Any = model_class(config.model)
+    options |= {"time_chunk": config.time_chunk, "covariate_size": splits.covariate_size}
+    if model.has_latents:
         aux = aux_weights(config)
-        if config.model == "zforcing":
-            options |= {"detach": config.detach, "variant": config.variant}
-        if config.model in LETTERS:
-            for letter, cost in LETTERS[config.model].items():
-                options[letter] = getattr(config, letter) if aux is None else aux.pop(cost, 0.0)
-        elif config.model not in BUILT_IN:
-            for name in ("alpha", "beta", "gamma", "detach", "variant"):
-                if getattr(config, name) != getattr(TrainConfig, name):
-                    options[name] = getattr(config, name)
-        options |= {
-            "aux": aux, "prior": config.prior, "posterior": config.posterior,
-            "skip_gradient": config.skip_gradient,
-            "core": None if config.core == "auto" else config.core,
-        }  # fmt: skip
+        if aux is not None:  # in place of the letters
+            options |= {letter: aux.pop(cost, 0.0) for letter, cost in model.letters.items()}
+        options |= {"aux": aux, "core": None if config.core == "auto" else config.core}
     given = {name: value for name, value in options.items() if value is not None}
     try:
-        model = MODELS[config.model](splits.data_size, **given)
-        if isinstance(model, LatentSequenceModel):
-            recurrence_in_use(model)
+        built = model(splits.data_size, **given)
+        if isinstance(built, LatentSequenceModel):
+            recurrence_in_use(built)
             for source in config.valid_latents:
-                with model.drawing_latents_from(source):  # one that there is not is said here
+                with built.drawing_latents_from(source):  # one that there is not is said here
                     pass
-        return model
+        return built
     except ValueError as error:
         raise UsageError(f"--model {config.model}: {error}") from error
-    except TypeError as error:
-        if config.model in BUILT_IN:
-            raise
-        raise UsageError(f"--model {config.model} does not take these options: {error}") from error
 
 
 def load_run(

@@ -13,7 +13,7 @@ from pyro_zf.analysis import Diagnostics, diagnose
 from pyro_zf.data import Batches, SequenceDataset, Splits, StreamBatches
 from pyro_zf.infer import Bounds, evaluate
 from pyro_zf.models import LatentSequenceModel, SequenceModel
-from pyro_zf.models.programs import Latents
+from pyro_zf.models.latent import LatentSource
 from pyro_zf.training.numbers import text_numbers
 
 __all__ = ["bounds_with_own_noise", "latent_diagnostics", "own_noise", "without_posterior"]
@@ -64,7 +64,7 @@ def without_posterior(
     batches: Batches | StreamBatches,
     seed: int,
     device: torch.device,
-    sources: Sequence[Latents],
+    sources: Sequence[LatentSource],
     splits: Splits,
 ) -> dict[str, Any]:
     """The bound with z drawn as at test time: from the prior, or at its mean.

@@ -36,9 +36,9 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         "num_figures": 4,
     }  # fmt: skip
     digits, sounds = tmp_path / "digits <b>", tmp_path / "sounds"
-    train(TrainConfig(output_dir=digits, **small))
+    train(TrainConfig.of(output_dir=digits, **small))
     write_sounds(tmp_path / "tones", number=6, seconds=1.0)
-    train(TrainConfig(dataset="wav", data=tmp_path / "tones", output_dir=sounds, **small))
+    train(TrainConfig.of(dataset="wav", data=tmp_path / "tones", output_dir=sounds, **small))
     torch.manual_seed(0)
     assert main(["evaluate", str(digits), "--num-samples", "2", "--max-sequences", "20"]) == 0
     return [digits, sounds]

@@ -132,11 +132,14 @@ def test_the_command_ends_with_2(
         (["train", "--dataset", "text"], "--dataset text needs --data, a file of UTF-8"),
         (
             ["train", "--dataset", "ptb", "--protocol", "srnn"],
-            "--protocol is no option of --dataset ptb",
+            "--protocol is an option of timit, blizzard, imdb, not of --dataset ptb",
         ),
         (["train", "--dataset", "timit", "--protocol", "vrnn"], "TIMIT has default and srnn"),
         (["train", "--dataset", "wav", "--data-dir", "x"], "your own files are named by --data"),
-        (["train", "--dataset", "mnist", "--data", "x"], "--data is no option of --dataset mnist"),
+        (
+            ["train", "--dataset", "mnist", "--data", "x"],
+            "--data is an option of wav, text, hdf5, not of --dataset mnist",
+        ),
         (
             ["train", "--dataset", "timit", "--segment", "0"],
             "--segment must be at least 1, it is 0",

@@ -41,7 +41,7 @@ def test_equal_particles_are_one() -> None:
 
 
 class OwnGuide(ZForcing):
-    def _guide_time(self, batch: SequenceBatch) -> None:
+    def guide_time(self, batch: SequenceBatch) -> None:
         with self.sequences(batch):
             standard = pyro.distributions.Normal(torch.zeros(5, 7, 3), 1.0)
             pyro.sample("z", standard.to_event(2))
@@ -50,7 +50,7 @@ class OwnGuide(ZForcing):
 def test_a_guide_of_ones_own_is_refused() -> None:
     """The filter would take the posterior in its place, in silence."""
     model = OwnGuide(4, **SIZES)
-    with pytest.raises(TypeError, match="with programs of the package"):
+    with pytest.raises(TypeError, match="without programs of its own"):
         model.loss_module(TraceFIVO(3))(random_batch())
 
 

@@ -60,7 +60,7 @@ def real_batch(ragged: bool = False) -> SequenceBatch:
 def log_joint(
     model: Any, batch: SequenceBatch, latents: dict[str, Any]
 ) -> tuple[torch.Tensor, Any]:
-    """log p(y, z) of given latents, costs and coins left out, and the last state."""
+    """log p(y, z) of given latents, without costs and masks, and the last state."""
     with local_parameters(), poutine.block():
         trace = poutine.trace(poutine.condition(model.model, data=latents)).get_trace(batch)
     trace.compute_log_prob()
@@ -87,8 +87,8 @@ def test_parts_have_the_joint_density_of_the_whole(name: str, layout: str, ragge
     paths: dict[str, torch.Tensor] = {}
     if isinstance(model, LatentSequenceModel):
         paths["z"] = torch.randn(4, T, 2)
-    if getattr(model, "echo", None) is not None:
-        paths["b_tilde"] = torch.randn(4, T, model.echo.size)
+    if name == "variational-bilstm":
+        paths["b_tilde"] = torch.randn(4, T, model.latents["b_tilde"].size)
     first, second = parts(batch)
     whole, end = log_joint(model, batch, named(paths, layout))
     one, middle = log_joint(

@@ -20,42 +20,29 @@ from torch.distributions import MultivariateNormal
 from pyro_zf import SRNN, STORN, VRNN, SequenceBatch, VariationalBiLSTM, ZForcing
 from pyro_zf.infer import TraceFIVO, batch_bounds, particle_filter
 from pyro_zf.models import LatentSequenceModel
-from pyro_zf.nn import GaussianHead, Transition
+from pyro_zf.nn import GaussianHead
+from pyro_zf.nn.cells import Cell, ReadsPreviousLatent, State
 from tests.helpers import loss_and_gradients
 from tests.models.test_kalman import LinearGaussian as Linear
 
 H, Z, D, T = 2, 1, 1, 4
-PRIOR_SCALE, EMISSION_SCALE, ECHO_SCALE = 0.8, 0.7, 0.5
+PRIOR_SCALE, EMISSION_SCALE, B_TILDE_SCALE = 0.8, 0.7, 0.5
 
 
-class LinearTransition(Transition):
+class LinearCell(Cell):
     """h_t = A h_{t-1} + B r_t + C u_t, where r are the latents that it reads."""
 
     state_sizes = (H,)
 
-    def __init__(self, read_size: int, lag: int = 0, emitted: int = 0) -> None:
+    def __init__(self, read_size: int) -> None:
         super().__init__()
         self.A = nn.Parameter(0.5 * torch.randn(H, H))
         self.B = nn.Parameter(torch.randn(H, read_size))
         self.C = nn.Parameter(0.5 * torch.randn(H, D))
-        self.lag, self.latent_size, self.emitted = lag, read_size, emitted
 
-    @property
-    def output_size(self) -> int:
-        return H + self.emitted
-
-    def output(self, u: Tensor, z: Tensor, h: Tensor) -> Tensor:
-        if not self.emitted:
-            return h
-        shape = torch.broadcast_shapes(h.shape[:-1], z.shape[:-1])
-        z = z[..., self.latent_size - self.emitted :].expand(*shape, -1)
-        return torch.cat([h.expand(*shape, -1), z], dim=-1)
-
-    def project(self, inputs: Tensor) -> Tensor:
-        return inputs @ self.C.T
-
-    def stepper(self) -> Callable[[Tensor, Tensor, tuple[Tensor, ...]], tuple[Tensor, ...]]:
-        return lambda u, z, state: (state[0] @ self.A.T + z @ self.B.T + u,)
+    def after(self, u: Tensor, z: Tensor | None, state: State) -> State:
+        assert z is not None
+        return (state[0] @ self.A.T + z @ self.B.T + u @ self.C.T,)
 
 
 class WidePosterior(nn.Module):
@@ -83,14 +70,14 @@ SIZES = {"hidden_size": H, "latent_size": Z, "mlp_size": 3, "name": "exact"}
 
 def linear_zforcing() -> LatentSequenceModel:
     return ZForcing(
-        D, transition=LinearTransition(Z), emission=Linear(H, D, EMISSION_SCALE),
+        D, cell=LinearCell(Z), emission=Linear(H, D, EMISSION_SCALE),
         prior=Linear(H, Z, PRIOR_SCALE), posterior=WidePosterior(H, H), alpha=0.0, beta=0.0, **SIZES,
     )  # fmt: skip
 
 
 def linear_bilstm() -> LatentSequenceModel:
     model = VariationalBiLSTM(
-        D, transition=LinearTransition(Z + H, emitted=H), emission=Linear(2 * H, D, EMISSION_SCALE),
+        D, cell=LinearCell(Z + H), emission=Linear(2 * H, D, EMISSION_SCALE),
         prior=Linear(H, Z, PRIOR_SCALE), posterior=WidePosterior(H, H), alpha=0.0, **SIZES,
     )  # fmt: skip
     model.aux["b"].head = ConstantScale(H)
@@ -104,19 +91,19 @@ class ConstantScale(GaussianHead):
         super().__init__(nn.Linear(Z, 2 * size))
         with torch.no_grad():
             self.network.weight[size:] = 0
-            self.network.bias[size:] = torch.tensor(ECHO_SCALE).log()
+            self.network.bias[size:] = torch.tensor(B_TILDE_SCALE).log()
 
 
 def linear_storn() -> LatentSequenceModel:
     return STORN(
-        D, transition=LinearTransition(Z), emission=Linear(H, D, EMISSION_SCALE),
+        D, cell=LinearCell(Z), emission=Linear(H, D, EMISSION_SCALE),
         posterior="recognition", **SIZES,
     )  # fmt: skip
 
 
 def linear_vrnn() -> LatentSequenceModel:
     model = VRNN(
-        D, transition=LinearTransition(Z, lag=1, emitted=Z), emission=Linear(H + Z, D, EMISSION_SCALE),
+        D, cell=ReadsPreviousLatent(LinearCell(Z), Z), emission=Linear(H + Z, D, EMISSION_SCALE),
         prior=Linear(H, Z, PRIOR_SCALE), posterior=WidePosterior(H, H), **SIZES,
     )  # fmt: skip
     model.embedding, model.latent_embedding = nn.Identity(), nn.Identity()
@@ -136,7 +123,7 @@ def affine(module: nn.Module) -> Callable[..., Tensor]:
 
 
 def simulate_zforcing(m: LatentSequenceModel, u: Tensor, noise: Tensor) -> Tensor:
-    f_p, f_o, t = affine(m.prior), affine(m.emission), m.transition
+    f_p, f_o, t = affine(m.prior), affine(m.emission), m.cell
     h, means = torch.zeros(H), []
     for u_t, e in zip(u, noise, strict=True):
         z = f_p(h) + PRIOR_SCALE * e[:Z]
@@ -146,18 +133,18 @@ def simulate_zforcing(m: LatentSequenceModel, u: Tensor, noise: Tensor) -> Tenso
 
 
 def simulate_bilstm(m: LatentSequenceModel, u: Tensor, noise: Tensor) -> Tensor:
-    f_p, f_o, t, psi = affine(m.prior), affine(m.emission), m.transition, m.aux["b"].head.network
+    f_p, f_o, t, psi = affine(m.prior), affine(m.emission), m.cell, m.aux["b"].head.network
     h, means = torch.zeros(H), []
     for u_t, e in zip(u, noise, strict=True):
         z = f_p(h) + PRIOR_SCALE * e[:Z]
-        b_tilde = psi(z)[:H] + ECHO_SCALE * e[Z:]
+        b_tilde = psi(z)[:H] + B_TILDE_SCALE * e[Z:]
         h = t.A @ h + t.B @ torch.cat([z, b_tilde]) + t.C @ u_t
         means.append(f_o(h, b_tilde))
     return torch.cat(means)
 
 
 def simulate_storn(m: LatentSequenceModel, u: Tensor, noise: Tensor) -> Tensor:
-    f_o, t = affine(m.emission), m.transition
+    f_o, t = affine(m.emission), m.cell
     h, means = torch.zeros(H), []
     for u_t, e in zip(u, noise, strict=True):
         h = t.A @ h + t.B @ e[:Z] + t.C @ u_t
@@ -166,7 +153,7 @@ def simulate_storn(m: LatentSequenceModel, u: Tensor, noise: Tensor) -> Tensor:
 
 
 def simulate_vrnn(m: LatentSequenceModel, u: Tensor, noise: Tensor) -> Tensor:
-    f_p, f_o, t = affine(m.prior), affine(m.emission), m.transition
+    f_p, f_o, t = affine(m.prior), affine(m.emission), m.cell.cell
     h, z, means = torch.zeros(H), torch.zeros(Z), []
     for u_t, e in zip(u, noise, strict=True):
         h = t.A @ h + t.B @ z + t.C @ u_t

@@ -1,4 +1,4 @@
-"""The laws of the design for every (family x prior x posterior x emission) that makes sense."""
+"""The laws of the design for every system, with parts such that every pair of them occurs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pyro_zf.infer import (
     batch_bounds,
     particle_filter,
 )
-from pyro_zf.models import LatentSequenceModel, SequenceModel
+from pyro_zf.models import LatentSequenceModel, SequenceModel, VariationalBiLSTM
 from pyro_zf.nn import POSTERIORS
 from tests.families import COMBINATIONS, DATA, LATENT_FAMILIES, Combination, makes_sense
 from tests.helpers import assert_close, attributes, loss_and_gradients
@@ -44,6 +44,11 @@ def test_laws(combination: Combination) -> None:
         kl_weight_acts_on_both(model, batch, combination.posterior)
 
 
+def skipping(model: SequenceModel, probability: float) -> dict[str, float]:
+    """Another probability of the skip gradient, where the system has one."""
+    return {"skip_gradient": probability} if isinstance(model, VariationalBiLSTM) else {}
+
+
 def layouts_agree(model: SequenceModel, batch: SequenceBatch) -> None:
     for objective in (TraceELBO(), TraceMeanField_ELBO(), TraceIWAE(3)):
         with model.using_layout("steps"):
@@ -62,7 +67,7 @@ def layouts_agree(model: SequenceModel, batch: SequenceBatch) -> None:
 def every_parameter_moves(model: SequenceModel, batch: SequenceBatch) -> None:
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     optimiser = torch.optim.SGD(model.parameters(), lr=1e-3)
-    with attributes(model, skip_gradient=0.0):
+    with attributes(model, **skipping(model, 0.0)):
         _, gradients = loss_and_gradients(model, TraceMeanField_ELBO(), batch)
     optimiser.step()
     for name, parameter in model.named_parameters():
@@ -80,8 +85,8 @@ def padding_is_invisible(model: SequenceModel, batch: SequenceBatch) -> None:
         "other values": torch.where(mask, batch.targets, junk),
         "more of it": torch.cat([batch.targets, junk], dim=1),
     }
-    # At p = 1 no coin is left to chance: with more steps, more of them would be thrown.
-    with attributes(model, skip_gradient=1.0):
+    # At p = 1 the mask uses up no random numbers, whose number would depend on the padding.
+    with attributes(model, **skipping(model, 1.0)):
         loss, gradients = loss_and_gradients(model, TraceMeanField_ELBO(), batch)
         for what, targets in padded.items():
             other = SequenceBatch.from_targets(targets, batch.lengths)
@@ -131,7 +136,7 @@ def aux_target_is_constant(model: LatentSequenceModel, batch: SequenceBatch) -> 
         trace.nodes["aux_b"]["log_prob"].sum().backward()
 
     pyro.clear_param_store()
-    with attributes(model, skip_gradient=0.0):
+    with attributes(model, **skipping(model, 0.0)):
         gradients_of_the_cost(condition=True)
         assert all(p.grad is None for p in model.backward_network.parameters())
         assert all(p.grad is None for p in model.posterior.parameters())
@@ -201,9 +206,9 @@ def test_the_filter_without_resampling_is_the_iwae(family: str, lengths: list[in
         model = combination.build(kl_weight=0.7)
         batch = combination.batch(lengths)
         corrupted = WordDropout(0.5)(batch)
-        # At 0 and at 1 no coins are thrown, which the filter throws once for all particles.
-        for skip in (0.0, 1.0):
-            with attributes(model, skip_gradient=skip):
+        # At 0 and at 1 the mask is no random one, which the filter draws once for all particles.
+        for skip in (0.0, 1.0) if family == "variational-bilstm" else (0.0,):
+            with attributes(model, **skipping(model, skip)):
                 loss, gradients = loss_and_gradients(model, TraceIWAE(4), corrupted)
                 filtered = loss_and_gradients(model, TraceFIVO(4, resample_below=0.0), corrupted)
             assert_close(filtered[0], loss, "loss")
@@ -234,28 +239,29 @@ def test_generation_is_ancestral(family: str) -> None:
 def test_a_resampled_particle_takes_all_its_state_along(
     family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Particles that differ in their past alone: in whatever order they go on, the bound is the same."""
-    model = Combination(family, "gaussian", "smoothing", "gaussian").build().eval()
-    batch = Combination(family, "gaussian", "smoothing", "gaussian").batch()
+    """In whatever order the particles go on, the bound is the same if all their state goes along.
+
+    The noise of a step is the same for all particles, so that they differ by their past alone.
+    """
+    combination = Combination(family, "gaussian", "smoothing", "gaussian")
+    model, batch = combination.build().eval(), combination.batch()
     assert isinstance(model, LatentSequenceModel)
+    rsample, steps = torch.distributions.Normal.rsample, iter(range(10**6))
     bounds = []
     for order in ([0, 1, 2, 3], [2, 0, 3, 1]):
-        draws = 0
+        steps = iter(range(10**6))
 
-        def noise(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
-            nonlocal draws
-            draws += 1
-            of_the_first_step = 2 if family == "variational-bilstm" else 1
-            first = torch.arange(4.0).reshape(4, *(1,) * (len(shape) - 1))
-            return (
-                (first if draws <= of_the_first_step else torch.tensor(0.3)).expand(shape).clone()
-            )
+        def drawn(self: Any, shape: Any = (), steps: Any = steps) -> Tensor:
+            first = next(steps) < len(model.latents)
+            noise = torch.arange(4.0).reshape(4, 1, 1) if first else torch.tensor(0.3)
+            return self.loc + self.scale * noise
 
         def ancestors(log_weight: Tensor, below: float, order: list[int] = order) -> Any:
             index = torch.tensor(order).unsqueeze(-1).expand(log_weight.shape)
             return index, torch.ones(log_weight.shape[1], dtype=torch.bool)
 
-        monkeypatch.setattr("torch.distributions.normal._standard_normal", noise)
+        monkeypatch.setattr(torch.distributions.Normal, "rsample", drawn)
         monkeypatch.setattr("pyro_zf.infer.fivo._ancestors", ancestors)
         bounds.append(particle_filter(model, batch, 4, resample_below=1.0).bound)
+    monkeypatch.setattr(torch.distributions.Normal, "rsample", rsample)
     assert_close(bounds[1], bounds[0], "bound")

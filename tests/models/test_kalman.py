@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 
 import pyro.distributions as dist
 import pytest
@@ -13,12 +12,12 @@ from torch import Tensor, nn
 
 from pyro_zf import SequenceBatch, ZForcing
 from pyro_zf.infer import batch_bounds
-from pyro_zf.nn import Transition
+from pyro_zf.nn.cells import Cell, State
 
 H, Z, D, T = 3, 2, 2, 5
 
 
-class LinearTransition(Transition):
+class LinearCell(Cell):
     """h_t = A h_{t-1} + B z_t + C u_t."""
 
     state_sizes = (H,)
@@ -29,11 +28,9 @@ class LinearTransition(Transition):
         self.B = nn.Parameter(torch.randn(H, Z))
         self.C = nn.Parameter(0.5 * torch.randn(H, D))
 
-    def project(self, inputs: Tensor) -> Tensor:
-        return inputs @ self.C.T
-
-    def stepper(self) -> Callable[[Tensor, Tensor, tuple[Tensor, ...]], tuple[Tensor, ...]]:
-        return lambda u, z, state: (state[0] @ self.A.T + z @ self.B.T + u,)
+    def after(self, u: Tensor, z: Tensor | None, state: State) -> State:
+        assert z is not None
+        return (state[0] @ self.A.T + z @ self.B.T + u @ self.C.T,)
 
 
 class LinearGaussian(nn.Module):
@@ -51,14 +48,14 @@ class LinearGaussian(nn.Module):
 def linear_gaussian_model() -> ZForcing:
     return ZForcing(
         D, emission=LinearGaussian(H, D, 0.7), prior=LinearGaussian(H, Z, 0.9),
-        transition=LinearTransition(), reverse_emission=LinearGaussian(4, D, 1.0),
+        cell=LinearCell(), reverse_emission=LinearGaussian(4, D, 1.0),
         hidden_size=H, backward_size=4, latent_size=Z, alpha=0.0, beta=0.0,
     )  # fmt: skip
 
 
 def kalman_log_likelihood(model: ZForcing, u: Tensor, y: Tensor) -> Tensor:
     """log p(y_{1:T}) of one sequence; the state is h, its noise that of z through B."""
-    A, B, C = model.transition.A, model.transition.B, model.transition.C
+    A, B, C = model.cell.A, model.cell.B, model.cell.C
     F, f, q = model.prior.linear.weight, model.prior.linear.bias, model.prior.scale**2
     W, w, r = model.emission.linear.weight, model.emission.linear.bias, model.emission.scale**2
     mean, cov = torch.zeros(H), torch.zeros(H, H)
@@ -81,7 +78,7 @@ def exact_posterior(model: ZForcing, u: Tensor, y: Tensor) -> list[tuple[Tensor,
 
     lambda_t(h) = log p(y_{t:T} | h_{t-1} = h) is a quadratic -h'Ph/2 + p'h + const.
     """
-    A, B, C = model.transition.A, model.transition.B, model.transition.C
+    A, B, C = model.cell.A, model.cell.B, model.cell.C
     F, f, q = model.prior.linear.weight, model.prior.linear.bias, model.prior.scale**2
     W, w, r = model.emission.linear.weight, model.emission.linear.bias, model.emission.scale**2
     P, p = torch.zeros(H, H), torch.zeros(H)
@@ -172,7 +169,7 @@ def test_the_oracle_sees_every_part(wrong: str) -> None:
     u, y = batch.inputs[0], batch.targets[0]
     posterior = ExactPosterior(exact_posterior(model, u, y))
     with torch.no_grad():
-        getattr(model.transition, wrong).add_(0.3)
+        getattr(model.cell, wrong).add_(0.3)
     model.posterior, model.backward_network = posterior, Clock()
     exact = kalman_log_likelihood(model, u, y)
     gap = exact - batch_bounds(model.model, model.guide, batch, 500, chunk=500).elbo[0]

@@ -164,9 +164,9 @@ def test_6_what_the_aux_cost_trains() -> None:
         }
 
     batch = random_batch()
-    assert reached("target") == {"aux", "posterior", "transition", "backward_network"}
+    assert reached("target") == {"aux", "posterior", "cell", "backward_network"}
     assert reached("posterior") == {"aux"}
-    assert reached("backward") == {"aux", "posterior", "transition"}
+    assert reached("backward") == {"aux", "posterior", "cell"}
 
 
 def test_6_the_target_gives_the_backward_network_no_gradient() -> None:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from pyro_zf import SequenceBatch, VariationalBiLSTM, ZForcing
 from pyro_zf.infer import Trace_ELBO, TraceIWAE, TraceMeanField_ELBO, batch_bounds
-from pyro_zf.nn import ChainTransition, GaussianForm, SmoothingPosterior
+from pyro_zf.nn import GaussianForm, SmoothingPosterior
+from pyro_zf.sequence import Recurrence
 from tests.helpers import assert_close, attributes, loss_and_gradients, random_batch
 
 SIZES: dict[str, Any] = {"hidden_size": 6, "latent_size": 3, "mlp_size": 5}
@@ -27,7 +28,7 @@ def bilstm(**options: Any) -> VariationalBiLSTM:
 def test_defaults_are_the_papers() -> None:
     model = VariationalBiLSTM(1)
     assert model.aux_weights == {"b": 0.001}
-    assert model.transition.lstm.input_size == 1 + 256 + 1024  # u, z, b~
+    assert model.cell.lstm.input_size == 1 + 256 + 1024  # u, z, b~
     assert model.emission.network[0].in_features == 1024 + 1024  # h, b~
     assert model.skip_gradient == 0.5
 
@@ -83,7 +84,7 @@ def gradients_of_the_stochastic_networks(
 @pytest.mark.parametrize("layout", ["steps", "time"])
 def test_skip_gradient_cuts_what_prior_and_posterior_read(layout: str) -> None:
     batch = random_batch(lengths=LENGTHS)
-    recurrent = ("transition.", "backward_network.")
+    recurrent = ("cell.", "backward_network.")
     model = bilstm()
     with attributes(model, skip_gradient=1.0):
         cut = gradients_of_the_stochastic_networks(model, batch, layout)
@@ -102,31 +103,31 @@ def test_skip_gradient_cuts_what_prior_and_posterior_read(layout: str) -> None:
     )
 
 
-class SetCoins(Messenger):
-    """Throws given coins."""
+class SetMask(Messenger):
+    """Sets the mask of the skip gradient."""
 
-    def __init__(self, coins: Tensor) -> None:
+    def __init__(self, mask: Tensor) -> None:
         super().__init__()
-        self.coins = coins
+        self.mask = mask
 
     def _pyro_sample(self, msg: Any) -> None:
         if msg["name"] == "skip":
-            msg["value"], msg["done"] = self.coins, True
+            msg["value"], msg["done"] = self.mask, True
 
 
-def skipping(model: VariationalBiLSTM, batch: SequenceBatch, coins: Tensor) -> Any:
-    """Loss and gradients of the whole objective with given coins."""
+def skipping(model: VariationalBiLSTM, batch: SequenceBatch, mask: Tensor) -> Any:
+    """Loss and gradients of the whole objective with a given mask."""
     model.zero_grad()
     pyro.clear_param_store()
     torch.manual_seed(1)
-    loss = Trace_ELBO().differentiable_loss(model.model, SetCoins(coins)(model.guide), batch)
+    loss = Trace_ELBO().differentiable_loss(model.model, SetMask(mask)(model.guide), batch)
     loss.backward()
     return loss.detach(), {name: p.grad for name, p in model.named_parameters()}
 
 
 @pytest.mark.parametrize("layout", ["steps", "time"])
 def test_skip_gradient_of_the_whole_objective(layout: Any) -> None:
-    """p = 0 is no mask; no coin changes a value; each step and sequence has a coin of its own."""
+    """p = 0 is no mask; no mask changes a value; each step of each sequence has its own entry."""
     batch = random_batch()
     model = bilstm(layout=layout)
     shape = (batch.num_sequences, batch.num_steps)
@@ -137,11 +138,11 @@ def test_skip_gradient_of_the_whole_objective(layout: Any) -> None:
     assert_close(loss / batch.num_sequences, plain_loss, "loss at p = 0")
     for name, gradient in plain.items():
         assert_close(unmasked[name] / batch.num_sequences, gradient, name)
-    for coins in (every, torch.rand(shape) < 0.5):
-        masked_loss, _ = skipping(model, batch, coins)
+    for mask in (every, torch.rand(shape) < 0.5):
+        masked_loss, _ = skipping(model, batch, mask)
         assert_close(masked_loss, loss, "the value")
 
-    # One coin, at step 3 of sequence 1: h and b get no gradient from the densities at that step.
+    # One entry, at step 3 of sequence 1: h and b get no gradient from the densities at that step.
     one = none.clone()
     one[1, 2] = True
     _, with_one = skipping(model, batch, one)
@@ -159,10 +160,10 @@ def test_skip_gradient_of_the_whole_objective(layout: Any) -> None:
     assert difference.abs().max() > 0
 
 
-def test_coins() -> None:
+def test_masks() -> None:
     model, batch = bilstm(skip_gradient=0.3), random_batch(num_sequences=400, num_steps=50)
 
-    def coins() -> Tensor:
+    def mask() -> Tensor:
         pyro.clear_param_store()
         trace = poutine.trace(model.guide).get_trace(batch)
         model_trace = poutine.trace(poutine.replay(model.model, trace=trace)).get_trace(batch)
@@ -170,16 +171,16 @@ def test_coins() -> None:
         value: Tensor = trace.nodes["skip"]["value"]
         return value
 
-    drawn = coins()
+    drawn = mask()
     assert drawn.shape == (400, 50)
     assert abs(drawn.double().mean() - 0.3) < 0.02
     assert 0 < drawn[0].sum() < 50
     model.skip_per = "sequence"
-    drawn = coins()
+    drawn = mask()
     assert set(drawn.sum(1).tolist()) == {0, 50}
     assert abs(drawn.double().mean() - 0.3) < 0.1
     model.eval()
-    assert "skip" not in poutine.trace(model.guide).get_trace(batch).nodes, "coins are for training"
+    assert "skip" not in poutine.trace(model.guide).get_trace(batch).nodes, "masks are for training"
 
 
 @pytest.mark.parametrize("layout", ["steps", "time"])
@@ -227,7 +228,7 @@ def test_a_guide_of_ones_own_may_propose_b_tilde() -> None:
     kl_of_z = torch.distributions.kl_divergence(of_z, model.prior(torch.zeros(6)))
     z = of_z.sample((20_000,))
     of_b = pyro.distributions.Normal(torch.zeros(6), 1.2).to_event(1)
-    kl_of_b = torch.distributions.kl_divergence(of_b, model.echo(z)).mean()
+    kl_of_b = torch.distributions.kl_divergence(of_b, model.p_psi(z)).mean()
     assert kl_of_b > 0.3
     torch.testing.assert_close(own.kl, (kl_of_z + kl_of_b).expand(5), rtol=0.03, atol=0)
 
@@ -236,7 +237,7 @@ def test_a_guide_of_ones_own_may_propose_b_tilde() -> None:
 @pytest.mark.parametrize("layout", ["steps", "time"])
 @pytest.mark.parametrize("training", [True, False])
 def test_a_guide_of_ones_own_may_leave_b_tilde_to_the_model(layout: Any, training: bool) -> None:
-    """With z alone, as for every other system: b~ and the coins then come from the model."""
+    """With z alone, as for every other system: b~ and the mask then come from the model."""
     model = bilstm(layout=layout, alpha=0.0, beta=0.0).train(training)
     batch = random_batch(num_steps=2)
 
@@ -279,7 +280,7 @@ def test_b_tilde_and_z_are_set_together_in_the_time_layout() -> None:
     torch.testing.assert_close(density.log_prob_sum(), expected.log_prob_sum())
 
 
-class Coins(nn.Module):
+class Bits(nn.Module):
     """A posterior that is not reparametrised."""
 
     def forward(self, h: Tensor, b: Tensor) -> pyro.distributions.TorchDistribution:
@@ -287,7 +288,7 @@ class Coins(nn.Module):
 
 
 def test_layouts_agree_where_z_is_not_reparametrised_and_b_tilde_is() -> None:
-    model, batch = bilstm(posterior=Coins(), prior=CoinPrior(), skip_gradient=0.0), random_batch()
+    model, batch = bilstm(posterior=Bits(), prior=BitsPrior(), skip_gradient=0.0), random_batch()
     with model.using_layout("steps"):
         loss, gradients = loss_and_gradients(model, Trace_ELBO(), batch)
     other_loss, others = loss_and_gradients(model, Trace_ELBO(), batch)
@@ -296,7 +297,7 @@ def test_layouts_agree_where_z_is_not_reparametrised_and_b_tilde_is() -> None:
         assert_close(others[name], gradient, name, rtol=1e-9)
 
 
-class CoinPrior(nn.Module):
+class BitsPrior(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.linear = nn.Linear(6, 3)
@@ -306,7 +307,7 @@ class CoinPrior(nn.Module):
 
 
 class Hot(SmoothingPosterior):
-    """Overrides what both its forward and its stepper would use."""
+    """Overrides what its forward uses."""
 
     def moments(self, features: Tensor) -> tuple[Tensor, Tensor]:
         mean, log_scale = super().moments(features)
@@ -353,7 +354,7 @@ def test_latents_from_the_prior_or_at_its_mean(layout: Any) -> None:
     z = z if layout == "steps" else z[:, 0]
     expected = model.prior(torch.zeros(5, 6)).mean
     torch.testing.assert_close(z, expected)
-    assert model.latents == "posterior"
+    assert model.latent_source == "posterior"
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -367,7 +368,7 @@ def test_latents_from_nowhere() -> None:
 def test_a_prior_without_a_mean_says_so() -> None:
     model = bilstm(prior="flow")
     with (
-        pytest.raises(ValueError, match="the mean of FlowPrior is not known"),
+        pytest.raises(ValueError, match="the mean of TransformedDistribution is not known"),
         model.drawing_latents_from("prior-mean"),
     ):
         model.generate(torch.zeros(2, 4), 3)
@@ -376,7 +377,7 @@ def test_a_prior_without_a_mean_says_so() -> None:
 def test_the_backward_network_reads_inputs_and_targets() -> None:
     """b_t has read u_t, y_t, .., y_T: one more than Z-Forcing's, each from its own end."""
     model, batch = bilstm(), random_batch(lengths=LENGTHS)
-    b = model._recurrence(batch).b
+    b = Recurrence(model, batch).b
     assert batch.targets is not None
     for i, length in enumerate(LENGTHS):
         x = torch.cat([batch.inputs[i, :1], batch.targets[i, :length]])
@@ -391,12 +392,11 @@ def test_costs() -> None:
     trace = poutine.trace(poutine.replay(model.model, trace=guide)).get_trace(batch)
     trace.compute_log_prob()
     z, b_tilde = (guide.nodes[name]["value"].movedim(1, 0) for name in ("z", "b_tilde"))
-    recurrence = model._recurrence(batch)
-    read = torch.cat([z, b_tilde], dim=-1)
-    h, _ = model.transition.run(recurrence.inputs, read)
+    run = Recurrence(model, batch)
+    h = model.cell.run(run.u, torch.cat([z, b_tilde], dim=-1)).after
     h_prev = torch.cat([torch.zeros(1, 5, 6), h[:-1]])
     expected = {
-        "aux_b": 0.3 * model.aux["b"].head(z).log_prob(recurrence.b),
+        "aux_b": 0.3 * model.aux["b"].head(z).log_prob(run.b),
         "aux_h": 0.4 * model.aux["h"].head(z).log_prob(h_prev),
         "aux_activity": -0.2 * h.square().sum(-1),
     }
@@ -416,18 +416,15 @@ def test_targets_are_constants_unless_told_otherwise(detach: bool) -> None:
     trace = poutine.trace(poutine.condition(model.model, data=fixed)).get_trace(batch)
     trace.compute_log_prob()
     (trace.nodes["aux_b"]["log_prob"] + trace.nodes["aux_h"]["log_prob"]).sum().backward()
-    for network in (model.backward_network, model.transition):
+    for network in (model.backward_network, model.cell):
         assert all((p.grad is None) == detach for p in network.parameters())
 
 
 def test_b_tilde_at_its_mean() -> None:
     model, batch = bilstm(b_tilde="mean").eval(), random_batch()
     guide = poutine.trace(model.guide).get_trace(batch)
-    assert "b_tilde" not in guide.nodes
-    recurrence = model._recurrence(batch)
-    z = guide.nodes["z"]["value"]
-    mean = model.aux["b"].head(z.movedim(1, 0)).mean
-    torch.testing.assert_close(recurrence.latent_inputs(z)[..., 3:], mean)
+    z, b_tilde = (guide.nodes[name]["value"].movedim(1, 0) for name in ("z", "b_tilde"))
+    torch.testing.assert_close(b_tilde, model.aux["b"].head(z).mean)
     for layout in ("steps", "time"):
         with model.using_layout(layout):
             loss, gradients = loss_and_gradients(model, TraceMeanField_ELBO(), batch)
@@ -438,10 +435,10 @@ def test_b_tilde_at_its_mean() -> None:
         assert_close(gradient, expected_gradients[name], name)
 
 
-@pytest.mark.parametrize("into", [("transition",), ("emission",), ("transition", "emission")])
+@pytest.mark.parametrize("into", [("cell",), ("emission",), ("cell", "emission")])
 def test_where_b_tilde_goes(into: tuple[str, ...]) -> None:
     model, batch = bilstm(b_tilde_into=into), random_batch(lengths=LENGTHS)
-    assert model.transition.lstm.input_size == 4 + 3 + 6 * ("transition" in into)
+    assert model.cell.lstm.input_size == 4 + 3 + 6 * ("cell" in into)
     assert model.emission.network[0].in_features == 6 + 6 * ("emission" in into)
     with model.using_layout("steps"):
         expected, _ = loss_and_gradients(model, TraceIWAE(2), batch)
@@ -455,9 +452,9 @@ def test_where_b_tilde_goes(into: tuple[str, ...]) -> None:
     ("options", "message"),
     [
         ({"skip_gradient": 1.5}, "skip_gradient is a probability, not 1.5"),
-        ({"skip_per": "batch"}, "per 'step' or per 'sequence', not 'batch'"),
-        ({"b_tilde": "mode"}, "b~ is drawn by 'sample' or 'mean', not 'mode'"),
-        ({"b_tilde_into": ("prior",)}, "b~ goes into 'transition' and 'emission', not 'prior'"),
+        ({"skip_per": "batch"}, "skip_per is 'step' or 'sequence', not 'batch'"),
+        ({"b_tilde": "mode"}, "b_tilde is 'sample' or 'mean', not 'mode'"),
+        ({"b_tilde_into": ("prior",)}, "b_tilde goes into 'cell' and 'emission', not 'prior'"),
         ({"backward_reads": "both"}, "reads 'inputs' or 'targets', not 'both'"),
         (
             {"posterior": "filtering"},
@@ -465,10 +462,6 @@ def test_where_b_tilde_goes(into: tuple[str, ...]) -> None:
         ),
         ({"deterministic": True}, "goes with backward_reads='targets'"),
         ({"aux": {"b": 1.0}}, "the cost 'b' has an option of its own here"),
-        (
-            {"b_tilde_into": ("emission",), "transition": ChainTransition},
-            "a transition of your own decides itself where b~ goes",
-        ),
         ({"alpha": -1.0}, "must not be negative, it is -1"),
         ({"prior": "uniform"}, "unknown prior 'uniform'"),
         ({"posterior": "exact"}, "unknown posterior 'exact'"),
@@ -483,4 +476,4 @@ def test_wrong_options(options: dict[str, Any], message: str) -> None:
 
 def test_reconstruction_form() -> None:
     model = bilstm(reconstruction_form=GaussianForm(mean="tanh"))
-    assert model.echo(10 * torch.randn(50, 3)).mean.abs().max() < 1
+    assert model.p_psi(10 * torch.randn(50, 3)).mean.abs().max() < 1

@@ -14,11 +14,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch import distributions as td
 
+from pyro_zf.distributions import AutoregressiveNormal, DiscretizedLogisticMixture
 from pyro_zf.nn import (
     EMISSIONS,
     AutoregressiveGaussianEmission,
-    AutoregressiveNormal,
-    DiscretizedLogisticMixture,
     GaussianMixtureEmission,
     LogisticMixtureEmission,
     make_emission,

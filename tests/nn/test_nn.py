@@ -9,30 +9,38 @@ from torch import nn
 from pyro_zf import SequenceBatch
 from pyro_zf.nn import (
     ACTIVATIONS,
+    CELLS,
     MLP,
     BackwardLSTM,
+    Cell,
     GaussianForm,
     GaussianPrior,
-    LSTMTransition,
-    SmoothingPosterior,
+    ReadsPreviousLatent,
     StandardNormalPrior,
-    Transition,
 )
 
 
-def test_stepping_is_running() -> None:
-    """The loop over steps, the base class's run and one call of nn.LSTM give the same states."""
-    transition = LSTMTransition(3, 2, 5)
+@pytest.mark.parametrize("name", [*CELLS, "reads the latent before"])
+@pytest.mark.parametrize("layers", [1, 3])
+def test_stepping_is_running(name: str, layers: int) -> None:
+    """The loop over steps and one call of PyTorch's module give the same states, whole and in parts."""
+    cell: Cell = CELLS.get(name, CELLS["lstm"])(3, 2, 5, num_layers=layers)  # type: ignore[call-arg]
+    rnn = cell.rnn  # type: ignore[attr-defined]
+    if name not in CELLS:
+        cell = ReadsPreviousLatent(cell, 2)
+    with torch.no_grad():
+        for parameter in cell.parameters():
+            parameter.copy_(torch.randn_like(parameter))
     u, z = torch.randn(6, 4, 3), torch.randn(6, 2, 4, 2)
-    looped, last = Transition.run(transition, u, z)
-    torch.testing.assert_close(transition.run(u, z), (looped, last), rtol=1e-12, atol=1e-14)
-    half, middle = transition.run(u[:2], z[:2])
-    rest, end = transition.run(u[2:], z[2:], middle)
-    torch.testing.assert_close((torch.cat([half, rest]), end), (looped, last))
-    lstm = nn.LSTM(5, 5)
-    lstm.load_state_dict(transition.lstm.state_dict())
-    first = lstm(torch.cat([u, z[:, 1]], dim=-1))[0]
-    torch.testing.assert_close(first, looped[:, 1], rtol=1e-12, atol=1e-14)
+    looped = Cell.run(cell, u, z)
+    torch.testing.assert_close(tuple(cell.run(u.unsqueeze(1), z)), tuple(looped))
+    half = cell.run(u[:2].unsqueeze(1), z[:2])
+    rest = cell.run(u[2:].unsqueeze(1), z[2:], half.last)
+    torch.testing.assert_close(torch.cat([half.before, rest.before]), looped.before)
+    torch.testing.assert_close((torch.cat([half.after, rest.after]), rest.last), looped[1:])
+    read = z[:, 1] if name in CELLS else torch.cat([torch.zeros(1, 4, 2), z[:-1, 1]])
+    theirs = rnn(torch.cat([u, read], dim=-1))[0]
+    torch.testing.assert_close(looped.after[:, 1], theirs)
 
 
 def test_the_backward_network_starts_at_each_sequences_own_end() -> None:
@@ -46,15 +54,6 @@ def test_the_backward_network_starts_at_each_sequences_own_end() -> None:
     torch.testing.assert_close(states[:2, 1:], network(alone.targets, alone))
     cell = network.lstm(y[0].flip(0))[0].flip(0)
     torch.testing.assert_close(states[:, 0], cell)
-
-
-def test_the_hoisted_posterior_is_the_plain_one() -> None:
-    posterior = SmoothingPosterior(3, 4, 2, mlp_size=5, depth=2)
-    h, b = torch.randn(7, 3), torch.randn(7, 4)
-    mean, log_scale = posterior.stepper()(h, posterior.project(b))
-    plain = posterior(h, b).base_dist
-    torch.testing.assert_close(mean, plain.loc)
-    torch.testing.assert_close(log_scale.exp(), plain.scale)
 
 
 def test_gaussian_forms() -> None:

@@ -189,9 +189,9 @@ def test_sounds_with_workers(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
 def test_settings_of_a_resumed_run(tmp_path: Path) -> None:
     options = {**TINY, "dataset": "text", "data": text_file(tmp_path / "mine.txt"), "workers": 2}
-    train(TrainConfig(output_dir=tmp_path / "run", max_steps=1, **options))
-    assert resumed(TrainConfig(resume=tmp_path / "run")).workers == 2
-    assert resumed(TrainConfig(resume=tmp_path / "run", workers=0)).workers == 0
+    train(TrainConfig.of(output_dir=tmp_path / "run", max_steps=1, **options))
+    assert resumed(TrainConfig.of(resume=tmp_path / "run")).workers == 2
+    assert resumed(TrainConfig.of(resume=tmp_path / "run", workers=0)).workers == 0
 
 
 def test_hidden_inputs_are_no_symbols_of_the_data(tmp_path: Path) -> None:
@@ -216,9 +216,9 @@ def test_resumed_in_the_middle_of_an_epoch(dataset: str, workers: int, tmp_path:
     else:
         options = {"data": array_file(tmp_path / "mine.h5", "real")}
     options |= {**TINY, "dataset": dataset, "workers": workers, "batch_size": 16}
-    train(TrainConfig(output_dir=tmp_path / "whole", max_steps=20, **options))
-    train(TrainConfig(output_dir=tmp_path / "parts", max_steps=5, **options))
-    train(TrainConfig(resume=tmp_path / "parts", max_steps=20))
+    train(TrainConfig.of(output_dir=tmp_path / "whole", max_steps=20, **options))
+    train(TrainConfig.of(output_dir=tmp_path / "parts", max_steps=5, **options))
+    train(TrainConfig.of(resume=tmp_path / "parts", max_steps=20))
     whole, parts = states(tmp_path / "whole"), states(tmp_path / "parts")
     assert whole["progress"]["epoch"] >= 1, "across the end of an epoch"
     assert whole["progress"]["batch"] == parts["progress"]["batch"]

@@ -40,12 +40,11 @@ class Product:
         else:
             out.add_(self._times(x, self._transposed))
 
-    def affine(self, x: Tensor, bias: Tensor, out: Tensor) -> None:
-        r""":math:`out = x W^\top + bias`."""
+    def affine(self, x: Tensor, bias: Tensor, out: Tensor | None = None) -> Tensor:
+        r""":math:`x W^\top + bias`, in ``out`` if it is given."""
         if self._in_place:
-            torch.addmm(bias, x, self._transposed, out=out)
-        else:
-            torch.add(self._times(x, self._transposed), bias, out=out)
+            return torch.addmm(bias, x, self._transposed, out=out)
+        return torch.add(self._times(x, self._transposed), bias, out=out)
 
     def back(self, g: Tensor, room: Tensor) -> Tensor:
         r""":math:`g W`, in ``room`` or elsewhere."""

@@ -6,7 +6,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from pyro_zf.paths import OverTime
+from pyro_zf.distributions import OverTime
 
 T, B, D = 7, 5, 3
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.distributions import kl_divergence
 
-from pyro_zf.nn.normal import DiagonalNormal
+from pyro_zf.distributions import DiagonalNormal
 
 
 def pair(*shape: int) -> tuple[DiagonalNormal, dist.Independent]:

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from pyro_zf.batch import masked
-from pyro_zf.chunks import by_chunks
+from pyro_zf.distributions.chunks import by_chunks
 
-__all__ = ["EmissionPath", "OverTime", "over_steps"]
+__all__ = ["ChunkedEmission", "OverTime", "over_steps"]
 
 
 class OverTime(TorchDistribution):
@@ -99,7 +99,7 @@ class OverTime(TorchDistribution):
         return value.movedim(self._time_in_steps, self._time_in_value)
 
 
-class EmissionPath(OverTime):
+class ChunkedEmission(OverTime):
     r""":math:`\prod_t p(y_t \mid h_t)`, event shape (T, ...), scored some steps at a time.
 
     Args:

@@ -1,0 +1,130 @@
+"""What a model is conditioned on: one vector for each sequence, or for each of its steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+
+from pyro_zf.batch import SequenceBatch
+from pyro_zf.data.datasets import DataError, SequenceDataset
+from pyro_zf.data.values import Statistics, Values
+
+__all__ = ["ConditionedDataset", "covariates_of", "one_hot"]
+
+
+@dataclass(frozen=True)
+class ConditionedDataset:
+    """A data set whose batches have covariates.
+
+    Args:
+        dataset: the sequences.
+        covariates: (sequences, size), or (sequences, time, size) for values of each step.
+
+    Raises:
+        DataError: if there are not as many as sequences.
+    """
+
+    dataset: SequenceDataset
+    covariates: Float[np.ndarray, "sequences *time size"]
+
+    def __post_init__(self) -> None:
+        if len(self.covariates) != len(self.dataset):
+            raise DataError(
+                f"there are covariates for {len(self.covariates)} sequences, and {len(self.dataset)} "
+                "sequences"
+            )
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    @property
+    def values(self) -> Values:
+        """What a step holds."""
+        return self.dataset.values
+
+    @property
+    def lengths(self) -> Int[np.ndarray, " sequences"] | None:
+        """Steps of each sequence, or None where all have the same."""
+        return self.dataset.lengths
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of the longest sequence."""
+        return self.dataset.num_steps
+
+    @property
+    def block(self) -> int | None:
+        """Sequences that are read together, or None where all are in memory."""
+        return self.dataset.block
+
+    @property
+    def gives_bytes(self) -> bool:
+        """Whether :meth:`batch` takes ``dtype=torch.uint8``."""
+        return bool(getattr(self.dataset, "gives_bytes", False))
+
+    @property
+    def targets(self) -> Any:
+        """Of a data set in memory."""
+        return self.dataset.targets  # type: ignore[attr-defined]
+
+    def statistics(self) -> Statistics:
+        """Sums over the split."""
+        return self.dataset.statistics()
+
+    def at_epoch(self, epoch: int) -> ConditionedDataset:
+        """The data of an epoch: these, or a fresh draw of them."""
+        return ConditionedDataset(self.dataset.at_epoch(epoch), self.covariates)
+
+    def batch(self, index: Int[np.ndarray, " batch"], **options: Any) -> SequenceBatch:
+        """The sequences at ``index``, padded to the longest of them."""
+        batch = self.dataset.batch(index, **options)
+        c = self.covariates[index]
+        if c.ndim == 3:
+            c = c[:, : batch.num_steps]
+        return replace(batch, covariates=torch.from_numpy(np.ascontiguousarray(c)))
+
+
+def one_hot(classes: Sequence[str], names: Sequence[str]) -> Float[np.ndarray, "sequences classes"]:
+    """A vector of zeros and a one for each class; of zeros for a class that is not among the names."""
+    place = {name: i for i, name in enumerate(names)}
+    vectors = np.zeros((len(classes), len(names)), dtype=np.float32)
+    for row, name in zip(vectors, classes, strict=True):
+        if name in place:
+            row[place[name]] = 1.0
+    return vectors
+
+
+def covariates_of(
+    array: np.ndarray, where: str, most_classes: int = 1000
+) -> tuple[Float[np.ndarray, "..."], tuple[str, ...] | None]:
+    """An array as covariates, and the names of the classes.
+
+    Whole numbers of shape (N,) are classes and become one-hot vectors. Other numbers of shape (N,) are one
+    value each; (N, C) are C values, and (N, T, C) are C values for each step.
+
+    Raises:
+        DataError: if it is none of these, or holds what is not finite.
+    """
+    if array.dtype.kind not in "fiub" or array.ndim not in (1, 2, 3):
+        raise DataError(
+            f"{where} has shape {array.shape} of {array.dtype}; covariates are numbers of shape (N,), "
+            "(N, C) or (N, T, C)"
+        )
+    if array.ndim == 1 and array.dtype.kind in "iub":
+        low, high = int(array.min(initial=0)), int(array.max(initial=0))
+        if low < 0 or high >= most_classes:
+            raise DataError(
+                f"{where}: classes are whole numbers from 0 to {most_classes - 1}, these run from {low} "
+                f"to {high}"
+            )
+        names = tuple(map(str, range(high + 1)))
+        return one_hot([str(x) for x in array], names), names
+    values = array.astype(np.float32)
+    if not np.isfinite(values).all():
+        raise DataError(f"{where} holds values that are not finite")
+    return values if values.ndim > 1 else values[:, None], None

@@ -1,0 +1,72 @@
+"""The options that systems share. What only one system has is beside it."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, fields
+from typing import Any
+
+__all__ = ["LatentOptions", "ModelOptions"]
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Options of every model."""
+
+    emission: str = "bernoulli"
+    """Distribution of the data: bernoulli, categorical, gaussian, gaussian-mixture, logistic-mixture or
+    autoregressive-gaussian. By default the one for the kind of data."""
+    cell: str = "lstm"
+    """Forward network: lstm or gru."""
+    num_layers: int = 1
+    """Layers of the forward network."""
+    hidden_size: int = 1024
+    """Units of each layer of the forward network, and of the backward one."""
+    mlp_size: int = 1024
+    """Units of the hidden layers of prior, posterior, emission and auxiliary networks."""
+    emission_depth: int = 1
+    """Hidden layers of the emission."""
+    activation: str = "clipped-leaky-relu"
+    """Activation of the hidden layers: clipped-leaky-relu, leaky-relu, relu, tanh, softplus or gelu."""
+    embedding_size: int | None = None
+    """Size of a linear layer on the data that all networks over them share, or none. Symbols are always
+    embedded, in ``hidden_size`` values if no size is given."""
+    orthogonal: bool = True
+    """Whether recurrent weights start orthogonal rather than uniform."""
+    forget_bias: float = 0.0
+    """Initial bias of the LSTMs' forget gates."""
+
+    @classmethod
+    def of(cls, **values: Any) -> Any:
+        """Options by name.
+
+        Raises:
+            TypeError: for a name that is none of theirs, with the nearest that is.
+        """
+        names = [field.name for field in fields(cls)]
+        for name in values:
+            if name not in names:
+                near = difflib.get_close_matches(name, names, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise TypeError(f"{cls.__name__} has no option {name!r}{hint}")
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class LatentOptions(ModelOptions):
+    """Options of every system with latents."""
+
+    latent_size: int = 256
+    """Size of z at each step."""
+    prior: str = "gaussian"
+    """Prior: gaussian (conditional), standard-normal, mixture or flow."""
+    posterior: str = "smoothing"
+    """Posterior: smoothing, filtering, flow, res_q or recognition."""
+    backward_size: int | None = None
+    """Units of the network over the targets. By default as many as the forward network has."""
+    mlp_depth: int = 1
+    """Hidden layers of prior, posterior and auxiliary networks."""
+    latent_embedding_size: int | None = None
+    """Size of a linear layer between z and the forward network, or none."""
+    feature_activation: str | None = None
+    """Activation after the linear layers on data and z, or none."""

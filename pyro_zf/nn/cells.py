@@ -1,0 +1,336 @@
+r"""Recurrent cells: one step of the forward network.
+
+A latent is drawn in the middle of a step, so a cell has two halves: :meth:`Cell.before` runs before the
+latent is drawn and :meth:`Cell.after` once it is. Most cells use only the second.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pyro_zf.batch import with_particles
+from pyro_zf.nn.mlp import join
+
+__all__ = [
+    "CELLS",
+    "Cell",
+    "GRUCell",
+    "LSTMCell",
+    "LatentChain",
+    "ReadsPreviousLatent",
+    "State",
+    "Trajectory",
+    "initialize_rnn",
+    "make_cell",
+]
+
+State = tuple[Tensor, ...]
+
+
+class Trajectory(NamedTuple):
+    """The states of a cell along a path of latents, time first.
+
+    ``before`` is the first entry of the state that each latent is drawn from, ``after`` the one that
+    has read it, ``last`` the whole state after the last step.
+    """
+
+    before: Float[Tensor, "time *batch hidden"]
+    after: Float[Tensor, "time *batch hidden"]
+    last: State
+
+
+class Cell(nn.Module):
+    r"""One step of the forward network, :math:`h_t = f(u_t, z_t, h_{t-1})`.
+
+    A subclass sets :attr:`state_sizes` and defines :meth:`after`, or :meth:`before` too. The state is a
+    tuple of tensors, of which the first, :math:`h_t`, is what the other networks read. All methods take
+    any number of leading batch dimensions. Override :meth:`run` where all steps can be computed
+    together once the latents are known.
+
+    Example:
+        >>> class Elman(Cell):
+        ...     def __init__(self, input_size, latent_size, hidden_size):
+        ...         super().__init__()
+        ...         self.state_sizes = (hidden_size,)
+        ...         self.linear = nn.Linear(input_size + latent_size + hidden_size, hidden_size)
+        ...
+        ...     def after(self, u, z, state):
+        ...         return (torch.tanh(self.linear(join(u, z, state[0]))),)
+        >>> Elman(4, 2, 8).run(torch.zeros(5, 3, 4), torch.zeros(5, 3, 2)).after.shape
+        torch.Size([5, 3, 8])
+    """
+
+    #: Sizes of the tensors in the state, :math:`h` first.
+    state_sizes: tuple[int, ...]
+
+    def initial(
+        self, batch_shape: torch.Size | tuple[int, ...], carried: State | None = None
+    ) -> State:
+        """The state before the first step: ``carried`` from an earlier batch, or zeros."""
+        if carried is not None:
+            return tuple(x.expand(*batch_shape, -1) for x in carried)
+        like = next(self.parameters())
+        return tuple(like.new_zeros(*batch_shape, size) for size in self.state_sizes)
+
+    def before(self, u: Float[Tensor, "... input"], state: State) -> State:
+        """The state that the latent is drawn from. By default nothing happens before the draw."""
+        return state
+
+    def after(
+        self, u: Float[Tensor, "... input"], z: Float[Tensor, "... latent"] | None, state: State
+    ) -> State:
+        """The state that has read the latent."""
+        raise NotImplementedError
+
+    def run(
+        self,
+        inputs: Float[Tensor, "time ... input"],
+        z: Float[Tensor, "time ... latent"] | None,
+        carried: State | None = None,
+    ) -> Trajectory:
+        """All states along a path whose latents are known; one step after the other."""
+        shape = inputs.shape[1:-1] if z is None else z.shape[1:-1]
+        state, before, after = self.initial(shape, carried), [], []
+        latents = [None] * len(inputs) if z is None else z.unbind(0)
+        # `unbind`, never `x[t]`: the backward of an index fills a tensor of T steps with zeros.
+        for u_t, z_t in zip(inputs.unbind(0), latents, strict=True):
+            state = self.before(u_t, state)
+            before.append(state[0])
+            state = self.after(u_t, z_t, state)
+            after.append(state[0])
+        return Trajectory(torch.stack(before), torch.stack(after), state)
+
+
+class _RNNCell(Cell):
+    """An LSTM or a GRU of one or more layers, whose first layer reads :math:`[u_t, z_t]`."""
+
+    def __init__(
+        self,
+        input_size: int,
+        latent_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        orthogonal: bool = True,
+        forget_bias: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if num_layers < 1:
+            raise ValueError(f"num_layers must be at least 1, not {num_layers}")
+        self.input_size, self.latent_size = input_size, latent_size
+        self.hidden_size, self.num_layers = hidden_size, num_layers
+        #: Tensors in the state of a layer.
+        self.per_layer = 2 if isinstance(self, LSTMCell) else 1
+        self.state_sizes = (hidden_size,) * self.per_layer * num_layers
+        kind = nn.LSTM if isinstance(self, LSTMCell) else nn.GRU
+        self._make(initialize_rnn(
+            kind(input_size + latent_size, hidden_size, num_layers), orthogonal, forget_bias
+        ))  # fmt: skip
+
+    def _make(self, rnn: nn.RNNBase) -> None:
+        """Store the module whose weights these are."""
+        raise NotImplementedError
+
+    @property
+    def rnn(self) -> nn.RNNBase:
+        """The module whose weights these are."""
+        raise NotImplementedError
+
+    def _layer(self, from_input: Tensor, from_hidden: Tensor, state: State) -> State:
+        """The state of a layer from the gates' linear parts."""
+        raise NotImplementedError
+
+    def after(
+        self, u: Float[Tensor, "... input"], z: Float[Tensor, "... latent"] | None, state: State
+    ) -> State:
+        x, n = (u if z is None else join(u, z)), self.per_layer
+        layers: list[State] = []
+        for index, (w_ih, w_hh, b_ih, b_hh) in enumerate(self.rnn.all_weights):
+            first = (self.num_layers - 1 - index) * n  # the top layer comes first in the state
+            old = state[first : first + n]
+            from_input, from_hidden = F.linear(x, w_ih, b_ih), F.linear(old[0], w_hh, b_hh)
+            # Gates are in the precision of the state, under autocast too.
+            new = self._layer(from_input.to(old[0].dtype), from_hidden.to(old[0].dtype), old)
+            layers.insert(0, new)
+            x = new[0]
+        return tuple(x for layer in layers for x in layer)
+
+    def run(
+        self,
+        inputs: Float[Tensor, "time ... input"],
+        z: Float[Tensor, "time ... latent"] | None,
+        carried: State | None = None,
+    ) -> Trajectory:
+        both = inputs
+        if z is not None:
+            both = join(with_particles(inputs, z.dim() - inputs.dim()), z)
+        shape, n, dtype = both.shape[1:-1], self.per_layer, self.rnn.weight_hh_l0.dtype
+        start = self.initial(shape, carried)
+
+        def by_layer(kind: int) -> Tensor:
+            """h, or c, of all layers, the lowest first, as the modules of PyTorch want it."""
+            return torch.stack([x.reshape(-1, x.shape[-1]) for x in start[kind::n][::-1]])
+
+        given = None
+        if carried is not None:
+            given = (by_layer(0), by_layer(1)) if n == 2 else by_layer(0)
+        after, last = self.rnn(both.flatten(1, -2), given)
+        kinds = last if n == 2 else (last,)
+        end = tuple(
+            kinds[kind][layer].to(dtype).reshape(*shape, -1)
+            for layer in range(self.num_layers - 1, -1, -1)
+            for kind in range(n)
+        )
+        after = after.to(dtype).reshape(*both.shape[:-1], -1)
+        return Trajectory(torch.cat([start[0].unsqueeze(0), after[:-1]]), after, end)
+
+
+class LSTMCell(_RNNCell):
+    """An LSTM that reads :math:`[u_t, z_t]` (Goyal et al. 2017, eq. 4).
+
+    Args:
+        input_size: size of the (embedded) input.
+        latent_size: size of the (embedded) latent; 0 for a network over the inputs alone.
+        hidden_size: units of each layer.
+        num_layers: layers, of which the last gives :math:`h_t`. The papers have one.
+        orthogonal: recurrent weights orthogonal (columns orthonormal) instead of uniform.
+        forget_bias: initial bias of the forget gates. The other biases start at zero.
+    """
+
+    def _make(self, rnn: nn.RNNBase) -> None:
+        self.lstm = rnn
+
+    @property
+    def rnn(self) -> nn.RNNBase:
+        return self.lstm
+
+    def _layer(self, from_input: Tensor, from_hidden: Tensor, state: State) -> State:
+        i, f, g, o = (from_input + from_hidden).chunk(4, dim=-1)
+        c = torch.sigmoid(f) * state[1] + torch.sigmoid(i) * torch.tanh(g)
+        return torch.sigmoid(o) * torch.tanh(c), c
+
+
+class GRUCell(_RNNCell):
+    """A GRU that reads :math:`[u_t, z_t]`. Options as for :class:`LSTMCell`; there is no forget gate."""
+
+    def _make(self, rnn: nn.RNNBase) -> None:
+        self.gru = rnn
+
+    @property
+    def rnn(self) -> nn.RNNBase:
+        return self.gru
+
+    def _layer(self, from_input: Tensor, from_hidden: Tensor, state: State) -> State:
+        (r, z, n), (hr, hz, hn) = from_input.chunk(3, dim=-1), from_hidden.chunk(3, dim=-1)
+        update = torch.sigmoid(z + hz)
+        candidate = torch.tanh(n + torch.sigmoid(r + hr) * hn)
+        return ((1 - update) * candidate + update * state[0],)
+
+
+class ReadsPreviousLatent(Cell):
+    r"""A cell that moves before the latent is drawn and reads the one of the step before (VRNN).
+
+    :math:`h_t = f(u_t, z_{t-1}, h_{t-1})`, so that :math:`z_t` depends on :math:`h_t`. The last latent
+    is part of the state.
+
+    Args:
+        cell: the cell that moves.
+        latent_size: size of the (embedded) latent that it reads.
+    """
+
+    def __init__(self, cell: Cell, latent_size: int) -> None:
+        super().__init__()
+        self.cell, self.latent_size = cell, latent_size
+        self.state_sizes = (*cell.state_sizes, latent_size)
+
+    def before(self, u: Float[Tensor, "... input"], state: State) -> State:
+        return (*self.cell.after(u, state[-1], state[:-1]), state[-1])
+
+    def after(
+        self, u: Float[Tensor, "... input"], z: Float[Tensor, "... latent"] | None, state: State
+    ) -> State:
+        assert z is not None
+        return (*state[:-1], z)
+
+    def run(
+        self,
+        inputs: Float[Tensor, "time ... input"],
+        z: Float[Tensor, "time ... latent"] | None,
+        carried: State | None = None,
+    ) -> Trajectory:
+        assert z is not None
+        first = self.initial(z.shape[1:-1], carried)[-1].unsqueeze(0)
+        rest = None if carried is None else carried[:-1]
+        states = self.cell.run(inputs, torch.cat([first, z[:-1]]), rest)
+        return Trajectory(states.after, states.after, (*states.last, z[-1]))
+
+
+class LatentChain(Cell):
+    r"""The latents are their own state, :math:`h_t = z_t` (SRNN, Fraccaro et al. 2016).
+
+    Args:
+        latent_size: size of the (embedded) latent.
+    """
+
+    def __init__(self, latent_size: int) -> None:
+        super().__init__()
+        self.state_sizes = (latent_size,)
+        self.register_buffer("start", torch.zeros(latent_size), persistent=False)
+
+    def initial(
+        self, batch_shape: torch.Size | tuple[int, ...], carried: State | None = None
+    ) -> State:
+        if carried is not None:
+            return super().initial(batch_shape, carried)
+        return (self.get_buffer("start").new_zeros(*batch_shape, *self.state_sizes),)
+
+    def after(
+        self, u: Float[Tensor, "... input"], z: Float[Tensor, "... latent"] | None, state: State
+    ) -> State:
+        assert z is not None
+        return (z,)
+
+    def run(
+        self,
+        inputs: Float[Tensor, "time ... input"],
+        z: Float[Tensor, "time ... latent"] | None,
+        carried: State | None = None,
+    ) -> Trajectory:
+        assert z is not None
+        first = self.initial(z.shape[1:-1], carried)[0].unsqueeze(0)
+        return Trajectory(torch.cat([first, z[:-1]]), z, (z[-1],))
+
+
+#: Cells by name, as ``--cell`` takes them: functions of the arguments of :class:`LSTMCell`. Add an
+#: entry to have your own by name.
+CELLS: dict[str, type[Cell]] = {"lstm": LSTMCell, "gru": GRUCell}
+
+
+def make_cell(
+    name: str, input_size: int, latent_size: int, hidden_size: int, **options: object
+) -> Cell:
+    """A cell from :data:`CELLS`.
+
+    Raises:
+        ValueError: if there is none of that name.
+    """
+    if name not in CELLS:
+        raise ValueError(f"unknown cell {name!r}; there are {sorted(CELLS)}")
+    return CELLS[name](input_size, latent_size, hidden_size, **options)  # type: ignore[call-arg]
+
+
+def initialize_rnn(rnn: nn.RNNBase, orthogonal: bool, forget_bias: float = 0.0) -> nn.RNNBase:
+    """Biases zero, except ``forget_bias`` of LSTMs; recurrent weights orthogonal if that is wanted."""
+    with torch.no_grad():
+        for name, parameter in rnn.named_parameters():
+            if name.startswith("bias"):
+                parameter.zero_()
+            elif name.startswith("weight_hh") and orthogonal:
+                nn.init.orthogonal_(parameter)
+            if name.startswith("bias_ih") and isinstance(rnn, nn.LSTM):
+                parameter[rnn.hidden_size : 2 * rnn.hidden_size] = forget_bias
+    return rnn

@@ -1,0 +1,71 @@
+r"""Networks over the targets, which the posterior reads.
+
+A backward network is any module with ``forward(targets, batch) -> (time, batch, size)`` and an attribute
+``size``. ``targets`` are the (embedded) targets, batch first, with the covariates joined; ``batch`` tells
+the lengths. State t must depend on no padding, and should summarise :math:`y_t, \dots, y_T`.
+"""
+
+from __future__ import annotations
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from pyro_zf.batch import SequenceBatch
+from pyro_zf.nn.cells import initialize_rnn
+
+__all__ = ["BackwardLSTM", "ForwardLSTM"]
+
+
+class BackwardLSTM(nn.Module):
+    r"""The backward network :math:`b_t = f(y_t, b_{t+1})` (Goyal et al. 2017, eq. 6).
+
+    Each sequence is read from its own end, so that padding is never seen.
+
+    Args:
+        input_size: size of the (embedded) targets.
+        size: units.
+        orthogonal: recurrent weights orthogonal (columns orthonormal) instead of uniform.
+        forget_bias: initial bias of the forget gate. The other biases start at zero.
+        num_layers: layers, of which the last gives :math:`b_t`. The paper has one.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        size: int,
+        orthogonal: bool = True,
+        forget_bias: float = 0.0,
+        num_layers: int = 1,
+    ) -> None:
+        super().__init__()
+        self.size = size
+        self.lstm = initialize_rnn(nn.LSTM(input_size, size, num_layers), orthogonal, forget_bias)
+
+    def forward(
+        self, targets: Float[Tensor, "batch time input"], batch: SequenceBatch
+    ) -> Float[Tensor, "time batch size"]:
+        """States in the order of time, time first."""
+        states = self.lstm(batch.reverse(targets).transpose(0, 1))[0]
+        states = states.to(next(self.lstm.parameters()).dtype)  # under autocast too
+        return batch.reverse(states.transpose(0, 1)).transpose(0, 1)
+
+
+class ForwardLSTM(nn.Module):
+    r"""A recognition network :math:`g_t = f(y_t, g_{t-1})`, which has read :math:`y_1, \dots, y_t`.
+
+    Options as for :class:`BackwardLSTM`.
+    """
+
+    def __init__(
+        self, input_size: int, size: int, orthogonal: bool = True, forget_bias: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.size = size
+        self.lstm = initialize_rnn(nn.LSTM(input_size, size), orthogonal, forget_bias)
+
+    def forward(
+        self, targets: Float[Tensor, "batch time input"], batch: SequenceBatch
+    ) -> Float[Tensor, "time batch size"]:
+        """States in the order of time, time first."""
+        states = self.lstm(targets.transpose(0, 1))[0]
+        return states.to(next(self.lstm.parameters()).dtype)

@@ -1,0 +1,245 @@
+"""What a system declares. Everything that is not written step by step is derived from this."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+import pyro
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from pyro_zf.batch import SequenceBatch, with_particles
+from pyro_zf.distributions import BernoulliMask
+from pyro_zf.nn.auxiliary import AuxiliaryCost, StepStates
+from pyro_zf.nn.cells import Cell, State
+from pyro_zf.nn.mlp import join
+from pyro_zf.nn.posteriors import reads
+
+__all__ = ["FREE_OF_KL", "Core", "Latent", "RecurrentSystem", "detach_where", "join_over_time"]
+
+#: In the ``infer`` dictionary of a site that model and guide draw from one and the same distribution.
+#: Its two log-densities cancel, so no bound and no KL contains it.
+FREE_OF_KL: Any = {"free_of_kl": True}
+
+Core = Literal["auto", "eager", "fused"]
+
+
+class Latent(NamedTuple):
+    """A latent variable: its networks, and what they read.
+
+    Args:
+        prior: maps features to a distribution over the latent.
+        posterior: maps (features, context) to one. None for a latent that model and guide both draw from
+            ``prior``, and which is therefore free of KL.
+        size: of the latent.
+        reads: what the features consist of, in this order: ``"state"``, the state that the latent is
+            drawn from, ``"input"``, or names of latents that the step has drawn before. The covariates
+            come last.
+        per: ``"step"``, or ``"sequence"`` for one value that holds for all steps. The value of the
+            latter is joined to the covariates; its features are the covariates of the first step, and
+            its context is :math:`b_1`.
+    """
+
+    prior: nn.Module
+    posterior: nn.Module | None
+    size: int
+    reads: tuple[str, ...] = ("state",)
+    per: Literal["step", "sequence"] = "step"
+
+    @property
+    def infer(self) -> Any:
+        """The ``infer`` dictionary of its sites."""
+        return {} if self.posterior is not None else FREE_OF_KL
+
+
+class RecurrentSystem(nn.Module):
+    r"""The declaration of a recurrent model with latents.
+
+    A step of the model is
+
+    .. math::
+
+        z_t &\sim p(z_t \mid h_{t-1}, c_t), \qquad q(z_t \mid h_{t-1}, c_t, b_t) \\
+        h_t &= \mathrm{cell}([u_t, c_t], z_t, h_{t-1}) \\
+        y_t &\sim p(y_t \mid h_t, c_t)
+
+    where :math:`u_t` is the embedded input, or the state of a network over the inputs, :math:`c_t` are the
+    covariates and :math:`b_t` is what the posterior reads. What else prior, posterior, cell and emission
+    read is declared by names: ``"state"`` and ``"input"`` for h and u, and the names of latents. A system
+    sets the attributes below, and overrides :attr:`latents` where it has others than z.
+    """
+
+    #: What prior and posterior of z read.
+    prior_reads: tuple[str, ...] = ("state",)
+    #: The latents that the cell reads beside the input.
+    cell_reads: tuple[str, ...] = ("z",)
+    #: What the emission reads: ``"state"`` is the one that has read the latents.
+    emission_reads: tuple[str, ...] = ("state",)
+    #: Size of the covariates, and of all that is joined to the input: covariates, latents per sequence.
+    covariate_size: int = 0
+    condition_size: int = 0
+
+    #: The forward network.
+    cell: Cell
+    #: Maps the data of a step to features; the identity for numbers that need none.
+    embedding: nn.Module
+    #: A layer between z and the cell.
+    latent_embedding: nn.Module
+    #: A network over the inputs alone, whose state takes the place of :math:`u_t`; or None.
+    deterministic: Cell | None
+    #: Networks over the targets: backward, and forward (recognition); None where nothing reads them.
+    backward_network: Any
+    recognition_network: Any
+    prior: nn.Module
+    posterior: nn.Module
+    emission: nn.Module
+    latent_size: int
+    #: Auxiliary costs by name, and their weights.
+    aux: nn.ModuleDict
+    aux_weights: dict[str, float]
+    aux_weight: float | Tensor
+    #: Probability with which prior and posterior get no gradient from what they read at a step.
+    skip_gradient: float = 0.0
+    skip_per: Literal["step", "sequence"] = "step"
+    core: Core = "auto"
+    time_chunk: int | None = None
+
+    # The data flow of a step
+
+    @property
+    def latents(self) -> dict[str, Latent]:
+        """The latents in the order in which a step draws them."""
+        return {"z": Latent(self.prior, self.posterior, self.latent_size, self.prior_reads)}
+
+    def embedded(self, name: str, latents: Mapping[str, Tensor]) -> Tensor:
+        """A latent as cell and emission read it."""
+        value: Tensor = self.latent_embedding(latents[name]) if name == "z" else latents[name]
+        return value
+
+    def cell_inputs(self, latents: Mapping[str, Tensor]) -> Float[Tensor, "... latent"]:
+        """What the cell reads of the latents of a step."""
+        return join(*(self.embedded(name, latents) for name in self.cell_reads))
+
+    def emission_inputs(
+        self, u: Float[Tensor, "... input"], latents: Mapping[str, Tensor], h: Tensor
+    ) -> Tensor:
+        """What the emission reads of a step, without the covariates."""
+        known = {"state": h, "input": u}
+        parts = (known[k] if k in known else self.embedded(k, latents) for k in self.emission_reads)
+        return join(*parts)
+
+    # Networks over the data, time first
+
+    def embed(self, data: Tensor, covariates: Tensor | None) -> Tensor:
+        """Data as a network over them reads them, any leading dimensions."""
+        return join(self.embedding(data), covariates)
+
+    def input_features(
+        self, batch: SequenceBatch, carried: State | None
+    ) -> tuple[Float[Tensor, "time batch input"], State]:
+        """:math:`u_{1:T}`, and the last state of the network over the inputs, if there is one."""
+        if self.deterministic is None:
+            return self.embedding(batch.inputs.transpose(0, 1)), ()
+        inputs = self.embed(batch.inputs.transpose(0, 1), batch.covariates_over_time)
+        states = self.deterministic.run(inputs, None, carried or None)
+        return states.after, states.last
+
+    def recognition_inputs(
+        self, batch: SequenceBatch, u: Float[Tensor, "time batch input"] | None = None
+    ) -> Float[Tensor, "batch time features"]:
+        """What the networks over the targets read, batch first; ``u`` are the input features, if known."""
+        c = batch.covariates_over_time
+        targets = self.embed(batch.targets, None if c is None else c.transpose(0, 1))  # type: ignore[arg-type]
+        if self.deterministic is None:
+            return targets
+        if u is None:
+            u = self.input_features(batch, self.start(batch)[1])[0]
+        return join(u.transpose(0, 1), targets)
+
+    def backward_states(
+        self, batch: SequenceBatch, u: Float[Tensor, "time batch input"] | None = None
+    ) -> Float[Tensor, "time batch backward"]:
+        r""":math:`b_{1:T}`."""
+        states: Tensor = self.backward_network(self.recognition_inputs(batch, u), batch)
+        return states
+
+    def posterior_context(
+        self,
+        batch: SequenceBatch,
+        u: Float[Tensor, "time batch input"] | None = None,
+        b: Float[Tensor, "time batch backward"] | None = None,
+    ) -> Float[Tensor, "time batch context"]:
+        """What the posterior of z reads beside the state, see :mod:`pyro_zf.nn.posteriors`.
+
+        ``u`` and ``b`` are input features and backward states where they are known already.
+        """
+        source = reads(self.posterior)
+        if source == "backward":
+            return self.backward_states(batch, u) if b is None else b
+        targets = self.recognition_inputs(batch, u)
+        if source == "target":
+            return targets.transpose(0, 1)
+        states: Tensor = self.recognition_network(targets, batch)
+        return states
+
+    # Where a batch begins and ends
+
+    def start(self, batch: SequenceBatch) -> tuple[State | None, State]:
+        """The states of the cell and of the network over the inputs that a batch begins with.
+
+        Raises:
+            ValueError: if the batch carries another number of states.
+        """
+        if batch.carried is None:
+            return None, ()
+        number = len(self.cell.state_sizes)
+        expected = number + len(self.deterministic.state_sizes if self.deterministic else ())
+        if len(batch.carried) != expected:
+            raise ValueError(
+                f"the batch carries {len(batch.carried)} states; {type(self).__name__} leaves {expected}"
+            )
+        return batch.carried[:number], batch.carried[number:]
+
+    # Auxiliary costs
+
+    def active_aux(self) -> dict[str, AuxiliaryCost]:
+        """The auxiliary costs whose weight is not zero."""
+        return {name: cost for name, cost in self.aux.items() if self.aux_weights[name] != 0}  # type: ignore[misc]
+
+    def weighted_aux(self, name: str, states: StepStates) -> Float[Tensor, "*batch"]:
+        """A cost times its weight, in nats; what its module sees of the states is decided here."""
+        cost: Tensor = self.aux_weight * self.aux_weights[name] * self.aux[name](states)
+        return cost
+
+    @property
+    def reads_backward_states(self) -> bool:
+        """Whether an active auxiliary cost reads b."""
+        return any(cost.reads_backward for cost in self.active_aux().values())
+
+    # Skip gradient
+
+    def gradient_mask(self, batch: SequenceBatch) -> Any:
+        """The mask of the skip gradient, a sample site of model and guide; None if there is none.
+
+        True where prior and posterior get no gradient. Its shape is (\\*particles, batch, time).
+        """
+        if not (self.training and self.skip_gradient and batch.targets is not None):
+            return None
+        like = next(self.parameters())
+        per_step = self.skip_per == "step"
+        mask = BernoulliMask(self.skip_gradient, batch.num_steps, per_step, like)
+        return pyro.sample("skip", mask, infer=FREE_OF_KL)
+
+
+def detach_where(mask: Tensor | None, x: Tensor) -> Tensor:
+    """The same values, without their gradient where the mask is True."""
+    return x if mask is None else torch.where(mask, x.detach(), x)
+
+
+def join_over_time(*features: Tensor | None) -> Tensor:
+    """As :func:`~pyro_zf.nn.join`, of tensors with time first, some of which may lack particles."""
+    given = [x for x in features if x is not None]
+    dims = max(x.dim() for x in given)
+    return join(*(with_particles(x, dims - x.dim()) for x in given))

