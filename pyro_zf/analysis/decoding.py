@@ -1,4 +1,4 @@
-"""How values are taken from a distribution: drawn, drawn at a temperature, or the most probable."""
+"""Decoding of distributions: sampling, sampling at a temperature, or the most probable value."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ __all__ = ["AtMean", "Decoding", "mean_of", "mode_of", "tempered"]
 
 
 class Decoding(Messenger):
-    """Around a model that generates: what becomes of each :math:`y_t`, and of each :math:`z_t`.
+    """Effect handler that controls how a generating model chooses each :math:`y_t` and :math:`z_t`.
 
     Args:
-        temperature: of the emission. Logits are divided by it, standard deviations multiplied.
-        argmax: take the most probable value (of numbers the mean) in place of a draw.
-        latent_temperature: of the prior, likewise; 0 puts z at the prior's mean.
+        temperature: temperature of the emission. It divides logits and multiplies standard deviations.
+        argmax: whether to take the most probable value (for real numbers, the mean) instead of sampling.
+        latent_temperature: temperature of the prior; 0 sets z to the prior's mean.
 
     Raises:
         ValueError: if a temperature is out of range.
@@ -48,10 +48,10 @@ class Decoding(Messenger):
     ) -> None:
         super().__init__()
         if not temperature > 0:
-            raise ValueError(f"a temperature must be above 0, it is {temperature}; see argmax")
+            raise ValueError(f"a temperature must be above 0, not {temperature}; see argmax")
         if not latent_temperature >= 0:
             raise ValueError(
-                f"a latent temperature must not be negative, it is {latent_temperature}"
+                f"a latent temperature must not be negative, but is {latent_temperature}"
             )
         self.temperature, self.argmax = temperature, argmax
         self.latent_temperature = latent_temperature
@@ -71,7 +71,7 @@ class Decoding(Messenger):
 
 
 class AtMean(Messenger):
-    """Puts latents at the mean of what they would be drawn from, where it is known."""
+    """Sets latents to the mean of their distribution, where it is known."""
 
     def _pyro_sample(self, msg: Any) -> None:
         if _kind(msg) == "latent" and msg["value"] is None:
@@ -79,7 +79,7 @@ class AtMean(Messenger):
 
 
 def _kind(msg: Any) -> str:
-    """Whether a site is data (``"y"``), a ``"latent"``, or neither."""
+    """Kind of a site: ``"y"`` for data, ``"latent"``, or an empty string."""
     name: str = msg["name"]
     if name == "y" or name.startswith("y_"):
         return "y"
@@ -88,14 +88,14 @@ def _kind(msg: Any) -> str:
 
 
 def unmasked(distribution: Any) -> Any:
-    """Without the mask of sequences that have ended."""
+    """The distribution without the masks of sequences that have ended."""
     while isinstance(distribution, dist.MaskedDistribution):
         distribution = distribution.base_dist
     return distribution
 
 
 def mean_of(distribution: Any) -> Tensor:
-    """The mean; of symbols the most probable one; a draw where no mean is known."""
+    """The mean; for symbols the most probable one; a sample if the mean is not known."""
     distribution = unmasked(distribution)
     if isinstance(distribution, Categorical):
         return distribution.logits.argmax(-1)
@@ -106,7 +106,7 @@ def mean_of(distribution: Any) -> Tensor:
 
 
 def mode_of(distribution: Any) -> Tensor:
-    """The most probable value; of a mixture the mean of its most probable component."""
+    """The most probable value; for a mixture, the mean of its most probable component."""
     distribution = unmasked(distribution)
     if isinstance(distribution, Independent):
         return mode_of(distribution.base_dist)
@@ -124,10 +124,10 @@ def mode_of(distribution: Any) -> Tensor:
 
 
 def tempered(distribution: Any, temperature: float) -> Any:
-    """The distribution, sharper (below 1) or flatter (above).
+    """Apply a temperature: values below 1 make the distribution sharper, values above 1 flatter.
 
     Raises:
-        ValueError: for a distribution of which it is not known what that would be.
+        ValueError: if temperatures are not defined for this distribution.
     """
     distribution = unmasked(distribution)
     if isinstance(distribution, Independent):

@@ -1,15 +1,16 @@
-r"""Is z used? What tells a working latent from a collapsed one.
+r"""Diagnostics of whether a model uses its latents or whether they have collapsed.
 
-The prior of a recurrent model has seen the past, so a latent can differ between sequences and still say
-nothing that the past has not said. What z *adds* is its standardised deviation from the prior,
+The prior of a recurrent model is conditioned on the past, so a latent can differ between sequences
+without adding any information. What z *adds* to the past is its standardised deviation from the prior,
 
 .. math::
     \epsilon_t = (z_t - \mu^{(p)}_t) / \sigma^{(p)}_t,
 
-which is :math:`\mathcal N(0, I)` and independent of everything before it under the prior. Active units
-and mutual information are those of :math:`\epsilon`; under a standard normal prior,
-:math:`\epsilon = z` and they are the ones of Burda et al. 2016 and of Hoffman and Johnson 2016. A
-model that ignores its latents has none of either, whatever its prior reads.
+which is :math:`\mathcal N(0, I)` under the prior and independent of everything before it. Active units
+and mutual information are computed for :math:`\epsilon`. Under a standard normal prior
+:math:`\epsilon = z`, and they are the quantities of Burda et al. 2016 and of Hoffman and Johnson 2016.
+A model that ignores its latents has no active units and no mutual information, whatever its prior is
+conditioned on.
 """
 
 from __future__ import annotations
@@ -40,12 +41,12 @@ ACTIVE_ABOVE = 0.01
 
 @dataclass(frozen=True)
 class AuxiliaryGain:
-    """How well z tells a state, in nats per step.
+    """How well z predicts a state, in nats per step.
 
     Args:
-        nats: minus the log-density of the state given z, by the network of the auxiliary cost.
-        marginal_nats: the same by one Gaussian for all steps, with the mean and the variance that the
-            state has in the very sequences that are looked at: what one knows without z.
+        nats: negative log-density of the state given z under the network of the auxiliary cost.
+        marginal_nats: negative log-density under a single Gaussian for all steps, fitted to the states
+            of the same sequences. It measures what is known without z.
     """
 
     nats: float
@@ -53,32 +54,34 @@ class AuxiliaryGain:
 
     @property
     def gain(self) -> float:
-        """What z tells; zero or less if it tells nothing."""
+        """Information that z gives about the state; zero or less if it gives none."""
         return self.marginal_nats - self.nats
 
 
 @dataclass(frozen=True)
 class Diagnostics:
-    r"""What z carries, from one posterior sample a sequence. None where it is not known.
+    r"""Information carried by z, from one posterior sample per sequence. Unknown values are None.
 
     Args:
-        num_sequences: that were looked at.
-        latent_size: units of z.
-        kl: nats per sequence.
-        kl_at_steps: nats at step 1, 2, .., averaged over the sequences that reach it. Of a guide of your
-            own that gives the path as one distribution without a Gaussian form, all of it at step 1.
-        kl_by_unit: nats per sequence of each unit; of Gaussian priors and posteriors.
-        active_units: units whose deviation has a mean that varies between sequences, with a variance
-            (within steps, pooled over them) above :data:`ACTIVE_ABOVE`: the covariance of the means along
-            two paths drawn apart, in which the noise of the paths cancels. Of priors and posteriors with
-            moments.
+        num_sequences: number of sequences that were diagnosed.
+        latent_size: number of units of z.
+        kl: KL divergence in nats per sequence.
+        kl_at_steps: KL in nats at step 1, 2, .., averaged over the sequences that reach the step. If a
+            custom guide samples the whole path from one non-Gaussian distribution, all of the KL is
+            reported at step 1.
+        kl_by_unit: KL of each unit in nats per sequence. Known for Gaussian priors and posteriors.
+        active_units: number of units whose mean deviation varies between sequences, with a variance
+            (within steps, pooled over steps) above :data:`ACTIVE_ABOVE`. The variance is estimated as the
+            covariance of the means along two independent paths, in which the noise of the paths cancels.
+            Known for priors and posteriors with moments.
         mutual_information: :func:`~pyro_zf.analysis.mutual_information` in nats.
-        mutual_information_limit: the largest value that its estimate can have.
-        aux: gains by auxiliary cost, of those that reconstruct a state and are switched on.
-        shuffled_loss: nats per sequence of log-likelihood that the model loses with another sequence's z.
-        shuffled_loss_stderr: its standard error.
-        overlap: of posterior and prior, the Bhattacharyya coefficient of a unit at a step, averaged: 1
-            where they are the same, 0 where they share nothing. Of Gaussians.
+        mutual_information_limit: upper bound of that estimate.
+        aux: gain for each active auxiliary cost that reconstructs a state.
+        shuffled_loss: log-likelihood, in nats per sequence, that the model loses when it is given the z
+            of another sequence.
+        shuffled_loss_stderr: standard error of ``shuffled_loss``.
+        overlap: Bhattacharyya coefficient of posterior and prior, averaged over units and steps: 1 if
+            they are equal, 0 if they are disjoint. Known for Gaussians.
     """
 
     num_sequences: int
@@ -96,11 +99,11 @@ class Diagnostics:
 
     @property
     def collapsed(self) -> bool:
-        """Whether z carries and changes next to nothing: below a tenth of a nat."""
+        """Whether both the KL and the shuffled loss are below a tenth of a nat."""
         return self.kl < 0.1 and self.shuffled_loss < 0.1
 
     def numbers(self) -> dict[str, Any]:
-        """As plain types whose names carry the unit; what is not known is None."""
+        """Values as plain types, under names that include the unit. Unknown values are None."""
         numbers: dict[str, Any] = {
             "diagnosed_sequences": self.num_sequences,
             "latent_units": self.latent_size,
@@ -119,7 +122,7 @@ class Diagnostics:
         return numbers
 
     def verdict(self, unit: str = "sequence") -> str:
-        """One plain line."""
+        """One-line summary."""
         active = ""
         if self.active_units is not None:
             active = f"; {self.active_units} of {self.latent_size} units active"
@@ -139,39 +142,39 @@ class Diagnostics:
 def diagnose(
     model: LatentSequenceModel, batches: Iterable[SequenceBatch], num_pairs: int = 32
 ) -> Diagnostics:
-    """Look at the latents of some sequences.
+    """Diagnose the latents of a model on given sequences.
 
     Args:
-        model: in evaluation mode. A guide of your own is looked at as it is.
-        batches: the sequences, two or more a batch, each from its start.
-        num_pairs: sequences for the mutual information, which compares each with each.
+        model: the model, in evaluation mode. A custom guide is diagnosed as it is.
+        batches: the sequences, at least two per batch, each from its first step.
+        num_pairs: number of sequences used for the mutual information, which compares all pairs.
 
     Raises:
         ValueError: if there are no sequences.
     """
-    looks: list[_Look] = []
+    statistics: list[_BatchStatistics] = []
     information, limit = None, None
     for batch in batches:
-        if not looks:
+        if not statistics:
             few = batch.first(num_pairs)
             information, limit = mutual_information(model, few), math.log(few.num_sequences)
-        looks.append(_look(model, batch))
-    if not looks:
+        statistics.append(_statistics_of(model, batch))
+    if not statistics:
         raise ValueError("there are no sequences to diagnose")
-    steps = max(len(look.kl) for look in looks)
+    steps = max(len(one_batch.kl) for one_batch in statistics)
 
     def joined(values: Iterable[Tensor]) -> Tensor:
         return torch.cat([_padded(x, steps) for x in values], dim=1)
 
-    reached = joined(look.reached for look in looks)
+    reached = joined(one_batch.reached for one_batch in statistics)
     real = reached.any(0)
     number = int(real.sum())
-    kl = joined(look.kl for look in looks)
-    whole = torch.cat([look.kl_of_sequence for look in looks])
-    lost = torch.cat([look.lost for look in looks])[real]
-    known = [look.units for look in looks if look.units is not None]
+    kl = joined(one_batch.kl for one_batch in statistics)
+    whole = torch.cat([one_batch.kl_of_sequence for one_batch in statistics])
+    lost = torch.cat([one_batch.lost for one_batch in statistics])[real]
+    known = [one_batch.units for one_batch in statistics if one_batch.units is not None]
     active, by_unit, overlap = None, None, None
-    if len(known) == len(looks):
+    if len(known) == len(statistics):
         one, another = (joined(getattr(u, n) for u in known) for n in ("deviation", "another"))
         active = int((_covariance_within_steps(one, another, reached) > ACTIVE_ABOVE).sum())
         kl_of_units = [units.kl for units in known if units.kl is not None]
@@ -180,8 +183,8 @@ def diagnose(
             by_unit = (joined(kl_of_units)[reached].sum(0) / number).tolist()
             overlap = joined(overlaps)[reached].mean().item()
     aux: dict[str, list[tuple[Tensor, Tensor]]] = {}
-    for look in looks:
-        for name, part in look.states.items():
+    for one_batch in statistics:
+        for name, part in one_batch.states.items():
             aux.setdefault(name, []).append(part)
     return Diagnostics(
         num_sequences=number,
@@ -202,9 +205,9 @@ def diagnose(
 
 
 class _Units(NamedTuple):
-    """Of each unit at each step, (time, batch, latent); None where it has no closed form.
+    """Statistics of each unit at each step, (time, batch, latent); None without a closed form.
 
-    ``another`` are the mean deviations along another path.
+    ``another`` holds the mean deviations along a second path.
     """
 
     deviation: Tensor
@@ -213,8 +216,8 @@ class _Units(NamedTuple):
     overlap: Tensor | None
 
 
-class _Look(NamedTuple):
-    """What is kept of a batch: (time, batch, ..), and (batch,) for sequences."""
+class _BatchStatistics(NamedTuple):
+    """Statistics of a batch: (time, batch, ..) per step, and (batch,) per sequence."""
 
     kl: Tensor
     kl_of_sequence: Tensor
@@ -224,8 +227,8 @@ class _Look(NamedTuple):
     states: dict[str, tuple[Tensor, Tensor]]
 
 
-def _look(model: LatentSequenceModel, batch: SequenceBatch) -> _Look:
-    """One run of guide and model, and one with the latents of other sequences."""
+def _statistics_of(model: LatentSequenceModel, batch: SequenceBatch) -> _BatchStatistics:
+    """Run guide and model, and run the model again with the latents of other sequences."""
     reached = batch.inputs.new_ones((batch.num_steps, batch.num_sequences), dtype=torch.bool)
     if batch.mask is not None:
         reached = batch.mask.T
@@ -249,20 +252,20 @@ def _look(model: LatentSequenceModel, batch: SequenceBatch) -> _Look:
             continue
         found = _units(_moments(q, p, z), _moments(*other))
         units.append(found)
-        if len(of_site) < len(reached):  # one number for a path, of a guide of your own
+        if len(of_site) < len(reached):  # a custom guide gives one value for the whole path
             closed = None if found is None else found.kl
             of_site = _padded(of_site, len(reached)) if closed is None else closed.sum(-1)
         kl = kl + masked(of_site, reached)
         if isinstance(p, PriorPath):
             states = dict(_reconstructions(model, p, reached))
     lost = log_prob_of_data(model_trace, batch) - log_prob_of_data(shuffled, batch)
-    return _Look(kl, of_sequence, reached, lost, _joined(units), states)
+    return _BatchStatistics(kl, of_sequence, reached, lost, _joined(units), states)
 
 
 def _of_others(
     model: LatentSequenceModel, name: str, z: Tensor, reached: Bool[Tensor, "time batch"]
 ) -> Tensor:
-    """Each sequence's latent by that of the one before it in the batch, while that lasts."""
+    """Replace each sequence's latent by that of the previous sequence in the batch, until that ends."""
     step = step_of_site(name)
     if name in model.latents and model.latents[name].per == "sequence":
         alive = reached.any(0)
@@ -272,7 +275,7 @@ def _of_others(
 
 
 class _Moments(NamedTuple):
-    """Means and scales of posterior and prior, (time, batch, latent), and whether both are Gaussian."""
+    """Means and scales of posterior and prior, (time, batch, latent); whether both are Gaussian."""
 
     q_mean: Tensor
     q_scale: Tensor
@@ -282,12 +285,12 @@ class _Moments(NamedTuple):
 
     @property
     def deviation(self) -> Tensor:
-        """Its mean."""
+        """Mean of the standardised deviation from the prior."""
         return (self.q_mean - self.p_mean) / self.p_scale
 
 
 def _moments(q: Any, p: Any, z: Tensor) -> _Moments | None:
-    """None where one has none."""
+    """Moments of posterior and prior; None if either has no moments."""
     of_q, of_p = _mean_and_scale(q, z), _mean_and_scale(p, z)
     if of_q is None or of_p is None:
         return None
@@ -295,8 +298,8 @@ def _moments(q: Any, p: Any, z: Tensor) -> _Moments | None:
 
 
 def _mean_and_scale(distribution: Any, z: Tensor) -> tuple[Tensor, Tensor, bool] | None:
-    """(time, batch, latent), and whether it is Gaussian; None without moments."""
-    whole = hasattr(distribution, "conditionals")  # of all steps, else of one
+    """Mean and scale, (time, batch, latent), and whether it is Gaussian; None without moments."""
+    whole = hasattr(distribution, "conditionals")  # covers all steps, not one
     steps = unmasked(distribution.conditionals(z) if whole else distribution)
     try:
         mean, scale = steps.mean, steps.stddev
@@ -305,13 +308,13 @@ def _mean_and_scale(distribution: Any, z: Tensor) -> tuple[Tensor, Tensor, bool]
     gaussian = isinstance(steps, Independent) and isinstance(steps.base_dist, Normal)
     if whole:
         return mean, scale, gaussian
-    if len(steps.event_shape) == 2:  # a guide of one's own, whose steps do not wait for each other
+    if len(steps.event_shape) == 2:  # a custom guide whose steps are independent of each other
         return mean.movedim(-2, 0), scale.movedim(-2, 0), gaussian
     return mean.unsqueeze(0), scale.unsqueeze(0), gaussian
 
 
 def _units(along: _Moments | None, another: _Moments | None) -> _Units | None:
-    """From the moments along a path, and along another."""
+    """Unit statistics from the moments along two paths."""
     if along is None or another is None:
         return None
     deviations = along.deviation, another.deviation
@@ -326,7 +329,7 @@ def _units(along: _Moments | None, another: _Moments | None) -> _Units | None:
 
 
 def _joined(units: list[_Units | None]) -> _Units | None:
-    """The units of several latents beside each other."""
+    """Concatenate the units of several latents."""
     known = [u for u in units if u is not None]
     if not known or len(known) < len(units):
         return None
@@ -344,7 +347,7 @@ def _covariance_within_steps(
     others: Float[Tensor, "time batch latent"],
     reached: Bool[Tensor, "time batch"],
 ) -> Float[Tensor, " latent"]:
-    """Covariance over the sequences that reach a step, pooled over steps."""
+    """Covariance over the sequences that reach each step, pooled over steps."""
     weight = reached.unsqueeze(-1).to(values.dtype)
     count = weight.sum(1, keepdim=True)
 
@@ -358,7 +361,7 @@ def _covariance_within_steps(
 def _reconstructions(
     model: LatentSequenceModel, prior: PriorPath, reached: Bool[Tensor, "time batch"]
 ) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:
-    """Each cost that reconstructs a state: its log-density, and its target, of the real steps."""
+    """Log-density and target at the real steps for each cost that reconstructs a state."""
     costs = {
         name: cost
         for name, cost in model.active_aux().items()
@@ -373,13 +376,13 @@ def _reconstructions(
 def _gain(parts: list[tuple[Tensor, Tensor]]) -> AuxiliaryGain:
     log_prob = torch.cat([part[0] for part in parts])
     target = torch.cat([part[1] for part in parts])
-    # The entropy of the Gaussian that fits best; its scale has the bound that the networks' have.
+    # Entropy of the best-fitting Gaussian. Its scale has the same lower bound as that of the networks.
     scale = target.std(0, correction=0).clamp(min=math.exp(-7.0))
     marginal = Normal(target.mean(0), scale).log_prob(target).sum(-1)
     return AuxiliaryGain(-log_prob.mean().item(), -marginal.mean().item())
 
 
 def _padded(values: Tensor, steps: int) -> Tensor:
-    """With zeros behind the last step, time first."""
+    """Pad the time dimension, which comes first, with zeros up to ``steps``."""
     rest = values.new_zeros(steps - len(values), *values.shape[1:])
     return torch.cat([values, rest]) if len(rest) else values

@@ -1,4 +1,4 @@
-"""Figures, one function each; used by the trainer, scripts and notebooks alike."""
+"""Figures of training runs, sequences and latents, with one function for each."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _COLOURS = (
 )  # fmt: skip
 _SIDE = 28
 
-#: Updates and values.
+#: The updates and values of a curve.
 Curve = tuple[Sequence[float | int], Sequence[float | int]]
 
 
@@ -48,9 +48,10 @@ def _tidy(axes: Axes) -> Axes:
 
 
 def digits(rows: Sequence[Float[Tensor, "_ _ _"]], titles: Sequence[str] | None = None) -> Figure:
-    """Images in a grid; one row a tensor where titles are given, else a square of the first.
+    """Draw images in a grid: one row per tensor if titles are given, else a square of the first tensor.
 
-    A row is (images, time, data), and rows may differ in length. Of an image that is not complete the rest is black.
+    A row has shape (images, time, data), and rows may differ in length. Missing pixels of incomplete
+    images are black.
     """
     if titles is None:
         images = rows[0]
@@ -84,15 +85,15 @@ def curves(
     unit: str = "sequence",
     per: Literal["sequence", "step"] = "sequence",
 ) -> Figure:
-    """-ELBO, KL and auxiliary costs against updates, from the events of ``metrics.jsonl``.
+    """Plot -ELBO, KL and auxiliary costs by update, from the events of ``metrics.jsonl``.
 
-    A system without latents has no KL, and one without auxiliary costs none of these: their panels
-    are left out.
+    The panels of the KL and of the auxiliary costs are left out if the model has none.
 
     Args:
         events: the events.
-        unit: what a sequence, or a step, is called.
-        per: which of the two; steps where training and validation sequences differ in length.
+        unit: the name of a sequence or a step.
+        per: whether values are per sequence or per step. Use ``"step"`` if training and validation
+            sequences differ in length.
     """
     train = [e for e in events if e["event"] == "train"]
     valid = [e for e in events if e["event"] == "valid"]
@@ -117,7 +118,7 @@ def curves(
             marker = "o" if label == "validation" else None
             axes.plot(steps, values, color=colour, label=label, lw=1.2, marker=marker, ms=4)
         _tidy(axes).set(title=title, xlabel="update", ylabel=f"nats per {unit}")
-    # The first updates are far off; a scale that shows them hides everything after.
+    # The first values are so large that a scale which shows them hides the later ones.
     late = [-e[f"elbo_nats_per_{per}"] for e in train[len(train) // 10 :] + valid]
     if late:
         panels[0].set_ylim(min(late) - 2, max(late) + 2)
@@ -126,30 +127,31 @@ def curves(
 
 
 def kl_in_training(panels: Mapping[str, Mapping[str, Sequence[Curve]]], ylabel: str) -> Figure:
-    """KL against updates, a line for each system (Goyal et al. 2017, figure 2).
+    """Plot the KL by update, with a line for each system (Goyal et al. 2017, figure 2).
 
     Args:
-        panels: data set -> system -> curves of its seeds; the line is their mean, and the band what
-            lies between the lowest and the highest.
-        ylabel: of all panels.
+        panels: curves of all seeds, by data set and then by system. The line is their mean, and the band
+            extends from their minimum to their maximum.
+        ylabel: label of the vertical axis of all panels.
     """
     return _bands(panels, ylabel)
 
 
 def bound_in_training(panels: Mapping[str, Mapping[str, Sequence[Curve]]], ylabel: str) -> Figure:
-    """A bound against updates, a line for each system (Shabanian et al. 2017, figure 2).
+    """Plot a bound by update, with a line for each system (Shabanian et al. 2017, figure 2).
 
-    The first tenth of the updates is left off the scale. Args as of :func:`kl_in_training`.
+    The vertical scale ignores the first tenth of the updates. The arguments are those of
+    :func:`kl_in_training`.
     """
     return _bands(panels, ylabel, settled=True)
 
 
 def sampling_against_mean(curves: Mapping[str, Sequence[Curve]], ylabel: str) -> Figure:
-    """A bound with z drawn, or at its mean, against updates (Shabanian et al. 2017, figure 3).
+    """Plot a bound by update with z sampled and with z at its mean (Shabanian et al. 2017, figure 3).
 
     Args:
-        curves: how z is had -> curves of the seeds.
-        ylabel: of the panel.
+        curves: curves of all seeds, by the source of z.
+        ylabel: label of the vertical axis.
     """
     return _bands({"": curves}, ylabel, settled=True)
 
@@ -165,7 +167,7 @@ def _bands(
             runs = [run for run in runs if len(run[0])]
             if not runs:
                 continue
-            # Runs that were validated at other updates are compared where they are known.
+            # Runs validated at different updates are interpolated to the range that all of them cover.
             steps = np.asarray(sorted({s for run in runs for s in run[0]}))
             lines = np.stack([np.interp(steps, *run, left=np.nan, right=np.nan) for run in runs])
             known = ~np.isnan(lines).any(0)
@@ -183,26 +185,26 @@ def _bands(
 
 
 def kl_per_step(values: Sequence[float | int] | Tensor, unit: str = "step") -> Figure:
-    """KL at each step of a sequence, in nats."""
+    """Plot the KL at each step of a sequence, in nats."""
     heights = np.asarray(values)
     figure = Figure(figsize=(5, 2.6), layout="constrained")
     axes = _tidy(figure.subplots())
     axes.bar(
         np.arange(1, len(heights) + 1), heights, width=1.0, color=_BLUE, edgecolor="white", lw=0.3
     )
-    axes.set(xlabel=unit, ylabel="KL in nats", title="Information in z, step by step")
+    axes.set(xlabel=unit, ylabel="KL in nats", title="Information in z by step")
     return figure
 
 
 def kl_by_unit(values: Sequence[float], unit: str = "sequence") -> Figure:
-    """KL of each latent unit, the largest first."""
+    """Plot the KL of each latent unit, sorted in decreasing order."""
     heights = np.sort(np.asarray(values))[::-1]
     figure = Figure(figsize=(5, 2.6), layout="constrained")
     axes = _tidy(figure.subplots())
     axes.bar(np.arange(1, len(heights) + 1), heights, color=_BLUE)
     axes.set(
-        xlabel="latent unit, by size", ylabel=f"KL, nats per {unit}",
-        title="Information in z, unit by unit",
+        xlabel="latent unit, sorted by KL", ylabel=f"KL, nats per {unit}",
+        title="Information in z by unit",
     )  # fmt: skip
     return figure
 
@@ -210,11 +212,11 @@ def kl_by_unit(values: Sequence[float], unit: str = "sequence") -> Figure:
 def kl_over_images(
     images: Float[Tensor, "images time data"], kl: Float[Tensor, "images time"]
 ) -> Figure:
-    """KL of each step laid over the image that it draws: a row, or a pixel.
+    """Draw the KL of each step over the part of the image that the step generates.
 
     Args:
-        images: by row or by pixel.
-        kl: nats of each step.
+        images: images whose steps are rows or pixels.
+        kl: KL of each step in nats.
     """
     figure = Figure(figsize=(1.2 * len(images) + 0.8, 2.6), layout="constrained")
     panels = figure.subplots(2, len(images), squeeze=False)
@@ -237,7 +239,7 @@ def waveforms(
     titles: Sequence[str],
     sample_rate: int,
 ) -> Figure:
-    """Sounds against time; a row of panels for each title, all of one scale."""
+    """Plot waveforms of sounds, with a row of panels for each title and one common scale."""
     figure, panels = _sound_panels(rows, 1.3)
     for row, title, axes_of_row in zip(rows, titles, panels, strict=True):
         axes_of_row[0].set_ylabel(title)
@@ -253,7 +255,7 @@ def spectrograms(
     titles: Sequence[str],
     sample_rate: int,
 ) -> Figure:
-    """Power of sounds over time and frequency, in decibels; all of one scale."""
+    """Plot the power of sounds by time and frequency in decibels, on one common scale."""
     figure, panels = _sound_panels(rows, 1.6)
     window = 256
     powers: dict[tuple[int, int], Any] = {}
@@ -278,7 +280,7 @@ def spectrograms(
 
 
 def _sound_panels(rows: Sequence[Sequence[Any]], height: float) -> tuple[Figure, Any]:
-    """A panel a sound, all of one scale, ``height`` inches a row."""
+    """Make one panel per sound with common axes, in rows of ``height`` inches."""
     columns = max(len(row) for row in rows)
     figure = Figure(figsize=(3.2 * columns, height * len(rows) + 0.4), layout="constrained")
     panels = figure.subplots(len(rows), columns, squeeze=False, sharey=True, sharex=True)
@@ -288,7 +290,7 @@ def _sound_panels(rows: Sequence[Sequence[Any]], height: float) -> tuple[Figure,
 
 
 def series(rows: Sequence[Float[Tensor, "_ _ _"]], titles: Sequence[str]) -> Figure:
-    """Sequences of numbers as pictures: time to the right, values upwards."""
+    """Plot sequences of numbers: lines for up to three dimensions, else images over time."""
     columns = max(len(row) for row in rows)
     figure = Figure(figsize=(2.4 * columns, 1.5 * len(rows) + 0.3), layout="constrained")
     panels = figure.subplots(len(rows), columns, squeeze=False)
@@ -312,19 +314,19 @@ def latent_pca(
     labels: Shaped[np.ndarray, " sequences"],
     name: str = "label",
 ) -> Figure:
-    """The two directions in which the latents of sequences differ most, coloured by a label.
+    """Plot the first two principal components of latent paths, coloured by a label.
 
     Args:
-        z: a path for each sequence, see :func:`pyro_zf.analysis.posterior_path`.
-        labels: words or whole numbers are classes, other numbers a scale.
-        name: of the label.
+        z: the latent path of each sequence, see :func:`pyro_zf.analysis.posterior_path`.
+        labels: strings or integers are treated as classes, floats as a continuous scale.
+        name: name of the label.
 
     Raises:
         ValueError: for fewer than three sequences.
     """
     paths = z.flatten(1).double().cpu().numpy()
     if len(paths) < 3:
-        raise ValueError(f"a plane through the latents needs 3 sequences, not {len(paths)}")
+        raise ValueError(f"a projection of the latents needs at least 3 sequences, not {len(paths)}")
     centred = paths - paths.mean(0)
     left, scale, _ = np.linalg.svd(centred, full_matrices=False)
     share = np.square(scale) / max(np.square(scale).sum(), 1e-300)
@@ -354,12 +356,12 @@ def lengths_along(
     lengths: Mapping[str, Sequence[Sequence[float | int]]],
     unit: str = "words",
 ) -> Figure:
-    """How long what is decoded is between two latent paths (Goyal et al. 2017, table 3).
+    """Plot the length of decoded sequences along interpolations (Goyal et al. 2017, table 3).
 
     Args:
-        weights: of the interpolation.
-        lengths: how values were taken -> of each pair, the length at each weight.
-        unit: of a length.
+        weights: interpolation weights.
+        lengths: length at each weight for each pair of sequences, by name of the decoding.
+        unit: unit of the lengths.
     """
     figure = Figure(figsize=(5, 3), layout="constrained")
     axes = _tidy(figure.subplots())
@@ -367,6 +369,6 @@ def lengths_along(
         for pair in pairs:
             axes.plot(weights, pair, color=colour, alpha=0.35, lw=0.8)
         axes.plot(weights, np.mean(pairs, axis=0), color=colour, lw=2, label=label)
-    axes.set(xlabel="a", ylabel=f"{unit} decoded")
+    axes.set(xlabel="interpolation weight a", ylabel=f"decoded {unit}")
     axes.legend(frameon=False)
     return figure

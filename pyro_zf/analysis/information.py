@@ -1,4 +1,4 @@
-"""Mutual information of sequences and what their latents add to the past."""
+"""Mutual information between sequences and the deviations of their latents from the prior."""
 
 from __future__ import annotations
 
@@ -20,28 +20,29 @@ __all__ = ["mutual_information"]
 
 @torch.no_grad()
 def mutual_information(model: LatentSequenceModel, batch: SequenceBatch) -> float | None:
-    r"""Mutual information of sequences and the noise of their latents under the posterior, in nats.
+    r"""Mutual information between sequences and the standardised deviations of their latents, in nats.
 
     .. math::
         \frac 1N \sum_i \Big[ \log q(\epsilon^{(i)} \mid x^{(i)})
         - \log \frac 1N \sum_j q(\epsilon^{(i)} \mid x^{(j)}) \Big], \qquad
         \epsilon_t = (z_t - \mu^{(p)}_t) / \sigma^{(p)}_t
 
-    for the whole path, one draw of each of the N sequences: the estimate of Hoffman and Johnson 2016
-    (http://approximateinference.org/accepted/HoffmanJohnson2016.pdf) with the posteriors of these
-    sequences as the aggregate. It cannot exceed log N, which it reaches where each sequence can be told
-    from all others by its latents. Under a standard normal prior :math:`\epsilon` is z.
+    This is the estimate of Hoffman and Johnson 2016
+    (http://approximateinference.org/accepted/HoffmanJohnson2016.pdf) for whole paths, with one sample for
+    each of the N sequences and the mixture of their posteriors as the aggregate posterior. It cannot
+    exceed log N, which it reaches if the latents identify each sequence. Under a standard normal prior
+    :math:`\epsilon` equals z.
 
-    Behind the end of a sequence it is noise of the prior. A latent that is free of KL (:math:`\tilde b` of
-    Variational Bi-LSTM) is put at its mean.
+    After the end of a sequence, :math:`\epsilon` is sampled from the prior. A latent without a KL term
+    (:math:`\tilde b` of Variational Bi-LSTM) is set to its mean.
 
     Args:
-        model: with posterior and prior as modules.
-        batch: the sequences, in memory N times N at a time.
+        model: a model whose posterior and prior are modules.
+        batch: the N sequences. Memory grows with N squared.
 
     Returns:
-        float | None: None where the prior is no Gaussian, where there are other latents with a KL than z,
-            or where the guide is your own.
+        float | None: the estimate; None if the prior is not Gaussian, if latents other than z have a KL
+            term, or if the guide is a custom program.
     """
     if not model.programs_are_derived:
         return None
@@ -51,7 +52,7 @@ def mutual_information(model: LatentSequenceModel, batch: SequenceBatch) -> floa
     number, run = batch.num_sequences, Recurrence(model, batch)
     context, u = run.context.unbind(0), run.u.unbind(0)
     c = [None] * len(u) if run.c is None else run.c.unbind(0)
-    # Along the path of each sequence (rows), by what the networks know of each (columns).
+    # Log-density of the path of each sequence (rows) under the posterior of each sequence (columns).
     total = torch.zeros(number, number, device=batch.inputs.device)
 
     def choose(t: int, h: Tensor) -> Tensor:
@@ -93,7 +94,7 @@ def mutual_information(model: LatentSequenceModel, batch: SequenceBatch) -> floa
 
 
 class _FromPrior(nn.Module):
-    """A prior in the place of a posterior."""
+    """A prior with the interface of a posterior."""
 
     def __init__(self, prior: nn.Module) -> None:
         super().__init__()
@@ -104,5 +105,5 @@ class _FromPrior(nn.Module):
 
 
 def _own(values: Shaped[Tensor, "sequences sequences _"]) -> Shaped[Tensor, "sequences _"]:
-    """Along the path of each sequence, by what is known of itself."""
+    """Values along the path of each sequence that were computed for that sequence itself."""
     return values.diagonal(dim1=0, dim2=1).T

@@ -1,4 +1,4 @@
-"""Between two sequences in the path of their latents (Goyal et al. 2017, section 4.2, table 3)."""
+"""Interpolation between the latent paths of two sequences (Goyal et al. 2017, section 4.2, table 3)."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ __all__ = ["argmax_and_sampling", "interpolate"]
 
 
 def argmax_and_sampling(temperature: float = 1.0) -> dict[str, Decoding]:
-    """The two ways in which the paper's table decodes a point: at the modes, and by draws.
+    """The two decodings of the paper's table: modes, and samples at the given temperature.
 
     Raises:
-        ValueError: if the temperature, of the draws, is not above 0.
+        ValueError: if the temperature is not above 0.
     """
     return {
         "argmax": Decoding(argmax=True, latent_temperature=0.0),
@@ -40,20 +40,20 @@ def interpolate(
 ) -> Shaped[Tensor, "points time ..."]:
     r"""Decode :math:`(1 - a)\, z^{(1)}_{1:T} + a\, z^{(2)}_{1:T}` for each weight a.
 
-    The latents of both sequences are inferred at each step by the posterior and put together to one
-    code; each point between the codes goes through the decoder, which reads what it drew before. Where
-    one sequence has ended, its part is taken by the mean of the prior at that step.
+    The latents of both sequences are inferred by the posterior at each step. Each interpolated path is
+    decoded by the model, which reads its own previous values. After the end of one of the sequences, the
+    mean of the prior at that step takes the place of its latent.
 
     Args:
         model: the model.
         pair: two sequences.
-        weights: a, from 0 for the first to 1 for the second.
-        decoding: how values are taken: ``Decoding(argmax=True)``, or by default a draw.
-        num_steps: steps to decode; by default those of the longer sequence.
-        at_mean: whether the codes are the posterior's means or draws from it.
+        weights: interpolation weights a, from 0 for the first sequence to 1 for the second.
+        decoding: how values are decoded, such as ``Decoding(argmax=True)``. By default they are sampled.
+        num_steps: number of steps to decode. By default, the length of the longer sequence.
+        at_mean: whether to use the posterior's means instead of samples.
 
     Raises:
-        ValueError: if there are not two sequences, or the model has no latents.
+        ValueError: if there are not exactly two sequences, or if the model has no latents.
 
     Example:
         >>> from pyro_zf import VRNN
@@ -63,21 +63,21 @@ def interpolate(
         torch.Size([3, 5, 4])
     """
     if pair.num_sequences != 2:
-        raise ValueError(f"an interpolation is between 2 sequences, not {pair.num_sequences}")
+        raise ValueError(f"interpolation needs 2 sequences, not {pair.num_sequences}")
     if not hasattr(model, "latent_size"):
         raise ValueError(f"{type(model).__name__} has no latents to interpolate")
     steps = num_steps or pair.num_steps
     mixing = _Mixed(posterior_path(model, pair, at_mean), pair, weights.to(pair.inputs.device))
     first = pair.inputs[:1, 0].expand(len(weights), *pair.inputs.shape[2:])
     covariates = pair.covariates
-    if covariates is not None:  # on the way from those of one sequence to those of the other
+    if covariates is not None:  # interpolate the covariates too
         a = weights.to(covariates).reshape(-1, *(1,) * (covariates.dim() - 1))
         covariates = (1 - a) * covariates[:1] + a * covariates[1:]
     return model.generate(first, steps, decoding or Decoding(), mixing, covariates=covariates)
 
 
 class _Mixed(Messenger):
-    """Sets each latent to a point between two paths."""
+    """Sets each latent to a point on the line between two paths."""
 
     def __init__(self, paths: Tensor, pair: SequenceBatch, weights: Tensor) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ class _Mixed(Messenger):
     def _pyro_sample(self, msg: Any) -> None:
         name, _, step = msg["name"].rpartition("_")
         if name != "z" or (t := int(step) - 1) >= max(self.lengths):
-            return  # where both have ended, the prior goes on
+            return  # after the end of both sequences, sample from the prior
         prior = mean_of(msg["fn"])
         ends = [self.paths[i, t] if t < n else prior for i, n in enumerate(self.lengths)]
         msg["value"] = (1 - self.weights) * ends[0] + self.weights * ends[1]

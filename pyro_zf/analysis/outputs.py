@@ -1,4 +1,4 @@
-"""Sequences as files that one can look at, listen to, read, and compute with."""
+"""Output of sequences as pictures, sounds, texts and HDF5 files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 Rows = Mapping[str, Shaped[Tensor, "_ _ ..."]]
-#: Sounds and series of a row that are shown.
+#: Number of sounds or series shown per row.
 SHOWN = 4
 
 
@@ -36,7 +36,7 @@ def as_sounds(
     splits: Splits,
     lengths: Int[Tensor, " sequences"] | None = None,
 ) -> list[np.ndarray]:
-    """Frames as samples between -1 and 1, up to the end of each sequence."""
+    """Convert frames to audio samples between -1 and 1, up to the end of each sequence."""
     return [
         np.clip(splits.values.restored(frames.flatten()) / 32768.0, -1.0, 1.0)
         for frames in _ended(sequences, lengths)
@@ -48,7 +48,7 @@ def as_texts(
     splits: Splits,
     lengths: Int[Tensor, " sequences"] | None = None,
 ) -> list[str]:
-    """Symbols as text, up to the end of each sequence; sentences without the symbol for it."""
+    """Convert symbols to text, up to the end of each sequence; sentences without the end symbol."""
     assert splits.vocabulary is not None
     end = splits.vocabulary.index("<eos>") if "<eos>" in splits.vocabulary else None
     texts = []
@@ -63,7 +63,7 @@ def as_texts(
 def _ended(
     sequences: Shaped[Tensor, "sequences time ..."], lengths: Int[Tensor, " sequences"] | None
 ) -> list[Tensor]:
-    """Each sequence without what lies behind its end."""
+    """Cut each sequence to its length."""
     if lengths is None:
         return list(sequences)
     return [s[:n] for s, n in zip(sequences, lengths.tolist(), strict=True)]
@@ -72,14 +72,14 @@ def _ended(
 def save_pictures(
     folder: Path, name: str, rows: Rows, splits: Splits, grid: bool = False
 ) -> list[Path]:
-    """Images, or numbers as pictures, in one PNG file; a row of it for each of ``rows``.
+    """Save images, or numbers as pictures, in one PNG file with one row for each of ``rows``.
 
     Args:
-        folder: that there is.
-        name: of the file.
-        rows: title -> sequences.
-        splits: what they are.
-        grid: whether the first row becomes a square without a title.
+        folder: an existing folder.
+        name: name of the file without its suffix.
+        rows: sequences by title.
+        splits: the data set of the sequences.
+        grid: whether to show images of the first row only, as a square grid without a title.
     """
     path = folder / f"{name}.png"
     if splits.is_image:
@@ -97,7 +97,7 @@ def save_sounds(
     splits: Splits,
     lengths: Int[Tensor, " sequences"] | None = None,
 ) -> list[Path]:
-    """WAV files of 16 bits, ``NAME-TITLE-1.wav`` and so on, with their waveforms and spectrograms."""
+    """Save 16-bit WAV files, ``NAME-TITLE-1.wav`` etc., and pictures of waveforms and spectrograms."""
     import soundfile
 
     assert splits.sample_rate is not None
@@ -123,7 +123,7 @@ def save_texts(
     splits: Splits,
     lengths: Int[Tensor, " sequences"] | None = None,
 ) -> list[Path]:
-    """One file; of several rows, the first of each beneath each other, then the second, and so on."""
+    """Save texts in one file. Several rows are interleaved: the first text of each, then the second, .."""
     texts = {title: as_texts(x, splits, lengths) for title, x in rows.items()}
     path = folder / f"{name}.txt"
     if len(texts) == 1:
@@ -146,14 +146,14 @@ def write_hdf5(
     lengths: Int[Tensor, " sequences"] | None = None,
     **attributes: Any,
 ) -> Path:
-    """The sequences as arrays, one a row, in the units of the data: bits, symbols, restored numbers.
+    """Write sequences as arrays, one per row, in the units of the data: bits, symbols, restored numbers.
 
     Args:
-        path: of the file.
-        rows: name -> sequences.
-        splits: what they are.
-        lengths: steps of each sequence, if they differ; what lies behind them means nothing.
-        **attributes: of the file, such as the settings that they were drawn under.
+        path: path of the file.
+        rows: sequences by name.
+        splits: the data set of the sequences.
+        lengths: number of steps of each sequence, if they differ. Later steps have no meaning.
+        **attributes: attributes of the file, such as the settings of the generation.
     """
     with h5py.File(path, "w") as file:
         for name, sequences in rows.items():
@@ -182,11 +182,11 @@ def write_hdf5(
 def interpolation_table(
     weights: Sequence[float], columns: Mapping[str, Sequence[str]]
 ) -> list[str]:
-    """Texts between two others as a table in Markdown (Goyal et al. 2017, table 3), line by line.
+    """Lines of a Markdown table of interpolated texts (Goyal et al. 2017, table 3).
 
     Args:
-        weights: of the second.
-        columns: how they were decoded -> a text at each weight.
+        weights: interpolation weights of the second text.
+        columns: the text at each weight, by name of the decoding.
     """
     lines = [f"| {' | '.join(['a', *columns])} |", "|---" * (1 + len(columns)) + "|"]
     for a, *texts in zip(weights, *columns.values(), strict=True):
@@ -195,7 +195,7 @@ def interpolation_table(
 
 
 def markdown_cell(text: str) -> str:
-    """A text as a cell of a table in Markdown."""
+    """Escape a text for a cell of a Markdown table."""
     for symbol in "\\|*_<>`":
         text = text.replace(symbol, f"\\{symbol}")
     return text.replace("\n", " ⏎ ")

@@ -1,4 +1,4 @@
-"""Runs on one page of HTML that needs nothing but itself."""
+"""Reports of training runs as one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -40,39 +40,39 @@ figure { margin: .5rem 0 1rem; } figcaption { font-size: .85rem; color: #555; }
 pre { white-space: pre-wrap; background: #f6f6f6; padding: .7rem; font-size: .85rem; }
 details { margin: .5rem 0; }
 """
-#: Nothing is fetched, whatever a name or a text in the page may say.
+#: The page must not fetch anything, whatever the names and texts in it contain.
 _POLICY = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'"
 _BOUNDS = (("elbo", "ELBO"), ("iwae", "IWAE"), ("fivo", "FIVO"), ("log_likelihood", "log p(y | z)"),
            ("kl", "KL(q || p)"))  # fmt: skip
 _SYMBOLS = {"perplexity": "perplexity", "bits_per_character": "bits per character"}
 _DIAGNOSTICS = {
-    "diagnosed_sequences": "sequences looked at",
+    "diagnosed_sequences": "diagnosed sequences",
     "active_units": "active units",
     "latent_units": "units of z",
-    "mutual_information_nats": "mutual information of sequence and innovations, nats",
-    "mutual_information_nats_at_most": "its estimate is at most",
+    "mutual_information_nats": "mutual information of sequences and their latents' deviations from the prior, nats",
+    "mutual_information_nats_at_most": "upper bound of this estimate, nats",
     "shuffled_loss_nats_per_sequence": "log-likelihood lost with another sequence's z, nats per sequence",
-    "posterior_prior_overlap": "overlap of posterior and prior (1: the same)",
+    "posterior_prior_overlap": "overlap of posterior and prior (1: identical)",
     "b_given_z_nats_per_step": "-log p(b | z), nats per step",
-    "b_marginal_nats_per_step": "the same by the marginal of b",
+    "b_marginal_nats_per_step": "-log of the marginal density of b, nats per step",
     "h_given_z_nats_per_step": "-log p(h | z), nats per step",
-    "h_marginal_nats_per_step": "the same by the marginal of h",
+    "h_marginal_nats_per_step": "-log of the marginal density of h, nats per step",
     "teacher_forced_log_likelihood_nats_per_sequence": "log p(y | true past, z), nats per sequence",
-    "from_posterior_log_likelihood_nats_per_sequence": "log p(y | own past, z of the posterior)",
-    "from_prior_log_likelihood_nats_per_sequence": "log p(y | own past, z of the prior)",
+    "from_posterior_log_likelihood_nats_per_sequence": "log p(y | generated past, z from the posterior), nats per sequence",
+    "from_prior_log_likelihood_nats_per_sequence": "log p(y | generated past, z from the prior), nats per sequence",
 }
 
 
 @dataclass(frozen=True)
 class RunContent:
-    """What a run folder holds.
+    """Contents of a run folder.
 
     Args:
-        name: of the run.
-        config: its settings.
-        events: of ``metrics.jsonl``.
-        summary: what it ended with; empty while it has not ended.
-        evaluations: what ``evaluate`` has found.
+        name: name of the run.
+        config: settings of the run.
+        events: entries of ``metrics.jsonl``.
+        summary: final results; empty if the run has not finished.
+        evaluations: results of ``evaluate``.
         files: pictures, sounds and texts.
     """
 
@@ -85,20 +85,21 @@ class RunContent:
 
     @property
     def unit(self) -> str:
-        """What a sequence is called."""
+        """Name of a sequence, such as "image"."""
         return str(self.summary.get("unit", "sequence"))
 
 
 def report_page(runs: Sequence[RunContent], title: str = "pyro_zf report") -> str:
-    """One page: settings, curves, bounds, diagnostics, samples; a comparison where there are several.
+    """Render runs as an HTML page with settings, curves, bounds, diagnostics and samples.
 
-    Pictures and sounds are inside it; it opens from disk and fetches nothing.
+    The page compares the runs if there are several. Pictures and sounds are embedded, so that it can be
+    opened from disk and fetches nothing.
 
     Raises:
-        ValueError: if there is no run.
+        ValueError: if there are no runs.
     """
     if not runs:
-        raise ValueError("a report needs a run")
+        raise ValueError("a report needs at least one run")
     parts = [f"<h1>{_text(title)}</h1>"]
     if len(runs) > 1:
         parts.append(_comparison(runs))
@@ -123,16 +124,16 @@ def _run(run: RunContent) -> str:
         else config.get("dataset"),
         "parameters": f"{summary['num_parameters']:,}" if summary else None,
         "updates": summary.get("steps"),
-        "best update, by validation": summary.get("best_step"),
-        "minutes of training": round(summary["training_seconds"] / 60, 1) if summary else None,
+        "best update on validation data": summary.get("best_step"),
+        "training time in minutes": round(summary["training_seconds"] / 60, 1) if summary else None,
     }
     parts.append(_table(("", ""), [(k, v) for k, v in facts.items() if v is not None]))
     if not summary:
-        parts.append('<p class="note">This run has not ended.</p>')
+        parts.append('<p class="note">This run has not finished.</p>')
     elif not summary.get("comparable_with_published"):
         parts.append(
-            '<p class="note">The data are not those of the papers: these figures do not compare with '
-            "published ones.</p>"
+            '<p class="note">The data are not those of the papers, so these results are not comparable '
+            "with published ones.</p>"
         )
     best = _richest(run)
     if verdict := (best or {}).get("verdict") or summary.get("verdict"):
@@ -144,7 +145,7 @@ def _run(run: RunContent) -> str:
     if any(event["event"] in ("train", "valid") for event in run.events):
         parts.append("<h3>Training</h3>")
         parts.append(
-            _figure(curves(run.events, *_measure(run)), "Training and validation against updates.")
+            _figure(curves(run.events, *_measure(run)), "Training and validation metrics by update.")
         )
     if summary or run.evaluations:
         parts += ["<h3>Bounds</h3>", _bounds(run)]
@@ -156,12 +157,12 @@ def _run(run: RunContent) -> str:
 
 
 def summary_diagnostics(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """Of the test at the end of training, under the names that an evaluation gives them."""
+    """Results of the test at the end of training, under the names that an evaluation uses."""
     return {k.removeprefix("test_"): v for k, v in summary.items() if k.startswith("test_")}
 
 
 def _richest(run: RunContent) -> Mapping[str, Any] | None:
-    """Of the run's best state, on the test split: with the most sequences, then the most samples."""
+    """Test evaluation of the best checkpoint with the most sequences and then the most samples."""
     usual = [
         e
         for e in run.evaluations
@@ -173,7 +174,7 @@ def _richest(run: RunContent) -> Mapping[str, Any] | None:
 
 
 def _measure(run: RunContent) -> tuple[str, Literal["sequence", "step"]]:
-    """What curves are per: steps where training and validation sequences differ much in length."""
+    """Unit of the curves: steps if training and validation sequences differ much in length."""
     lengths = []
     for event in ("train", "valid"):
         of_event = [e for e in run.events if e["event"] == event and e.get("elbo_nats_per_step")]
@@ -213,14 +214,15 @@ def _bounds(run: RunContent) -> str:
         "",
     )
     note = (
-        "<p>Nats of log-likelihood, higher is better; ± is the standard error over sequences. ELBO, "
-        "IWAE and FIVO are lower bounds, but for z at the mean of the prior, which is another model. No auxiliary cost and no KL weight is in them.</p>"
+        "<p>Log-likelihoods in nats, higher is better; ± is the standard error over sequences. ELBO, IWAE and "
+        "FIVO are lower bounds, except with z at the mean of the prior, which is a different model. They "
+        "include no auxiliary costs and no KL weight.</p>"
     )
     return note + _table(heads, lines)
 
 
 def _with_error(found: Mapping[str, Any], key: str) -> str:
-    """A number with its standard error, as far as they are known."""
+    """Format a number with its standard error if it is known; empty without a number."""
     value, error = found.get(key), found.get(f"{key}_stderr")
     if value is None:
         return ""
@@ -236,7 +238,7 @@ def _diagnostics(found: Mapping[str, Any], run: RunContent) -> str:
     parts = [_table(("", ""), lines)]
     if found.get("kl_nats_by_unit"):
         parts.append(
-            _figure(kl_by_unit(found["kl_nats_by_unit"], run.unit), "KL of each unit of z.")
+            _figure(kl_by_unit(found["kl_nats_by_unit"], run.unit), "KL of each latent unit.")
         )
     if found.get("kl_nats_at_steps") and any(found["kl_nats_at_steps"]):
         step = str(run.summary.get("step_unit", "step"))
@@ -273,7 +275,7 @@ def _comparison(runs: Sequence[RunContent]) -> str:
         ))  # fmt: skip
     parts = ["<h2>Comparison</h2>", _table(heads, lines)]
     units = {run.unit for run in runs}
-    parts.append(f"<p>Nats per {_text(' or '.join(sorted(units)))}, higher bounds are better.</p>")
+    parts.append(f"<p>Nats per {_text(' or '.join(sorted(units)))}; higher bounds are better.</p>")
     elbos: dict[str, dict[str, list[Any]]] = {}
     kls: dict[str, dict[str, list[Any]]] = {}
     for run in runs:
@@ -289,7 +291,7 @@ def _comparison(runs: Sequence[RunContent]) -> str:
 
 
 def _files(files: Sequence[Path]) -> list[str]:
-    """Pictures, sounds and texts by folder; those that are drawn anew here are left out."""
+    """Pictures, sounds and texts by folder, without the figures that the report draws itself."""
     drawn_anew = {"curves.png", "kl_per_step.png"}
     parts: list[str] = []
     folders: dict[str, list[Path]] = {}

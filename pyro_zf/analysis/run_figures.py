@@ -1,4 +1,4 @@
-"""What a run shows at its end: pictures, sounds and texts of its own."""
+"""Pictures, sounds and texts that are saved at the end of a run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = [
     "shown_steps",
 ]
 
-#: Seconds of the sounds, and steps of other sequences, that are drawn from a model at most.
+#: Maximum number of seconds of sound, and of steps of other sequences, that are shown.
 SECONDS, STEPS = 2.0, 200
 RECONSTRUCTED = ("test data", "mean, true past", "from z alone")
 
@@ -40,9 +40,9 @@ def save_run_figures(
     events: Sequence[dict[str, Any]],
     num_samples: int = 64,
 ) -> list[Path]:
-    """Samples, reconstructions of test data, KL by step and curves, in ``run/figures``.
+    """Save samples, reconstructions of test data, KL per step and curves to ``run/figures``.
 
-    Pictures as PNG; of speech and other sounds WAV files too, of text a file.
+    Pictures are saved as PNG files. Sounds are saved as WAV files too, and texts as text files.
     """
     device = next(model.parameters()).device
     few = cut(next(iter(Batches(splits.test, 10, limit=10))), splits).to(device)
@@ -73,7 +73,7 @@ def save_run_figures(
 def covariates_like(
     splits: Splits, split: str, number: int, steps: int, device: torch.device
 ) -> torch.Tensor | None:
-    """The covariates of the first sequences of a split, repeated as often as it takes; None without any."""
+    """Covariates of the first sequences of a split, repeated as needed; None if there are none."""
     if not splits.covariate_size:
         return None
     dataset = splits[split]
@@ -94,41 +94,41 @@ def save_sequences(
     lengths: torch.Tensor | None = None,
     grid: bool = False,
 ) -> list[Path]:
-    """Sequences as files of their kind: pictures, sounds or texts.
+    """Save sequences as pictures, sounds or texts, depending on the data.
 
     Args:
-        folder: that there is.
-        name: of the files.
-        rows: title -> sequences.
-        splits: what they are.
-        lengths: steps of each sequence that are shown.
-        grid: of images, whether the first row becomes a square without a title.
+        folder: an existing folder.
+        name: name of the files without their suffixes.
+        rows: sequences by title.
+        splits: the data set of the sequences.
+        lengths: number of steps of each sequence to show.
+        grid: whether to show images of the first row only, as a square grid without a title.
     """
     if splits.sample_rate is not None:
         return save_sounds(folder, name, rows, splits, lengths)
     if splits.vocabulary is not None:
         return save_texts(folder, name, rows, splits, lengths)
-    if splits.kind == "categorical":  # indices that mean nothing to the eye
+    if splits.kind == "categorical":  # indices cannot be shown as a picture
         return []
     return save_pictures(folder, name, rows, splits, grid)
 
 
 def _measure(splits: Splits) -> tuple[str, Literal["sequence", "step"]]:
-    """What the curves are per: sequences, unless those of training are cut to another length."""
+    """Unit of the curves: sequences, unless training sequences are cut to another length."""
     if splits.train.num_steps == splits.valid.num_steps:
         return splits.unit, "sequence"
     return splits.step_unit, "step"
 
 
 def shown_steps(splits: Splits, seconds: float = SECONDS) -> int:
-    """Steps of a sound of so many seconds, or of another sequence to show."""
+    """Number of steps to show: ``seconds`` for sounds, at most ``STEPS`` for other sequences but images."""
     if splits.sample_rate is None:
         return splits.num_steps if splits.is_image else min(splits.num_steps, STEPS)
     return max(int(seconds * splits.sample_rate / splits.data_size), 1)
 
 
 def cut(batch: SequenceBatch, splits: Splits, most: int | None = None) -> SequenceBatch:
-    """No longer than what is shown."""
+    """Cut a batch to the number of steps to show."""
     if most is None:
         most = shown_steps(splits) if splits.sample_rate is not None else STEPS
         if splits.is_image:

@@ -1,4 +1,4 @@
-"""Settings of a training run: typed, documented, saved with the run."""
+"""Settings of a training run. They are typed and documented, and saved with the run."""
 
 from __future__ import annotations
 
@@ -31,100 +31,103 @@ __all__ = [
 
 @dataclass(frozen=True)
 class TrainConfig(DataConfig):
-    """Train a model. Options whose default is None take the value of the preset.
+    """Train a model. Options whose default is None take their value from the preset.
 
-    The options of the system itself, such as its sizes, are in ``options``; on the command line each of
-    them is a flag. :meth:`of` takes both by name.
+    Options of the model itself, such as layer sizes, are stored in ``options``; on the command line each of
+    them is a flag of its own. :meth:`of` accepts both kinds by name.
     """
 
     model: str = "zforcing"
-    """System to train: zforcing, variational-bilstm, srnn, vrnn, vrnn-i, storn or rnn."""
+    """Model to train: zforcing, variational-bilstm, srnn, vrnn, vrnn-i, storn or rnn."""
     options: dict[str, Any] = field(default_factory=dict)
-    """Options of the system by name, see the ``Options`` of its class."""
+    """Options of the model by name; see the ``Options`` class of the model."""
     preset: Literal["auto", "paper", "small"] = "auto"
-    """Settings of the paper, or small ones that learn in minutes on a CPU. auto: paper on a GPU."""
+    """paper uses the settings of the paper, small uses a model that trains in minutes on a CPU. auto selects
+    paper on a GPU and small on a CPU."""
     output_dir: Path | None = None
-    """Run folder. Default: runs/DATASET-MODEL-DATE-TIME."""
+    """Folder that the run is written to. Default: runs/DATASET-MODEL-DATE-TIME."""
     resume: Path | None = None
-    """Run folder to continue, with its own settings."""
+    """Run folder of a run to resume. The settings are read from that folder."""
 
     objective: str = "elbo"
-    """Bound to train on: elbo (analytic KL), elbo-mc (sampled KL), iwae (importance-weighted) or fivo
+    """Bound to optimise: elbo (analytic KL), elbo-mc (sampled KL), iwae (importance-weighted) or fivo
     (particle filter)."""
     num_particles: int = 1
-    """Latent samples of the objective."""
+    """Number of latent samples per sequence that the objective draws."""
     aux: tuple[str, ...] | None = None
-    """Auxiliary costs as NAME=WEIGHT, in place of alpha, beta and gamma, for any system with latents: b
-    and h (z reconstructs the backward, the forward state), u (the backward state predicts the input),
-    activity (of the forward state). --aux none switches all of them off."""
+    """Auxiliary costs as NAME=WEIGHT. They replace alpha, beta and gamma and work with any model that has
+    latent variables: b (z reconstructs the backward state), h (z reconstructs the forward state), u (the
+    backward state predicts the input) and activity (activity regularisation of the forward state).
+    --aux none disables all of them."""
     aux_start: float = 1.0
-    """Factor on the weights of all auxiliary costs at the first update."""
+    """Initial value of the factor that multiplies the weights of all auxiliary costs."""
     aux_stop: float = 1.0
-    """Factor that this changes to."""
+    """Final value of that factor."""
     aux_increment: float = 5e-5
     """Change of that factor per update."""
     kl_start: float = 1.0
-    """KL weight at the first update. The papers' annealing starts at 0.2."""
+    """Initial weight of the KL term. The annealing in the papers starts at 0.2."""
     kl_increment: float = 5e-5
-    """Increase of the KL weight per update, until it is 1."""
+    """Increase of the KL weight per update, until it reaches 1."""
     free_bits: float = 0.0
-    """Nats of KL that are free for each step of a sequence (objective elbo)."""
+    """Nats of KL per step that are not penalised (objective elbo only)."""
     word_dropout: float = 0.0
-    """Probability with which the input of a step is hidden from the forward network in training."""
+    """Probability that the input of a step is hidden from the forward network during training."""
 
     batch_size: int | None = None
-    """Sequences per update."""
+    """Number of sequences per update."""
     accumulate: int = 1
-    """Number of parts that each batch is split into, whose gradients are added up, to save memory."""
+    """Number of parts that each batch is split into to save memory; their gradients are accumulated."""
     learning_rate: float | None = None
-    """Of Adam."""
+    """Learning rate of Adam."""
     clip_norm: float | None = 100.0
-    """Bound on the norm of the whole gradient of the loss in nats per sequence."""
+    """Maximum norm of the gradient over all parameters, for the loss in nats per sequence."""
     max_steps: int | None = None
-    """Number of updates to stop after."""
+    """Stop after this number of updates."""
     max_epochs: int | None = None
-    """Number of passes over the training data to stop after."""
+    """Stop after this number of epochs."""
     max_minutes: float | None = None
-    """Minutes of training to stop after, earlier sessions of the run included."""
+    """Stop after this many minutes of training, including the earlier sessions of a resumed run."""
 
     seed: int = 0
-    """Of the initial weights, the order of the data and all noise."""
+    """Random seed of the initial weights, the order of the data and all noise."""
     device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
+    """Device to train on: auto, cpu, cuda or cuda:N."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Of the matrix products of training. Weights and log-probabilities are fp32 always."""
+    """Precision of the matrix products during training. Weights and log-probabilities are always fp32."""
     core: Core = "auto"
-    """Recurrence of training: fused (its backward pass is written by hand), eager (a loop of PyTorch
-    operations), or auto, which is fused where the parts of the model allow it."""
+    """Implementation of the recurrence during training: fused (with a hand-written backward pass), eager (a
+    loop of PyTorch operations), or auto, which selects fused where the components of the model support it."""
     time_chunk: int | None = None
-    """Number of steps that are scored at a time, to save memory; what lies between is computed again in
-    the backward pass."""
+    """Number of steps that are scored at a time to save memory; intermediate values are recomputed in the
+    backward pass."""
     cuda_graph: Literal["auto", "on", "off"] = "auto"
-    """Replay updates from CUDA graphs, one for each shape of batch. auto: on a GPU, where that works."""
+    """Whether to replay updates from CUDA graphs, one for each batch shape. auto uses them on a GPU where
+    capture succeeds."""
     log_interval: int = 50
-    """Updates between two entries of metrics.jsonl."""
+    """Number of updates between two training entries in metrics.jsonl."""
     valid_interval: int | None = None
-    """Updates between two validations. Default: one at the end of each epoch."""
+    """Number of updates between two validations. Default: validate at the end of each epoch."""
     valid_latents: tuple[Literal["prior", "prior-mean"], ...] = ()
-    """Also validate with z drawn as at test time: from the prior, or at its mean."""
+    """Also validate with z drawn as at test time: from the prior, or set to the mean of the prior."""
     checkpoint_minutes: float = 5.0
-    """Longest time between two checkpoints; there is one at the end of each epoch too."""
+    """Maximum number of minutes between two checkpoints. A checkpoint is also saved after each epoch."""
     train_sequences: int | None = None
-    """Number of sequences to train on, a fixed random subset (of a stream its first segments). Default:
+    """Number of sequences to train on: a fixed random subset, or the first segments of a stream. Default:
     all."""
     valid_sequences: int | None = None
-    """Number of sequences to validate on, a fixed random subset. Default: all."""
+    """Number of sequences to validate on, selected in the same way. Default: all."""
     test_sequences: int | None = None
-    """Number of sequences to test on at the end, likewise."""
+    """Number of sequences to test on at the end, selected in the same way. Default: all."""
     num_figures: int = 64
-    """Sequences that are generated for the pictures, sounds or texts at the end."""
+    """Number of sequences to generate for the pictures, sounds or texts at the end of training."""
 
     @classmethod
     def of(cls, **settings: Any) -> TrainConfig:
-        """Settings of training and options of the system, all by name.
+        """Build a configuration from training settings and model options, all given by name.
 
         Raises:
-            UsageError: for a name that there is not, or a system that there is not.
+            UsageError: if the name of a setting or of the model is unknown.
 
         Example:
             >>> TrainConfig.of(model="vrnn", hidden_size=64, max_steps=10).options
@@ -143,7 +146,7 @@ class TrainConfig(DataConfig):
         return cls(**settings, options=options)
 
     def to_json(self) -> str:
-        """What :meth:`from_json` reads, and ``--config``."""
+        """Serialise the settings in the format that :meth:`from_json` and ``--config`` read."""
         plain = {
             k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(self).items()
         }
@@ -151,20 +154,20 @@ class TrainConfig(DataConfig):
 
     @classmethod
     def from_json(cls, text: str, where: str = "config.json") -> TrainConfig:
-        """The settings of a run.
+        """Parse the settings of a run.
 
         Raises:
-            UsageError: if the text is no JSON, is of an earlier version, or has settings that this version
-                does not know.
+            UsageError: if the text is not valid JSON, was written by an earlier version, or contains
+                settings that this version does not know.
         """
         try:
             plain: dict[str, Any] = json.loads(text)
         except json.JSONDecodeError as error:
-            raise UsageError(f"{where} is no JSON: {error}") from error
+            raise UsageError(f"{where} is not valid JSON: {error}") from error
         if plain.pop("format", None) != FORMAT:
             raise UsageError(
-                f"{where} is of an earlier version of pyro_zf, whose settings and weights have other "
-                "names: train the model again, or use that version"
+                f"{where} was written by an earlier version of pyro_zf, whose settings and weights have "
+                "different names: train the model again, or use that version"
             )
         types = get_type_hints(cls)
         check_name("model", plain.get("model", cls.model), MODELS)
@@ -184,18 +187,18 @@ class TrainConfig(DataConfig):
         return cls(**plain)
 
 
-#: Of config.json: counted up where older run folders cannot be read.
+#: Version of the format of config.json. It is incremented when older run folders can no longer be read.
 FORMAT = 2
 _LIMITS = ("max_steps", "max_epochs", "max_minutes")
 
 
 def resolve(config: TrainConfig) -> TrainConfig:
-    """Every setting with a value: the one that was given, else that of the preset.
+    """Give every setting a value: the explicit one if there is one, otherwise the value of the preset.
 
-    A limit that was given replaces those of the preset.
+    An explicit limit on the training time replaces all limits of the preset.
 
     Raises:
-        UsageError: if a number is out of range or the device is not to be had.
+        UsageError: if a number is out of range or the device is not available.
     """
     device = resolve_device(config.device)
     preset = config.preset
@@ -216,7 +219,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
     options = {k: v for k, v in values.items() if k in known} | config.options
     own = [f.name for f in dataclasses.fields(config)]
     settings = {k: v for k, v in values.items() if k in own and getattr(config, k) is None}
-    for name in ("data_dir", "data"):  # a run outlives the folder that it was started in
+    for name in ("data_dir", "data"):  # absolute: a run may be resumed from another working directory
         if (path := getattr(config, name)) is not None:
             settings[name] = Path(path).expanduser().absolute()
     config = dataclasses.replace(config, preset=preset, device=device, options=options, **settings)
@@ -225,42 +228,42 @@ def resolve(config: TrainConfig) -> TrainConfig:
 
 
 def resolve_device(name: str) -> str:
-    """The device of a name; ``auto`` is a GPU where there is one.
+    """Resolve the name of a device; ``auto`` selects a GPU if one is available.
 
     Raises:
-        UsageError: if there is no such device.
+        UsageError: if the device does not exist.
     """
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
-        raise UsageError(f"--device {name}: there are auto, cpu, cuda and cuda:N")
+        raise UsageError(f"--device {name}: must be one of auto, cpu, cuda and cuda:N")
     index = int(name.partition(":")[2] or 0)
     if name != "cpu" and index >= torch.cuda.device_count():
         raise UsageError(
-            f"--device {name}: PyTorch finds {torch.cuda.device_count()} CUDA devices here; "
+            f"--device {name}: PyTorch finds {torch.cuda.device_count()} CUDA devices; "
             "try --device cpu"
         )
     return name
 
 
 def read_config(run: Path) -> TrainConfig:
-    """The settings of the run in a folder.
+    """Read the settings of a run from its folder.
 
     Raises:
-        DataError: if there is no run in it.
+        DataError: if the folder does not contain a run.
     """
     path = run / "config.json"
     if not path.is_file():
-        raise DataError(f"{run} is no run folder: it has no config.json")
+        raise DataError(f"{run} is not a run folder: it has no config.json")
     return TrainConfig.from_json(path.read_text(), str(path))
 
 
 def resumed(given: TrainConfig) -> TrainConfig:
-    """Settings of the run ``given.resume``, with the limits, data and device that were given now.
+    """Settings of the run ``given.resume``, updated with the limits, data and device in ``given``.
 
     Raises:
-        UsageError: if another setting was given.
-        DataError: if there is no such run.
+        UsageError: if any other setting was given.
+        DataError: if the run does not exist.
     """
     assert given.resume is not None
     changeable = ("max_steps", "max_epochs", "max_minutes", "device", "data_dir", "data", "workers")

@@ -1,4 +1,4 @@
-"""Which data: settings, what is refused of them, and how they are loaded."""
+"""Settings of the data: how they are declared, validated and used to load a data set."""
 
 from __future__ import annotations
 
@@ -34,45 +34,52 @@ DATASETS: tuple[Dataset, ...] = get_args(Dataset)
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which data, and how they become sequences."""
+    """Selection of a data set, and how it is converted to sequences."""
 
     dataset: Dataset = "mnist"
-    """Data to train on: those of the papers, or your own: sounds (wav), a text, arrays (hdf5)."""
+    """Data set to train on: one of those in the papers, or your own sound files (wav), text or arrays
+    (hdf5)."""
     data: Path | None = None
-    """Your own data: a folder of sounds (wav), a file of UTF-8 (text), an HDF5 file (hdf5)."""
+    """Path of your own data: a folder of sound files (wav), a UTF-8 text file (text) or an HDF5 file
+    (hdf5)."""
     data_dir: Path | None = None
-    """Folder with the data of the papers; it is searched before $PYRO_ZF_DATA and the user cache."""
+    """Folder with the data sets of the papers. It is searched before $PYRO_ZF_DATA and the user cache."""
     protocol: str = "default"
-    """How data are split and cut. default avoids leaks between splits; srnn (timit), vrnn (blizzard) and
-    sentences (imdb) are the protocols of the published numbers."""
+    """How the data are split and segmented. default avoids leakage between splits; srnn (timit), vrnn
+    (blizzard) and sentences (imdb) are the protocols behind the published results."""
     segment: int | None = None
-    """Steps that a sequence is cut to: frames (timit, blizzard, wav), characters (ptb) or symbols (text)."""
+    """Length of the segments that sequences are cut into: frames (timit, blizzard, wav), characters (ptb) or
+    symbols (text)."""
     carry_state: bool | None = None
-    """Whether a segment of a text begins with the state in which the one before it ended (ptb, text)."""
+    """Whether each text segment starts from the final state of the previous segment (ptb, text)."""
     frame: Frame | None = None
-    """What a step of an image is (mnist)."""
+    """Unit that one step of an image consists of (mnist)."""
     binarization: Binarization = "fixed"
-    """Larochelle's bits (fixed), or bits drawn anew each epoch from grey levels (mnist)."""
+    """fixed uses Larochelle's binarisation; stochastic resamples the bits from grey levels each epoch
+    (mnist)."""
     level: Level | None = None
-    """What a step of your own text is."""
+    """Unit that one step of your own text consists of (text)."""
     vocabulary_size: int | None = None
-    """Words (imdb: 16000) or symbols (text) that are kept, by their frequency in training."""
+    """Number of words (imdb, by default 16000) or symbols (text) to keep, chosen by their frequency in the
+    training data."""
     sample_rate: int | None = None
-    """Of your own sounds, in Hz. Default: that of most files."""
+    """Sampling rate in Hz to which your own sound files are converted (wav). Default: the most common rate
+    among the files."""
     frame_size: int | None = None
-    """Samples per step of your own sounds. Default: 200."""
+    """Number of audio samples per step for your own sound files (wav). Default: 200."""
     hdf5_key: str | None = None
-    """Name of the array to take from an HDF5 file."""
+    """Name of the array to read from an HDF5 file (hdf5)."""
     kind: Kind | None = None
-    """Of the values of your own arrays. Default: inferred, and printed."""
+    """Kind of the values in your own arrays (hdf5). Default: inferred from the data and printed."""
     condition_on: str | None = None
-    """What every network is conditioned on: label (mnist, where the digits have labels), speaker (timit), or
-    the name of an array in your file (hdf5)."""
+    """Covariates that all networks are conditioned on: label (mnist, if the digits have labels), speaker
+    (timit), or the name of an array in your file (hdf5)."""
     workers: int | None = None
-    """Processes that read batches ahead. Default: none; the training process reads them."""
+    """Number of worker processes that prefetch batches. Default: none; the training process loads them
+    itself."""
 
 
-#: Options that only some data sets have.
+#: Options that apply to some data sets only.
 _ONLY_OF: dict[str, tuple[str, ...]] = {
     "data": ("wav", "text", "hdf5"),
     "data_dir": ("mnist", "timit", "blizzard", "imdb", "ptb"),
@@ -89,35 +96,35 @@ _ONLY_OF: dict[str, tuple[str, ...]] = {
     "kind": ("hdf5",),
     "condition_on": ("mnist", "timit", "hdf5"),
 }
-_HINTS = {"data_dir": "; your own files are named by --data"}
-_EXAMPLES = {"wav": "a folder of sounds", "text": "a file of UTF-8", "hdf5": "an HDF5 file"}
+_HINTS = {"data_dir": "; use --data for your own files"}
+_EXAMPLES = {"wav": "a folder of sound files", "text": "a UTF-8 text file", "hdf5": "an HDF5 file"}
 
 
 def check_data(config: DataConfig) -> None:
-    """Refuse options that the data set does not have.
+    """Reject options that do not apply to the data set.
 
     Raises:
-        UsageError: for the first of them.
+        UsageError: for the first such option.
     """
     shown = f"--dataset {config.dataset}"
     check_options(config, _ONLY_OF, config.dataset, shown, _HINTS)
     if config.dataset in _EXAMPLES and config.data is None:
         raise UsageError(
-            f"--dataset {config.dataset} needs --data, {_EXAMPLES[config.dataset]} of yours"
+            f"--dataset {config.dataset} needs --data, the path of {_EXAMPLES[config.dataset]}"
         )
     for option in ("segment", "vocabulary_size", "sample_rate", "frame_size"):
         value = getattr(config, option)
         if value is not None and value < 1:
-            raise UsageError(f"--{option.replace('_', '-')} must be at least 1, it is {value}")
+            raise UsageError(f"--{option.replace('_', '-')} must be at least 1, but is {value}")
     if config.workers is not None and config.workers < 0:
         raise UsageError(f"--workers must not be negative, it is {config.workers}")
 
 
 def build_data(config: DataConfig) -> Splits:
-    """The data of a resolved configuration.
+    """Load the data of a resolved configuration.
 
     Raises:
-        DataError: if they are not to be had, or wrong.
+        DataError: if the data are missing or malformed.
     """
     given: dict[str, Any] = {
         option: getattr(config, option)
@@ -143,7 +150,10 @@ _LOADERS: dict[str, Callable[..., Splits]] = {
 
 
 def data_record(splits: Splits) -> dict[str, Any]:
-    """What a model of the data depends on, as plain types: saved with the run and compared."""
+    """The properties of the data that a model depends on, as plain types.
+
+    They are saved with the run and compared when the run is loaded.
+    """
     values = splits.values
     return {
         "name": splits.source.name,
@@ -163,13 +173,13 @@ def data_record(splits: Splits) -> dict[str, Any]:
 
 
 def check_same_data(run: Path, trained_on: Any, found: dict[str, Any]) -> None:
-    """Refuse data other than those that a run was trained on, by the records of both.
+    """Check that the data are those that a run was trained on, by comparing their records.
 
     Raises:
-        DataError: if they are others.
+        DataError: if they differ.
     """
     if not isinstance(trained_on, dict):
-        raise DataError(f"{run} is of an older version, which did not note what its data are")
+        raise DataError(f"{run} was written by an older version, which did not record its data")
     for name, value in trained_on.items():
         if found.get(name) == value:
             continue
@@ -177,6 +187,6 @@ def check_same_data(run: Path, trained_on: Any, found: dict[str, Any]) -> None:
             continue
         differs = "" if name == "name" else f" with {'' if name == 'content' else 'an'}other {name}"
         raise DataError(
-            f"{run} was trained on {trained_on['name']}, but what is found here is "
-            f"{found['name']}{differs}; name its data by --data-dir or --data, prepared in the same way"
+            f"{run} was trained on {trained_on['name']}, but the data found are "
+            f"{found['name']}{differs}; specify the original data with --data-dir or --data"
         )

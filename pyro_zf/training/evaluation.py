@@ -1,4 +1,4 @@
-"""What there is to say of a trained model: bounds, diagnostics, and how it runs on its own."""
+"""Evaluation of a trained model: bounds, diagnostics of the latents, and free-running scores."""
 
 from __future__ import annotations
 
@@ -29,48 +29,53 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-#: Steps that are scored at a time in an evaluation.
+#: Number of steps that are scored at a time in an evaluation.
 EVALUATION_CHUNK = 64
-#: Sequences that the mutual information compares with each other.
+#: Number of sequences that the estimate of the mutual information compares with each other.
 PAIRS = 64
 
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """What is evaluated, and how well."""
+    """What to evaluate, and how accurately."""
 
     split: Literal["train", "valid", "test"] = "test"
-    """Data to evaluate on."""
+    """Split to evaluate on."""
     num_samples: int = 25
-    """K of the IWAE; the ELBO is averaged over the same samples."""
+    """Number of importance samples K of the IWAE bound. The ELBO is averaged over the same samples."""
     fivo: bool = False
-    """Also run a particle filter with so many particles, and report its bound."""
+    """Also run a particle filter with --num-samples particles and report its bound (FIVO)."""
     latents: Literal["posterior", "prior", "prior-mean"] = "posterior"
-    """Where z is drawn: posterior gives the usual bounds, prior the bounds without looking at the
-    targets, prior-mean the likelihood with z at the mean of the prior, no bound of the model."""
+    """Distribution that z is drawn from. posterior gives the usual bounds; prior gives bounds that do not use
+    the targets to infer z; prior-mean gives the likelihood with z set to the mean of the prior, which is not
+    a bound."""
     max_sequences: int | None = None
-    """Only so many sequences of the split, a fixed random subset (of a stream about so many segments, the
-    first of each part of the text)."""
+    """Maximum number of sequences to evaluate: a fixed random subset of the split, or for a stream
+    approximately that many segments, taken from the start of each part of the text. Default: all."""
     diagnosed_sequences: int = 200
-    """Sequences whose latents are looked at, and which are scored in generation mode too; 0 for none."""
+    """Number of sequences for the diagnostics of the latents and for the score in generation mode; 0
+    disables both."""
     batch_size: int = 100
-    """Sequences at a time."""
+    """Number of sequences per batch."""
     samples_per_pass: int = 5
-    """Samples at a time; memory grows with it, not with --num-samples."""
+    """Number of latent samples per forward pass. Memory use grows with this number, not with
+    --num-samples."""
     seed: int = 0
-    """Of the latent samples."""
+    """Random seed of the latent samples."""
 
 
 def evaluate_model(
     model: SequenceModel, splits: Splits, config: EvaluationConfig, device: torch.device
 ) -> dict[str, Any]:
-    """Bounds with standard errors, in all and step by step; what z carries; generation mode.
+    """Compute bounds with standard errors, diagnostics of the latents and the score in generation mode.
+
+    Bounds are reported in total and for each step.
 
     Raises:
-        UsageError: if the model or the data have not what is asked for.
+        UsageError: if the model or the data do not support what is asked for.
     """
     torch.manual_seed(config.seed)
-    # Without gradients nothing is computed twice: pieces cost no time and bound the memory.
+    # Without gradients nothing is recomputed, so chunks limit the memory at no cost in time.
     model.time_chunk = model.time_chunk or EVALUATION_CHUNK
     dataset = splits[config.split]
     batches = make_batches(dataset, config.batch_size, limit=config.max_sequences)
@@ -85,7 +90,7 @@ def evaluate_model(
             except ValueError as error:
                 raise UsageError(f"--latents {config.latents}: {error}") from error
         elif config.fivo or config.latents != "posterior":
-            raise UsageError(f"{model.name} has no latents: leave out --fivo and --latents")
+            raise UsageError(f"{model.name} has no latents: omit --fivo and --latents")
         bounds = evaluate(
             model.model, model.guide, batches.epoch(0, 0, device), config.num_samples,
             config.samples_per_pass, config.fivo,
@@ -116,7 +121,10 @@ def evaluate_model(
 
 
 def bound_numbers(bounds: Bounds, step_unit: str, fivo: bool = False) -> dict[str, float]:
-    """Each bound per sequence and per step with its standard error; perplexity or bits of text."""
+    """Each bound per sequence and per step with its standard error.
+
+    For text, the perplexity or the bits per character are added.
+    """
     numbers: dict[str, float] = {}
     for name in ("elbo", "iwae", *["fivo"] * fivo, "kl", "log_likelihood"):
         for where, estimate in (
@@ -137,11 +145,11 @@ def _closer_look(
     number: int,
     device: torch.device,
 ) -> dict[str, Any]:
-    """Diagnostics and generation mode, on a few sequences, each from its start."""
-    # Noise of its own: it does not depend on how many samples the bounds took.
+    """Diagnostics and the score in generation mode on a few sequences, each read from its start."""
+    # The generator is seeded again so that the result does not depend on the number of samples above.
     torch.manual_seed(config.seed)
-    size = -(-number // -(-number // config.batch_size))  # batches of nearly one size
-    if number > size and number % size == 1:  # z is shuffled within a batch
+    size = -(-number // -(-number // config.batch_size))  # batches of nearly equal size
+    if number > size and number % size == 1:  # z is shuffled within a batch, which needs two sequences
         number -= 1
     batches = list(Batches(splits[config.split], size, limit=number).epoch(0, 0, device))
     numbers: dict[str, Any] = {}
@@ -159,22 +167,26 @@ def _closer_look(
 
 
 def evaluation_path(run: Path, split: str, latents: str, num_samples: int) -> Path:
-    """Where an evaluation is kept."""
+    """Path of the file that an evaluation is saved to."""
     return run / f"evaluation-{split}-{latents}-k{num_samples}.json"
 
 
 def save_evaluation(run: Path, result: dict[str, Any]) -> Path | None:
-    """Keep an evaluation with the run, for reports; None where the folder cannot be written."""
+    """Save an evaluation in the run folder for use in reports.
+
+    Returns:
+        Path | None: the file, or None if the folder is not writable.
+    """
     path = evaluation_path(run, result["split"], result["latents"], result["num_samples"])
     try:
         write_text(path, json_text(result, indent=2) + "\n")
     except OSError as error:
-        log.warning("the evaluation is not kept in %s: %s", run, error.strerror)
+        log.warning("the evaluation could not be saved in %s: %s", run, error.strerror)
         return None
     return path
 
 
 def read_evaluations(run: Path) -> list[dict[str, Any]]:
-    """What :func:`save_evaluation` kept."""
+    """Read all evaluations that :func:`save_evaluation` has saved in a run folder."""
     found = [json.loads(path.read_text()) for path in run.glob("evaluation-*.json")]
     return sorted(found, key=lambda e: (e["split"], e["latents"], e["num_samples"]))

@@ -174,7 +174,7 @@ def test_latents_that_hold_the_sequence_reconstruct_it() -> None:
     many = torch.stack([resample_latents(model, copies(y), [2, 5], certain) for _ in range(20)])
     assert (many[:, :, [1, 4]] != y[:, [1, 4]]).any()
     for wrong in (0, 7):
-        with pytest.raises(ValueError, match=f"no step {wrong}; they run from 1 to 6"):
+        with pytest.raises(ValueError, match=f"no step {wrong}; steps run from 1 to 6"):
             resample_latents(model, copies(y), [wrong])
 
 
@@ -189,7 +189,7 @@ def test_the_path_between_two_sequences() -> None:
         model, copies(y), torch.tensor([0.0, 0.4, 0.6, 1.0]), Decoding(argmax=True)
     )
     assert between.tolist() == [y[0].tolist()] * 2 + [y[1].tolist()] * 2
-    with pytest.raises(ValueError, match="between 2 sequences, not 3"):
+    with pytest.raises(ValueError, match="needs 2 sequences, not 3"):
         interpolate(model, copies(torch.zeros(3, 2, dtype=torch.long)), torch.zeros(1))
 
 
@@ -280,7 +280,7 @@ def test_the_latents_of_a_guide_of_ones_own() -> None:
 
 def test_beginnings_have_one_length() -> None:
     batch = random_batch(num_sequences=3, lengths=[7, 3, 7])
-    with pytest.raises(ValueError, match="must have one length"):
+    with pytest.raises(ValueError, match="must have the same length"):
         continue_prefix(MODELS["paper"](), batch, 2)
 
 

@@ -230,7 +230,7 @@ def test_principal_components() -> None:
     assert len(scale.axes) == 2, "a scale has a bar"
     assert drawn(figure)
     assert drawn(scale)
-    with pytest.raises(ValueError, match="needs 3 sequences, not 2"):
+    with pytest.raises(ValueError, match="needs at least 3 sequences, not 2"):
         latent_pca(z[:2], np.array([1, 2]))
 
 

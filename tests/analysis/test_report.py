@@ -102,9 +102,9 @@ def test_a_run_that_has_not_ended() -> None:
     events = [{"event": "train", "step": 5, "elbo_nats_per_sequence": -3.0, "kl_nats_per_sequence": 0.0,
                "aux_nats_per_sequence": 0.0}]  # fmt: skip
     page = report_page([RunContent("half", {"model": "rnn", "dataset": "mnist"}, events)])
-    assert "This run has not ended." in page
+    assert "This run has not finished." in page
     assert page.count("<img") == 1
-    with pytest.raises(ValueError, match="needs a run"):
+    with pytest.raises(ValueError, match="needs at least one run"):
         report_page([])
 
 
