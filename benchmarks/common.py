@@ -1,4 +1,4 @@
-"""What the benchmarks share: sizes, updates to time, interleaved timing, tables."""
+"""Helpers shared by the benchmarks: sizes, updates to time, interleaved timing, tables."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ SHAPES = {
 
 
 def random_batch(shape: Shape, device: str = "cpu") -> SequenceBatch:
-    """Bits, or numbers, without structure: what they are takes no part in the time."""
+    """Random bits or normal values; the time of an update does not depend on them."""
     size = (shape.batch, shape.steps, shape.data)
     bits = shape.emission == "bernoulli"
     return SequenceBatch.from_targets((torch.rand(size) > 0.5).float() if bits else torch.randn(size)).to(
@@ -67,7 +67,7 @@ def make_model(
 
 
 def svi_of(model: LatentSequenceModel, bf16: bool = False) -> SVI:
-    """As in training: analytic KL, clipping, one fused Adam."""
+    """The SVI of the trainer: analytic KL, gradient clipping, fused Adam."""
     device = next(model.parameters()).device.type
     low = functools.partial(torch.autocast, device, torch.bfloat16)
     optimiser = torch.optim.Adam(
@@ -80,14 +80,14 @@ def svi_of(model: LatentSequenceModel, bf16: bool = False) -> SVI:
 
 
 def update_of(shape: Shape, bf16: bool = False, device: str = "cpu", **options: Any) -> Update:
-    """One update of a model by SVI."""
+    """A function that makes one SVI update of a model."""
     svi = svi_of(make_model(shape, device, **options), bf16)
     batch = random_batch(shape, device)
     return lambda: svi.step(batch)
 
 
 def update_without_pyro(shape: Shape, **options: Any) -> Update:
-    """The same update of the same model, its terms added up by hand: no trace, no handler, no site."""
+    """The same update of the same model without Pyro: the terms of the loss are added up directly."""
     from pyro_zf.sequence import PosteriorPath, PriorPath, Recurrence, kl_per_step
 
     model = make_model(shape, **options)
@@ -115,9 +115,10 @@ def update_without_pyro(shape: Shape, **options: Any) -> Update:
 
 
 class PlainLoop(nn.Module):
-    """Z-Forcing as it is commonly written without any of this: PyTorch modules, one step after another.
+    """Z-Forcing as it is commonly written in plain PyTorch, with a loop over the steps.
 
-    The peer: no Pyro, states computed once, every network called at every step, lists that are stacked.
+    This is the peer in the comparison: it does not use Pyro, computes states once, calls every network at
+    every step, and stacks lists of results.
     """
 
     def __init__(self, shape: Shape) -> None:
@@ -137,7 +138,7 @@ class PlainLoop(nn.Module):
         self.emission, self.reverse, self.aux = mlp(h, out), mlp(h, out), mlp(z, 2 * h)
 
     def forward(self, u: Tensor, y: Tensor) -> Tensor:
-        """The loss in nats per sequence; u and y have time first."""
+        """The loss in nats per sequence; the first dimension of u and y is time."""
         b = self.backward_lstm(y.flip(0))[0].flip(0)
         h = c = u.new_zeros(u.shape[1], self.shape.hidden)
         terms = []
@@ -182,7 +183,7 @@ def plain_update(shape: Shape, device: str = "cpu") -> Update:
 
 
 def two_lstms(shape: Shape, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Update:
-    """The floor: both recurrences as bare ``nn.LSTM``, forward and backward pass, nothing else."""
+    """The floor: the forward and backward pass of both recurrences as bare ``nn.LSTM`` modules."""
     sizes = (shape.data + shape.latent, shape.data)
     networks = [nn.LSTM(size, shape.hidden).to(device, dtype) for size in sizes]
     rows = (shape.steps, shape.batch)
@@ -197,9 +198,9 @@ def two_lstms(shape: Shape, device: str = "cpu", dtype: torch.dtype = torch.floa
 
 
 def interleaved(variants: dict[str, Update], repetitions: int) -> dict[str, float]:
-    """Median CPU seconds of the process for a call of each, one after the other, again and again."""
+    """Median CPU seconds of the process for one call of each variant; the variants take turns."""
     seconds: dict[str, list[float]] = {name: [] for name in variants}
-    for repetition in range(repetitions + 1):  # the first is not counted
+    for repetition in range(repetitions + 1):  # the first repetition is a warm-up
         for name, update in variants.items():
             start = time.process_time()
             update()
@@ -209,7 +210,7 @@ def interleaved(variants: dict[str, Update], repetitions: int) -> dict[str, floa
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Columns of equal width, the first to the left."""
+    """A text table with aligned columns; the first is left-aligned."""
     texts = [
         [f"{x:.3f}" if isinstance(x, float) else str(x) for x in row] for row in [header, *rows]
     ]
@@ -223,7 +224,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def report(name: str, results: dict[str, Any], output: Path | None) -> None:
-    """Write the figures to a JSON file, with what they were measured on."""
+    """Write the figures to a JSON file, with a description of the machine."""
     if output is None:
         return
     machine = {

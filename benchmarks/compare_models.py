@@ -1,11 +1,12 @@
-"""Every system, the same number of updates on the same real digits: bounds, KL, speed.
+"""Bounds, KL and speed of every system after the same number of updates on the same digits.
 
     OMP_NUM_THREADS=1 python benchmarks/compare_models.py --updates 1500 --output comparison
 
-Each system is trained by the trainer of the package, at the ``small`` preset (28 rows of 28 bits, LSTM
-256, z 32, hidden layers 256, batch 64), on the same 10,000 images in the same order; the state with the
-best validation bound is tested. Writes ``comparison.md``, ``comparison.json`` and ``comparison.png``.
-Systems differ in size; the table says by how much. A run that is there already is not repeated.
+Each system is trained by the trainer of the package with the ``small`` preset (28 rows of 28 bits, LSTM
+256, z 32, hidden layers 256, batch 64) on the same 10,000 images in the same order. The state with the
+best validation bound is tested. The script writes ``comparison.md``, ``comparison.json`` and
+``comparison.png``. The systems differ in size; the table gives the number of parameters. A finished run is
+not repeated.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from pyro_zf.infer import evaluate
 from pyro_zf.training import TrainConfig, load_run, read_metrics, train
 from pyro_zf.training.config import read_config
 
-#: Rows of the table: label -> settings beside the common ones.
+#: Rows of the table: label -> settings in addition to the common ones.
 SYSTEMS: dict[str, dict[str, Any]] = {
     "RNN": {"model": "rnn"},
     "STORN": {"model": "storn"},
@@ -41,28 +42,28 @@ SYSTEMS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Config:
-    """Train every system alike and write a table."""
+    """Train every system with the same settings and write a table."""
 
     updates: int = 1500
-    """Of each system."""
+    """Updates of each system."""
     train_sequences: int = 10_000
     """Training images, a fixed random subset."""
     test_sequences: int = 2_000
     """Test images, a fixed random subset."""
     num_samples: int = 25
-    """K of the IWAE."""
+    """Samples of the IWAE."""
     systems: tuple[str, ...] = tuple(SYSTEMS)
-    """Rows of the table."""
+    """Systems to compare, one row of the table each."""
     seed: int = 0
-    """Of weights, data order and noise."""
+    """Seed of the weights, the order of the data and the noise."""
     data_dir: Path | None = None
     """Folder with the data."""
     output: Path = Path("comparison")
-    """Folder of the runs; table, figures and plot are written beside it."""
+    """Folder of the runs; the table, the JSON file and the plot are written next to it."""
 
 
 def run_one(label: str, config: Config) -> dict[str, Any]:
-    """Train and test one system; its row of the table."""
+    """Train and test one system, and return its row of the table."""
     run = config.output / label.lower().replace(" ", "-").translate(str.maketrans("", "", "(),"))
     common: dict[str, Any] = {"max_steps": config.updates, "data_dir": config.data_dir}
     settings = TrainConfig.of(

@@ -1,11 +1,11 @@
-"""Memory and speed of the loaders on data that are larger than they may keep.
+"""Memory and speed of the loaders on data sets that are larger than the memory they may use.
 
     python benchmarks/data_memory.py --gigabytes 4
 
-makes an HDF5 file of that size and a tree of WAV files of that size in a temporary folder, and reads
-each in a process of its own: prepares it, then takes one shuffled epoch of its training batches. The
-table has the peak of the resident memory of that process, what of it was there before (Python and
-PyTorch), and the speed. Without training: what it shows is the loader alone.
+This script writes an HDF5 file and a tree of WAV files of that size to a temporary folder, and reads each
+in a separate process, which prepares the data and then reads one shuffled epoch of training batches. The
+table gives the peak resident memory of that process, its resident memory before loading (Python and
+PyTorch), and the speed. There is no training, so the figures are those of the loader alone.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ import h5py
 import numpy as np
 import soundfile
 
-ROWS, STEPS, SIZE = 512, 40, 200  # rows a block, and a row is half a second of speech
+ROWS, STEPS, SIZE = 512, 40, 200  # rows per block; a row is half a second of speech
 
 
 def make_hdf5(path: Path, size: int) -> None:
-    """Rows of single-precision noise, in chunks of 64 rows."""
+    """Write rows of single-precision noise, in chunks of 64 rows."""
     rng = np.random.default_rng(0)
     number = max(size // (STEPS * SIZE * 4 * ROWS), 1) * ROWS
     with h5py.File(path, "w") as file:
@@ -40,7 +40,7 @@ def make_hdf5(path: Path, size: int) -> None:
 
 
 def make_wav(folder: Path, size: int, longest: int = 256 * 2**20) -> None:
-    """Files of noise of 1 to 256 MB, 16 bits, in nested folders."""
+    """Write 16-bit noise as files of 1 to 256 MB in nested folders."""
     rng = np.random.default_rng(0)
     lengths = [2**20, 2**22, 2**25, longest]
     written, i = 0, 0
@@ -55,12 +55,12 @@ def make_wav(folder: Path, size: int, longest: int = 256 * 2**20) -> None:
 
 
 def rss() -> float:
-    """Peak of this process so far, in MB."""
+    """Peak resident memory of this process so far, in MB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def read(kind: str, path: str, batch_size: int) -> dict[str, float]:
-    """Load, read an epoch; what it took."""
+    """Load the data and read one epoch; return times and memory."""
     from pyro_zf.data import load_hdf5, load_wav, make_batches
 
     before = rss()
@@ -78,7 +78,7 @@ def read(kind: str, path: str, batch_size: int) -> dict[str, float]:
 
 
 def measure(kind: str, gigabytes: float, folder: Path, batch_size: int) -> dict[str, float]:
-    """Make the data, read them in another process."""
+    """Write the data, and read them in another process."""
     size = int(gigabytes * 2**30)
     path = folder / ("large.h5" if kind == "hdf5" else "sounds")
     make_hdf5(path, size) if kind == "hdf5" else make_wav(path, size)
@@ -96,7 +96,7 @@ def main() -> None:
     parser.add_argument("--gigabytes", type=float, default=4.0)
     parser.add_argument("--kinds", nargs="+", default=["hdf5", "wav"], choices=["hdf5", "wav"])
     parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--json", type=Path, help="write the figures there too")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
     parser.add_argument("--read", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.read:

@@ -1,12 +1,13 @@
-"""An update on a CUDA GPU: eager, as a CUDA graph, in bf16; minutes an epoch of MNIST at the paper's size.
+"""Time of an update on a CUDA GPU: eager, as a CUDA graph and in bf16, at the paper's size for MNIST.
 
     python benchmarks/gpu.py
 
-Milliseconds by CUDA events, medians. Each variant is made, timed and taken away before the next, since
-several at the larger batches do not fit into a GPU together. Loss and gradients of what
-is timed are compared first: fused with eager, replayed with ordinary updates. The floor is the forward and
-the backward recurrence as two bare cuDNN LSTMs, forward and backward pass. The layout with one site a
-step is timed at the smallest batch alone, for it is bound by the host.
+Times are medians in milliseconds, measured with CUDA events, and minutes per epoch of MNIST. Each variant
+is created, timed and freed before the next, since several of them do not fit into the memory of a GPU at
+the larger batch sizes. Before the timing, losses and gradients are compared: fused with eager, and replayed
+with ordinary updates. The floor is the forward and backward pass of both recurrences as two bare cuDNN
+LSTMs. Layout "steps" (one sample site per step) is timed only at the smallest batch size, because the host
+limits its speed.
 """
 
 from __future__ import annotations
@@ -34,24 +35,24 @@ DIGITS = 50_000
 
 @dataclass(frozen=True)
 class Config:
-    """Time updates on a GPU."""
+    """Time training updates on a GPU."""
 
     steps: int = 784
-    """Steps of a sequence."""
+    """Steps per sequence."""
     hidden: int = 1024
-    """Units of the LSTMs."""
+    """Units of each LSTM."""
     latent: int = 256
     """Size of z."""
     mlp: int = 1024
-    """Units of the hidden layers."""
+    """Units of each hidden layer."""
     batch: tuple[int, ...] = (32, 128, 256, 512)
-    """Numbers of sequences."""
+    """Batch sizes."""
     repetitions: int = 5
-    """Measured updates of each variant, after those that warm up."""
+    """Measured updates of each variant, after the warm-up."""
     tf32: bool = True
-    """Whether float32 products may be in TF32."""
+    """Whether float32 matrix products may use TF32."""
     time_chunk: int | None = None
-    """As in training."""
+    """Steps that are evaluated at a time, as in training."""
     output: Path | None = None
     """Also write the figures to this JSON file."""
 
@@ -60,13 +61,13 @@ def graphed_update(shape: Shape, bf16: bool, **options: Any) -> Callable[[], obj
     model = make_model(shape, "cuda", **options)
     graphed = GraphedSVI(svi_of(model, bf16), warmup=3)
     batch = random_batch(shape, "cuda")
-    for _ in range(4):  # three ordinary updates, and the one that is recorded
+    for _ in range(4):  # three ordinary updates, then the recorded one
         graphed.step(batch)
     return lambda: graphed.step(batch)
 
 
 def milliseconds(make: Callable[[], Callable[[], object]], repetitions: int) -> float:
-    """Median of an update, NaN where it does not fit into the memory."""
+    """Median time of an update, or NaN if it does not fit into the memory."""
     times = []
     try:
         update = make()
@@ -88,7 +89,7 @@ def milliseconds(make: Callable[[], Callable[[], object]], repetitions: int) -> 
 
 
 def check(shape: Shape, time_chunk: int | None) -> dict[str, float]:
-    """How far the gradients of the fused core and the losses of replayed updates are from the others."""
+    """Compare gradients of the fused and the eager core, and losses of replayed and ordinary updates."""
     small = dataclasses.replace(shape, steps=min(shape.steps, 56))
     batch = random_batch(small, "cuda")
     noise = torch.randn(small.steps, small.batch, small.latent, device="cuda")
@@ -118,7 +119,7 @@ def check(shape: Shape, time_chunk: int | None) -> dict[str, float]:
 
 
 class _FixedNoise:
-    """The same noise for every core: step by step, or at once."""
+    """Gives every core the same noise, whether it is drawn step by step or at once."""
 
     def __init__(self, noise: torch.Tensor) -> None:
         self.noise, self.t = noise, 0

@@ -1,11 +1,11 @@
-"""Kernels and waits for the device of an update, counted.
+"""Number of kernels and of waits for the device in an update.
 
     python benchmarks/kernels.py
 
-A dispatch mode counts the operators that reach the CPU's kernels, views and empty allocations left out:
-per step (from the difference between two numbers of steps), fixed per update, and reads of a number from
-a tensor, at which a host would wait for a GPU. A GPU has other kernels for some of them (an LSTM, a
-fused Adam), so its numbers are near these, not equal.
+A dispatch mode counts the operators that reach the CPU's kernels, without views and empty allocations. The
+table gives kernels per step (from the difference between two numbers of steps), fixed kernels per update,
+and reads of a number from a tensor, at each of which a host would wait for a GPU. A GPU has other kernels
+for some operators (an LSTM, a fused Adam), so its numbers are similar but not equal.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _ALLOCATIONS = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_
 
 
 class KernelCounter(TorchDispatchMode):
-    """Counts kernels by name, and reads of numbers."""
+    """Counts kernels by name, and reads of a number from a tensor."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class KernelCounter(TorchDispatchMode):
 
 @dataclass(frozen=True)
 class Count:
-    """Kernels of an update."""
+    """Numbers of kernels and reads of an update."""
 
     per_step: float
     fixed: float
@@ -56,7 +56,7 @@ class Count:
 
 
 def count(make: Any, shape: Shape) -> Count:
-    """Of the second update of what ``make`` makes for a shape."""
+    """Count in the second call of the update that ``make`` creates for a shape."""
     counters = []
     for steps in (10, 20):
         update: Update = make(dataclasses.replace(shape, steps=steps))
@@ -81,12 +81,12 @@ VARIANTS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Config:
-    """Count kernels and waits."""
+    """Count kernels and waits in an update."""
 
     shapes: tuple[str, ...] = ("mnist", "timit")
-    """Sizes of model and batch; small weights take fewer kernels, see docs/performance.md."""
+    """Sizes of model and batch; small weights need fewer kernels, see docs/performance.md."""
     by_name: bool = False
-    """Also list the kernels of a step of the fused recurrence."""
+    """Also list the kernels of one step of the fused recurrence."""
     output: Path | None = None
     """Also write the figures to this JSON file."""
 

@@ -1,11 +1,11 @@
-"""bf16 against float32 on real digits: directions of gradients, and training curves.
+"""Gradients and training curves on real digits in bf16 and in float32.
 
     OMP_NUM_THREADS=1 python benchmarks/precision.py
 
-For each seed a model is trained twice, on the same digits in the same order with the same noise: with
-float32 products and with bf16 operands. What is printed: the cosine between the two gradients of one
-batch, at the start and after ``cosine_after`` updates of the float32 run; and the mean loss of the last
-100 updates of both. The noise to compare their difference with is the spread between seeds.
+For each seed, a model is trained twice on the same digits, in the same order and with the same noise: with
+float32 products and with bf16 operands. The script prints the cosine between the two gradients of one
+batch, at the start and after ``cosine_after`` updates of the float32 run, and the mean loss of the last 100
+updates of both runs. The difference of the losses should be compared with the spread between seeds.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ class Config:
     frame: Literal["row", "pixel"] = "row"
     """row (T = 28) or pixel (T = 784)."""
     updates: int = 500
-    """Of each run."""
+    """Updates of each run."""
     seeds: int = 3
-    """Runs of each precision."""
+    """Runs with each precision."""
     cosine_after: int = 200
-    """After how many updates gradients are compared, beside the start."""
+    """Number of updates after which gradients are compared, in addition to the start."""
     data_dir: Path | None = None
     """Folder with the data."""
     output: Path | None = None

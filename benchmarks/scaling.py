@@ -1,10 +1,10 @@
-"""How an update grows with steps, sequences and units; and its peak of memory.
+"""Time and memory of an update for different numbers of steps, sequences and units.
 
     OMP_NUM_THREADS=1 python benchmarks/scaling.py
 
-CPU seconds of the fused update, float32, interleaved over the values of one size at a time. Memory is
-the growth of the peak resident set of a fresh process by its first update (and by one tiny update before
-it, which loads libraries, not counted), and is measured without keeping freed memory.
+Times are CPU seconds of the fused update in float32; the values of one size take turns. Memory is the growth
+of the peak resident set of a fresh process by its first update. A tiny update, which loads libraries, comes
+before it and is not counted. Memory is measured without keeping freed memory.
 """
 
 from __future__ import annotations
@@ -36,26 +36,26 @@ FLOOR = "two bare LSTMs"
 
 @dataclass(frozen=True)
 class Config:
-    """Measure how time and memory of an update grow."""
+    """Measure time and memory of an update for different sizes."""
 
     steps: tuple[int, ...] = (196, 784, 3136)
-    """Numbers of steps; none leaves its table out, as with those below."""
+    """Numbers of steps. Without a value, the table is left out; the same holds for the next two options."""
     batch: tuple[int, ...] = (8, 32, 128)
-    """Numbers of sequences, at 196 steps."""
+    """Batch sizes, at 196 steps."""
     hidden: tuple[int, ...] = (64, 128, 256, 512)
-    """Units of the LSTMs and of hidden layers, at 196 steps."""
+    """Units of the LSTMs and hidden layers, at 196 steps."""
     repetitions: int = 3
-    """Measured updates of each, after one that is not."""
+    """Measured updates of each variant, after one warm-up update."""
     output: Path | None = None
     """Also write the figures to this JSON file."""
     keep_memory: bool = True
-    """Whether the C library keeps freed memory while times are taken, as in the training command."""
+    """Whether the C library keeps freed memory during the timing, as in the training command."""
     measure_memory_of: str | None = None
-    """Print the memory of one variant and stop; used by the script itself."""
+    """Print the memory of one variant and exit; the script uses this itself."""
 
 
 def memory_of(variant: str, shape: Shape) -> float:
-    """Megabytes."""
+    """Growth of the peak resident set by one update, in megabytes."""
 
     def make(size: Shape) -> Update:
         return two_lstms(size) if variant == FLOOR else update_of(size, **MEMORY[variant])

@@ -1,14 +1,15 @@
-"""CPU seconds of a training update, written in several ways, beside two bare LSTMs.
+"""CPU seconds of a training update in several implementations, compared with two bare LSTMs.
 
     OMP_NUM_THREADS=1 python benchmarks/train_step.py
 
-All variants run interleaved in one process, on random data; times are CPU seconds of the process
-(``time.process_time``), medians over repetitions. An update is loss, gradients, clipping by the global
-norm and Adam, under the evidence lower bound with analytic KL and both auxiliary costs; Pyro's
-validation is off. The base is the layout with one site a step, the peer a loop of PyTorch modules as it
-is commonly written. Then the systems of the package at their defaults, by eager and by fused recurrence
-(STORN's steps are drawn at once in any case). The last table is the fixed cost of Pyro: an update of a tiny model, less the
-same update whose terms are added up by hand.
+All variants take turns in one process, on random data. Times are CPU seconds of the process
+(``time.process_time``), as medians over repetitions. An update consists of loss, gradients, clipping by the
+global norm and Adam; the loss is the evidence lower bound with analytic KL and both auxiliary costs.
+Pyro's validation is off. The base is layout "steps" (one sample site per step). The peer is a loop over
+PyTorch modules as such models are commonly written. The second table compares the eager and the fused
+recurrence for the systems of the package at their defaults (STORN draws all steps at once in any case).
+The last table gives the fixed cost of Pyro: the time of an update of a tiny model, minus that of the same
+update whose terms are added up without Pyro.
 """
 
 from __future__ import annotations
@@ -38,20 +39,18 @@ from pyro_zf.training.memory import keep_freed_memory
 
 @dataclass(frozen=True)
 class Config:
-    """Time one training update of each variant."""
+    """Time a training update of each variant."""
 
     shapes: tuple[str, ...] = ("mnist", "mnist-row", "timit")
     """Sizes of model and batch: mnist (pixels), mnist-row, timit."""
+    systems: tuple[str, ...] = ("zforcing", "variational-bilstm", "srnn", "vrnn", "storn")
+    """Systems with latents to compare at T = 196."""
     repetitions: int = 5
-    """Measured updates of each variant, after one that is not."""
+    """Measured updates of each variant, after one warm-up update."""
     keep_memory: bool = True
     """Whether the C library keeps freed memory, as in the training command."""
     output: Path | None = None
     """Also write the figures to this JSON file."""
-
-
-#: All that have latents.
-SYSTEMS = ("zforcing", "variational-bilstm", "srnn", "vrnn", "storn")
 
 
 def variants(shape: Shape) -> dict[str, Update]:
@@ -83,7 +82,7 @@ def main(config: Config) -> None:
     short = dataclasses.replace(SHAPES["mnist"], steps=196)
     print(f"\nsystems: {short}")
     by_system: list[tuple[object, ...]] = []
-    for system in SYSTEMS:
+    for system in config.systems:
         kinds = {
             "eager": update_of(short, system=system, core="eager"),
             "fused": update_of(short, system=system),
@@ -101,7 +100,7 @@ def main(config: Config) -> None:
     print(f"\ntiny: {tiny}")
     print(table(["update", "CPU ms"], [(k, 1e3 * v) for k, v in seconds.items()]))
     fixed = seconds["by SVI"] - seconds["without Pyro"]
-    print(f"fixed cost of Pyro: {1e3 * fixed:.1f} ms an update")
+    print(f"fixed cost of Pyro: {1e3 * fixed:.1f} ms per update")
     report("train_step", {"seconds": results, "memory_kept": kept}, config.output)
 
 

@@ -15,26 +15,26 @@ __all__ = ["SequenceBatch", "masked", "with_particles"]
 
 @dataclass(frozen=True, eq=False)
 class SequenceBatch:
-    """Sequences :math:`y_{1:T}` to predict and the inputs :math:`u_{1:T}` to predict them from.
+    """Target sequences :math:`y_{1:T}` and the inputs :math:`u_{1:T}` from which they are predicted.
 
-    The only thing that travels between data, models and inference. What lies behind the end of a
-    sequence is set to zero on construction, so that no model can depend on it.
+    This is the only data structure passed between data, models and inference. Everything past the end
+    of a sequence is set to zero on construction, so that no model can depend on it.
 
     Args:
         inputs: :math:`u_t = y_{t-1}`, with a start symbol as :math:`u_1`. Batch first.
-        targets: :math:`y_t`, or None for a batch that a model is to generate. Then only
-            ``inputs[:, 0]`` is read, and the shape of ``inputs`` says how many steps to take.
-        lengths: number of steps of each sequence, or None where all have T. A length of 0 marks a
-            row that is no sequence at all; averages leave it out.
-        has_start_symbol: whether ``inputs[:, 0]`` is a symbol rather than an observation. A symbol
-            is never scored by the cost that predicts the inputs in reverse.
-        uncorrupted: the inputs as they were before some were dropped, for what scores inputs; by
-            default the inputs.
-        continues: whether each row goes on where the same row of the batch before it ended.
-        carried: the state in which a model left that batch, to begin this one with; None begins with
-            zeros. A model's program returns it; batch first, or (particles, batch, ...).
-        covariates: what every network is conditioned on, such as a class or a speaker: one vector for
-            each sequence, or one for each of its steps.
+        targets: :math:`y_t`, or None for a batch that a model generates. In that case only
+            ``inputs[:, 0]`` is used, and the shape of ``inputs`` sets the number of steps.
+        lengths: number of steps of each sequence, or None if all have T steps. A length of 0 marks an
+            empty row, which averages leave out.
+        has_start_symbol: whether ``inputs[:, 0]`` is a start symbol rather than an observation. The
+            auxiliary cost that predicts the inputs in reverse never scores a start symbol.
+        uncorrupted: the inputs before some of them were dropped, for costs that score the inputs;
+            defaults to ``inputs``.
+        continues: whether each row continues the same row of the previous batch.
+        carried: the final state of the model on the previous batch, from which this batch starts; None
+            starts from zeros. Model programs return it; batch first, or (particles, batch, ...).
+        covariates: conditioning information for every network, such as a class or a speaker: one
+            vector for each sequence, or one for each step.
 
     Raises:
         ValueError: if the shapes disagree or a length lies outside 0..T.
@@ -47,7 +47,7 @@ class SequenceBatch:
         >>> batch.mask
         tensor([[ True,  True,  True],
                 [ True, False, False]])
-        >>> batch.inputs[0, :, 0]  # the targets, one step late
+        >>> batch.inputs[0, :, 0]  # the targets, delayed by one step
         tensor([0., 1., 1.])
     """
 
@@ -80,7 +80,7 @@ class SequenceBatch:
             raise ValueError(
                 f"lengths {tuple(self.lengths.shape)} do not match a batch of {shape[0]} sequences"
             )
-        if not self.lengths.is_cuda:  # on a GPU the check would stop the host at every batch
+        if not self.lengths.is_cuda:  # on a GPU the check would block the host at every batch
             low, high = (int(x) for x in self.lengths.aminmax())
             if low < 0 or high > shape[1]:
                 raise ValueError(
@@ -102,7 +102,7 @@ class SequenceBatch:
         start: Shaped[Tensor, "..."] | float | int = 0,
         covariates: Float[Tensor, "batch *time covariates"] | None = None,
     ) -> SequenceBatch:
-        """Inputs are the targets one step late, after a start symbol that repeats ``start``."""
+        """Use the targets delayed by one step as inputs, after a start symbol filled with ``start``."""
         first = torch.as_tensor(start, dtype=targets.dtype, device=targets.device)
         first = first.expand(targets[:, :1].shape)
         inputs = torch.cat([first, targets[:, :-1]], dim=1)
@@ -116,7 +116,7 @@ class SequenceBatch:
         lengths: Int[Tensor, " batch"] | None = None,
         covariates: Float[Tensor, "batch *time covariates"] | None = None,
     ) -> SequenceBatch:
-        """A batch without targets: ``start`` is :math:`u_1`, the rest is for a model to draw."""
+        """A batch without targets: ``start`` is :math:`u_1`, and a model draws the rest."""
         if num_steps < 1:
             raise ValueError(f"num_steps must be at least 1, not {num_steps}")
         rest = torch.zeros_like(start).unsqueeze(1).expand(-1, num_steps - 1, *start.shape[1:])
@@ -125,17 +125,17 @@ class SequenceBatch:
 
     @property
     def num_sequences(self) -> int:
-        """Rows of the batch, those of length 0 included."""
+        """Number of rows in the batch, including those of length 0."""
         return self.inputs.shape[0]
 
     @property
     def num_steps(self) -> int:
-        """T, the length of the longest sequence that the batch has room for."""
+        """T, the number of steps to which the sequences are padded."""
         return self.inputs.shape[1]
 
     @property
     def covariates_over_time(self) -> Float[Tensor, "time batch covariates"] | None:
-        """The covariates of every step, time first; None where there are none."""
+        """The covariates of every step, time first, or None if there are none."""
         if self.covariates is None:
             return None
         if self.covariates.dim() == 2:
@@ -144,24 +144,24 @@ class SequenceBatch:
 
     @property
     def clean_inputs(self) -> Shaped[Tensor, "batch time ..."]:
-        """The inputs, before corruption if there was any."""
+        """The inputs before any corruption."""
         return self.inputs if self.uncorrupted is None else self.uncorrupted
 
     @cached_property
     def num_real(self) -> Tensor | int:
-        """Number of rows that are sequences; an average divides by it."""
+        """Number of nonempty rows, by which averages are divided."""
         return self.num_sequences if self.lengths is None else (self.lengths > 0).sum()
 
     @cached_property
     def mask(self) -> Bool[Tensor, "batch time"] | None:
-        """True on the steps of each sequence; None where every sequence has T of them."""
+        """True on the steps of each sequence, or None if every sequence has T steps."""
         if self.lengths is None:
             return None
         steps = torch.arange(self.num_steps, device=self.lengths.device)
         return steps < self.lengths.unsqueeze(-1)
 
     def reverse(self, values: Shaped[Tensor, "batch time ..."]) -> Shaped[Tensor, "batch time ..."]:
-        """Each sequence turned round within its own length; the padding stays at the end."""
+        """Reverse each sequence within its own length; the padding stays at the end."""
         if self.lengths is None:
             return values.flip(1)
         steps = torch.arange(self.num_steps, device=values.device)
@@ -175,7 +175,7 @@ class SequenceBatch:
         dtype: torch.dtype | None = None,
         non_blocking: bool = False,
     ) -> SequenceBatch:
-        """On another device; floating-point tensors in another precision."""
+        """Move all tensors to ``device`` and convert floating-point tensors to ``dtype``."""
 
         def move(x: Tensor) -> Tensor:
             return x.to(device, dtype if x.is_floating_point() else None, non_blocking)
@@ -183,36 +183,36 @@ class SequenceBatch:
         return self._mapped(move)
 
     def numeric(self, dtype: torch.dtype = torch.float32) -> SequenceBatch:
-        """With bits, which are kept as bytes, as numbers."""
+        """Convert binary data, which are stored as bytes, to ``dtype``."""
         if self.inputs.dtype not in (torch.uint8, torch.bool):
             return self
         return self._mapped(lambda x: x.to(dtype) if x.dtype in (torch.uint8, torch.bool) else x)
 
     def pin_memory(self) -> SequenceBatch:
-        """In memory that a GPU can copy from while the host goes on."""
+        """Copy all tensors to pinned memory, from which a GPU can copy asynchronously."""
         return self._mapped(Tensor.pin_memory)
 
     def first(self, number: int) -> SequenceBatch:
-        """The first ``number`` sequences, or all there are."""
+        """The first ``number`` sequences, or all of them if there are fewer."""
         part = torch.arange(min(number, self.num_sequences), device=self.inputs.device)
         return self._part(part)
 
     def chunk(self, number: int) -> list[SequenceBatch]:
-        """Cut into at most ``number`` batches of nearly equal size."""
-        if number == 1:  # what every update without accumulation asks for
+        """Split into at most ``number`` batches of nearly equal size."""
+        if number == 1:  # the case of every update without gradient accumulation
             return [self]
         parts = torch.arange(self.num_sequences, device=self.inputs.device).chunk(number)
         return [self._part(part) for part in parts]
 
     def _part(self, part: Int[Tensor, " rows"]) -> SequenceBatch:
-        """Some of the rows."""
+        """Select some of the rows."""
         cut = self._mapped(lambda x: x[part], carried=False)
         if self.carried is None:
             return cut
         return replace(cut, carried=tuple(x[..., part, :] for x in self.carried))
 
     def _mapped(self, change: Callable[[Tensor], Tensor], carried: bool = True) -> SequenceBatch:
-        """All tensors changed."""
+        """Apply ``change`` to all tensors."""
         return SequenceBatch(
             change(self.inputs),
             None if self.targets is None else change(self.targets),
@@ -240,7 +240,7 @@ def with_particles(
 def masked(
     per_step: Float[Tensor, "time *particles batch"], mask: Bool[Tensor, "time batch"] | None
 ) -> Float[Tensor, "time *particles batch"]:
-    """Zero where the mask is False; a mask of None lets all through."""
+    """Set values to zero where the mask is False; with a mask of None they are unchanged."""
     if mask is None:
         return per_step
     mask = with_particles(mask, per_step.dim() - mask.dim())

@@ -1,4 +1,4 @@
-"""Bounds of a trained model: ``python scripts/evaluate.py RUN --split test --num-samples 25``."""
+"""Evaluate a trained model: ``python scripts/evaluate.py RUN --split test --num-samples 25``."""
 
 import sys
 

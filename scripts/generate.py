@@ -1,4 +1,4 @@
-"""What a trained model draws: ``python scripts/generate.py RUN --task continue``."""
+"""Generate sequences with a trained model: ``python scripts/generate.py RUN --task continue``."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Between two sequences in the path of their latents: ``python scripts/interpolate.py RUN``."""
+"""Interpolate between the latents of two sequences: ``python scripts/interpolate.py RUN``."""
 
 import sys
 

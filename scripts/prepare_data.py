@@ -1,4 +1,4 @@
-"""Prepare data ahead: ``python scripts/prepare_data.py timit``; ``--help`` lists the options."""
+"""Prepare data in advance: ``python scripts/prepare_data.py timit``; ``--help`` lists the options."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Runs on one page of HTML: ``python scripts/report.py RUN...``."""
+"""Summarise runs on an HTML page: ``python scripts/report.py RUN...``."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Tables and figures of the papers: ``python scripts/reproduce.py zf-table1 --scale small``."""
+"""Reproduce tables and figures of the papers: ``python scripts/reproduce.py zf-table1 --scale small``."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Fixtures. Every test starts with an empty parameter store, in double precision, on one thread."""
+"""Fixtures. Every test starts with an empty parameter store, in double precision and on one thread."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def single_precision() -> None:
 
 @pytest.fixture
 def unchecked() -> Iterator[None]:
-    """Without the shape and type checks of the test run: what a user meets."""
+    """Disable the shape and type checks of the test run, as for a user."""
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
@@ -42,7 +42,7 @@ def unchecked() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """Folder with Larochelle's binarized MNIST; a skip for others, a failure in CI."""
+    """Folder with Larochelle's binarized MNIST. Without it, tests are skipped, but fail in CI."""
     folder = os.environ.get("PYRO_ZF_DATA")
     if folder and (Path(folder) / "binarized_mnist.h5").is_file():
         return Path(folder)

@@ -1,4 +1,4 @@
-"""Every system with priors, posteriors and emissions such that every pair of parts occurs together."""
+"""Combinations of systems, priors, posteriors and emissions that cover every pair of parts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ AUX: dict[str, dict[str, Any]] = {
 
 
 class Combination(NamedTuple):
-    """The parts of a model by name."""
+    """Names of the parts of a model."""
 
     family: str
     prior: str
@@ -53,7 +53,7 @@ class Combination(NamedTuple):
 def makes_sense(family: str, prior: str, posterior: str) -> bool:
     if (prior, posterior) == ("flow", "res_q"):  # the mean of a flow is not known
         return False
-    # The posterior that ignores the state is STORN's; others exist to look at it.
+    # The posterior that ignores the state belongs to STORN.
     return posterior != "recognition" or family == "storn"
 
 
@@ -61,7 +61,7 @@ LATENT_FAMILIES = [name for name in MODELS if name not in ("rnn", "vrnn-i")]
 
 
 def covering() -> list[Combination]:
-    """A few combinations in which every two parts that make sense together meet."""
+    """A small set of combinations that covers every pair of compatible parts."""
     every = [
         Combination(family, prior, posterior, emission)
         for family in LATENT_FAMILIES

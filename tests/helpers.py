@@ -1,4 +1,4 @@
-"""Small models of every kind, random batches, and ways to compare them."""
+"""Small models of every kind, random batches and comparisons."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SIZES: dict[str, Any] = {
 
 
 class MixturePrior(nn.Module):
-    """A prior whose KL has no closed form."""
+    """A prior without a closed-form KL."""
 
     def __init__(self, components: int = 2) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class MixturePrior(nn.Module):
 
 
 class PlainPosterior(nn.Module):
-    """A posterior that is nothing but a forward: no hoisting, means and scales of its own."""
+    """A posterior that defines only ``forward``, without hoisting and with its own means and scales."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class PlainPosterior(nn.Module):
         return dist.Normal(loc, self.log_scale.exp().expand_as(loc)).to_event(1)
 
 
-#: Constructors of models, by what is special about them, and whether their data are symbols.
+#: Constructors of models by their special property, and whether their data are symbols.
 MODELS: dict[str, Callable[..., ZForcing]] = {
     "paper": lambda **k: ZForcing(DATA, **{**SIZES, **k}),
     "released-code": lambda **k: ZForcing(
@@ -102,9 +102,9 @@ def loss_and_gradients(
 
 
 def assert_close(ours: Any, theirs: Any, what: str, rtol: float = 1e-10) -> None:
-    """Equal up to ``rtol`` of the largest entry."""
+    """Assert equality up to ``rtol`` relative to the largest entry."""
     if ours is None or theirs is None:
-        assert ours is theirs, f"{what}: only one of them has it"
+        assert ours is theirs, f"{what}: only one of the two is None"
         return
     difference, scale = (ours - theirs).abs().max(), theirs.abs().max()
     assert difference <= rtol * scale, f"{what}: differs by {difference:.3g} at {scale:.3g}"
@@ -112,7 +112,7 @@ def assert_close(ours: Any, theirs: Any, what: str, rtol: float = 1e-10) -> None
 
 @contextmanager
 def attributes(target: object, **values: Any) -> Iterator[None]:
-    """Other attribute values for the duration of a block."""
+    """Temporarily set attributes."""
     before = {name: getattr(target, name, None) for name in values}
     for name, value in values.items():
         setattr(target, name, value)

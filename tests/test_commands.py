@@ -1,4 +1,4 @@
-"""generate, interpolate and evaluate: from a run folder to files and numbers."""
+"""Tests of the commands generate, interpolate and evaluate on run folders."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("single_precision")
 
 SMALL: dict[str, Any] = {
     "hidden_size": 8, "latent_size": 2, "mlp_size": 8, "batch_size": 8, "max_steps": 4,
-    "log_interval": 2, "valid_sequences": 20, "test_sequences": 20, "num_figures": 4,
+    "log_interval": 2, "valid_sequences": 20, "test_sequences": 20, "num_figures": 0,
 }  # fmt: skip
 
 
@@ -143,17 +143,17 @@ def test_sounds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ("arguments", "message"),
     [
         (["generate", "RUN", "--temperature", "0"], "a temperature must be above 0"),
-        (["generate", "RUN", "--seconds", "0"], "--seconds must be above zero"),
+        (["generate", "RUN", "--seconds", "0"], "--seconds must be positive"),
         (["generate", "RUN", "--number", "0"], "--number must be at least 1"),
-        (["generate", "RUN", "--prefix", "a"], "--prefix belongs to --task continue"),
-        (["generate", "RUN", "--task", "continue", "--prefix", "a"], "is no text"),
+        (["generate", "RUN", "--prefix", "a"], "--prefix requires --task continue"),
+        (["generate", "RUN", "--task", "continue", "--prefix", "a"], "is not a text"),
         (["generate", "RUN", "--task", "resample", "--resample-steps", "29"], "no step 29"),
-        (["generate", "/nowhere"], "/nowhere is no run folder"),
-        (["generate", "RUN", "--steps", "29"], "--steps is at most 28: an image has 28 rows"),
-        (["generate", "RUN", "--prefix-steps", "28"], "--prefix-steps is at most 27"),
+        (["generate", "/nowhere"], "/nowhere is not a run folder"),
+        (["generate", "RUN", "--steps", "29"], "--steps must be at most 28: an image has 28 rows"),
+        (["generate", "RUN", "--prefix-steps", "28"], "--prefix-steps must be at most 27"),
         (["interpolate", "RUN", "--temperature", "0"], "a temperature must be above 0"),
         (["interpolate", "RUN", "--points", "1"], "--points must be at least 2"),
-        (["interpolate", "RUN", "--first", "a"], "--first and --second belong together"),
+        (["interpolate", "RUN", "--first", "a"], "--first and --second must be given together"),
         (["evaluate", "RUN", "--diagnosed-sequences", "-1"], "must not be negative"),
     ],
 )
@@ -169,8 +169,10 @@ def test_a_system_without_latents(
 ) -> None:
     pytest.importorskip("mlxtend")
     monkeypatch.delenv("PYRO_ZF_DATA", raising=False)
-    given = {k: v for k, v in SMALL.items() if k != "latent_size"}
+    given = {**SMALL, "num_figures": 4}
+    del given["latent_size"]
     train(TrainConfig.of(model="rnn", output_dir=tmp_path / "run", **given))
+    assert (tmp_path / "run" / "figures" / "samples.png").exists()
     assert not (tmp_path / "run" / "figures" / "kl_per_step.png").exists()
     for command in ("interpolate", "generate"):
         more = ["--task", "reconstruct"] if command == "generate" else []
@@ -233,7 +235,7 @@ def test_validation_without_the_posterior(tmp_path: Path) -> None:
         assert event[f"{name}_perplexity"] > 1
 
 
-def test_how_often_is_validated_changes_no_update(tmp_path: Path) -> None:
+def test_the_interval_of_validation_changes_no_update(tmp_path: Path) -> None:
     runs = []
     for name, interval in (("a", 1), ("b", None), ("c", 3)):
         (tmp_path / name).mkdir()
@@ -244,16 +246,18 @@ def test_how_often_is_validated_changes_no_update(tmp_path: Path) -> None:
     ]
     assert losses[0] == losses[1] == losses[2]
     validated = [[e["step"] for e in read_metrics(r) if e["event"] == "valid"] for r in runs]
-    assert validated == [[1, 2, 3, 4], [2, 4], [3, 4]], "else at the ends of epochs; and at the end"
+    assert validated == [[1, 2, 3, 4], [2, 4], [3, 4]], (
+        "by default at the ends of epochs, and always at the end"
+    )
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--valid-interval", "0"], "--valid-interval must be above zero"),
+        (["--valid-interval", "0"], "--valid-interval must be a positive finite number"),
         (
             ["--valid-latents", "prior", "--model", "rnn"],
-            "--valid-latents is for latents, and rnn has none",
+            "--valid-latents applies to latents, but rnn has none",
         ),
         (["--valid-latents", "prior-mean", "--prior", "flow"], "the mean of"),
         (["--valid-latents", "posterior"], "prior"),

@@ -326,7 +326,9 @@ def latent_pca(
     """
     paths = z.flatten(1).double().cpu().numpy()
     if len(paths) < 3:
-        raise ValueError(f"a projection of the latents needs at least 3 sequences, not {len(paths)}")
+        raise ValueError(
+            f"a projection of the latents needs at least 3 sequences, not {len(paths)}"
+        )
     centred = paths - paths.mean(0)
     left, scale, _ = np.linalg.svd(centred, full_matrices=False)
     share = np.square(scale) / max(np.square(scale).sum(), 1e-300)

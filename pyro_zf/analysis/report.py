@@ -49,7 +49,7 @@ _DIAGNOSTICS = {
     "diagnosed_sequences": "diagnosed sequences",
     "active_units": "active units",
     "latent_units": "units of z",
-    "mutual_information_nats": "mutual information of sequences and their latents' deviations from the prior, nats",
+    "mutual_information_nats": "mutual information of sequences and deviations of z from the prior, nats",
     "mutual_information_nats_at_most": "upper bound of this estimate, nats",
     "shuffled_loss_nats_per_sequence": "log-likelihood lost with another sequence's z, nats per sequence",
     "posterior_prior_overlap": "overlap of posterior and prior (1: identical)",
@@ -58,8 +58,8 @@ _DIAGNOSTICS = {
     "h_given_z_nats_per_step": "-log p(h | z), nats per step",
     "h_marginal_nats_per_step": "-log of the marginal density of h, nats per step",
     "teacher_forced_log_likelihood_nats_per_sequence": "log p(y | true past, z), nats per sequence",
-    "from_posterior_log_likelihood_nats_per_sequence": "log p(y | generated past, z from the posterior), nats per sequence",
-    "from_prior_log_likelihood_nats_per_sequence": "log p(y | generated past, z from the prior), nats per sequence",
+    "from_posterior_log_likelihood_nats_per_sequence": "log p(y | generated past, z from the posterior)",
+    "from_prior_log_likelihood_nats_per_sequence": "log p(y | generated past, z from the prior)",
 }
 
 
@@ -145,7 +145,9 @@ def _run(run: RunContent) -> str:
     if any(event["event"] in ("train", "valid") for event in run.events):
         parts.append("<h3>Training</h3>")
         parts.append(
-            _figure(curves(run.events, *_measure(run)), "Training and validation metrics by update.")
+            _figure(
+                curves(run.events, *_measure(run)), "Training and validation metrics by update."
+            )
         )
     if summary or run.evaluations:
         parts += ["<h3>Bounds</h3>", _bounds(run)]
@@ -214,9 +216,9 @@ def _bounds(run: RunContent) -> str:
         "",
     )
     note = (
-        "<p>Log-likelihoods in nats, higher is better; ± is the standard error over sequences. ELBO, IWAE and "
-        "FIVO are lower bounds, except with z at the mean of the prior, which is a different model. They "
-        "include no auxiliary costs and no KL weight.</p>"
+        "<p>Log-likelihoods in nats, higher is better; ± is the standard error over sequences. ELBO, "
+        "IWAE and FIVO are lower bounds, except with z at the mean of the prior, which is a different "
+        "model. They include no auxiliary costs and no KL weight.</p>"
     )
     return note + _table(heads, lines)
 

@@ -121,7 +121,7 @@ def _measure(splits: Splits) -> tuple[str, Literal["sequence", "step"]]:
 
 
 def shown_steps(splits: Splits, seconds: float = SECONDS) -> int:
-    """Number of steps to show: ``seconds`` for sounds, at most ``STEPS`` for other sequences but images."""
+    """Number of steps to show: ``seconds`` of a sound, whole images, up to ``STEPS`` of other sequences."""
     if splits.sample_rate is None:
         return splits.num_steps if splits.is_image else min(splits.num_steps, STEPS)
     return max(int(seconds * splits.sample_rate / splits.data_size), 1)

@@ -1,4 +1,7 @@
-"""The commands. Exit codes: 0 done, 1 training failed, 2 wrong usage or data, 130 interrupted."""
+"""Command-line interface.
+
+Exit codes: 0 success, 1 training failed, 2 invalid usage or data, 130 interrupted.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ __all__ = [
     "train_main",
 ]
 
-#: Commands of ``pyro-zf``.
+#: Subcommands of ``pyro-zf``.
 COMMANDS: dict[str, Callable[[Sequence[str] | None], int]] = {
     "train": train_main,
     "evaluate": evaluate_main,
@@ -36,11 +39,12 @@ COMMANDS: dict[str, Callable[[Sequence[str] | None], int]] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """``pyro-zf COMMAND ...``."""
+    """Run ``pyro-zf COMMAND ...`` and return the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] not in COMMANDS:
         print(
-            f"usage: pyro-zf {{{','.join(COMMANDS)}}} [options]; --help lists them", file=sys.stderr
+            f"usage: pyro-zf {{{','.join(COMMANDS)}}} [options]; COMMAND --help lists the options",
+            file=sys.stderr,
         )
         return 0 if argv[:1] in (["-h"], ["--help"]) else 2
     return COMMANDS[argv[0]](argv[1:])

@@ -1,4 +1,4 @@
-"""``python -m pyro_zf.cli COMMAND``."""
+"""Entry point of ``python -m pyro_zf.cli COMMAND``."""
 
 import sys
 

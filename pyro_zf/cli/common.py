@@ -1,4 +1,4 @@
-"""What the commands share: options of a trained run, and how a command ends."""
+"""Functionality shared by the commands: options for a trained run, error handling and exit codes."""
 
 from __future__ import annotations
 
@@ -28,41 +28,44 @@ __all__ = ["RunOptions", "at_least_one", "load", "run_command"]
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Which trained model, and where."""
+    """Selection of a trained model and of the device to run it on."""
 
     run: Annotated[Path, tyro.conf.Positional]
-    """Run folder."""
+    """Run folder of the trained model."""
     checkpoint: Literal["best", "last"] = "best"
-    """Which state of the model."""
+    """Checkpoint to load: best (in validation) or last."""
     data_dir: Path | None = None
-    """Folder with the data, where it is not that of training."""
+    """Folder with the data sets, if they have moved since training."""
     data: Path | None = None
-    """Your own data, where they are not where they were in training."""
+    """Path of your own data, if they have moved since training."""
     device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
+    """Device to run on: auto, cpu, cuda or cuda:N."""
 
 
 def load(options: RunOptions) -> tuple[TrainConfig, Splits, SequenceModel, int, torch.device]:
-    """Settings, data, model in evaluation mode, its number of updates, and the device."""
+    """Load the settings, the data, the model in evaluation mode, its number of updates and the device."""
     device = resolve_device(options.device)
     loaded = load_run(options.run, options.checkpoint, device, options.data_dir, options.data)
     return *loaded, torch.device(device)
 
 
 def at_least_one(config: Any, *names: str) -> None:
-    """Refuse numbers below one.
+    """Reject numbers below one.
 
     Raises:
-        UsageError: for the first of them.
+        UsageError: for the first such number.
     """
     for name in names:
         value = getattr(config, name)
         if value is not None and value < 1:
-            raise UsageError(f"--{name.replace('_', '-')} must be at least 1, it is {value}")
+            raise UsageError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
 
 
 def run_command(command: Callable[[Any], None], config: Any) -> int:
-    """Run a command. Exit codes: 0 done, 1 training failed, 2 wrong usage or data, 130 interrupted."""
+    """Run a command and return its exit code.
+
+    Exit codes: 0 success, 1 training failed, 2 invalid usage or data, 130 interrupted.
+    """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         command(config)
@@ -76,6 +79,6 @@ def run_command(command: Callable[[Any], None], config: Any) -> int:
         print(error, file=sys.stderr)
         return 130
     except KeyboardInterrupt:
-        print("interrupted; the last checkpoint stands", file=sys.stderr)
+        print("interrupted; the last checkpoint remains valid", file=sys.stderr)
         return 130
     return 0

@@ -1,4 +1,4 @@
-"""``evaluate.py``: bounds and diagnostics of a trained model."""
+"""``evaluate.py``: compute bounds and diagnostics of a trained model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ __all__ = ["EvaluateConfig", "evaluate_main"]
 
 @dataclass(frozen=True)
 class EvaluateConfig(EvaluationConfig, RunOptions):
-    """Bounds and diagnostics of a trained model. Prints one JSON object last, and keeps it in the run."""
+    """Compute bounds and diagnostics of a trained model.
+
+    The last line of the output is a JSON object. It is also saved in the run folder (for --checkpoint best).
+    """
 
 
 def evaluate_main(argv: Sequence[str] | None = None) -> int:
@@ -28,7 +31,7 @@ def _evaluate(config: EvaluateConfig) -> None:
     at_least_one(config, "num_samples", "max_sequences", "batch_size", "samples_per_pass")
     if config.diagnosed_sequences < 0:
         raise UsageError(
-            f"--diagnosed-sequences must not be negative, it is {config.diagnosed_sequences}"
+            f"--diagnosed-sequences must not be negative, got {config.diagnosed_sequences}"
         )
     settings, splits, model, step, device = load(config)
     found = evaluate_model(model, splits, config, device)

@@ -1,4 +1,4 @@
-"""``generate.py`` and ``interpolate.py``: what a trained model draws."""
+"""``generate.py`` and ``interpolate.py``: generate sequences with a trained model."""
 
 from __future__ import annotations
 
@@ -45,69 +45,71 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class GenerateConfig(RunOptions):
-    """What a trained model draws, as pictures, sounds or text, and as arrays in HDF5."""
+    """Generate sequences with a trained model, as pictures, sounds or text and as arrays in HDF5."""
 
     task: Literal["samples", "continue", "reconstruct", "resample"] = "samples"
-    """samples: from nothing. continue: go on with the beginning of sequences of --split, or with --prefix.
-    reconstruct: decode the posterior's latents. resample: the same, with those of --resample-steps drawn
-    anew from the prior."""
+    """What to generate. samples: unconditional samples. continue: continuations of --prefix or of the
+    beginnings of sequences of --split. reconstruct: sequences of --split, decoded from latents of the
+    posterior. resample: reconstructions with the latents of --resample-steps redrawn from the prior."""
     number: int = 64
-    """Sequences to draw; where they are made from sequences of --split, of how many (8 at most are
-    shown)."""
+    """Number of samples, or number of sequences of --split to continue, reconstruct or resample (at most 8 of
+    these are shown)."""
     temperature: float = 1.0
-    """Of the emission: below 1 sharper, above 1 flatter."""
+    """Temperature of the emission distribution: below 1 it is sharper, above 1 flatter."""
     argmax: bool = False
-    """Take the most probable value of each step (of numbers the mean) in place of a draw."""
+    """Use the most probable value of each step (the mean for real numbers) instead of a sample."""
     latent_temperature: float = 1.0
-    """Of the prior: its deviations times this; 0 puts z at the prior's mean."""
+    """Factor on the standard deviations of the prior; 0 sets z to the mean of the prior."""
     steps: int | None = None
-    """Steps to draw, those of a prefix included. Default: an image, a segment or sentence, --seconds."""
+    """Number of steps to generate, including the steps of a prefix. Default: a whole image, segment or
+    sentence, or --seconds of sound."""
     seconds: float = 2.0
-    """Of a sound to draw."""
+    """Duration of generated sounds in seconds."""
     split: Literal["train", "valid", "test"] = "test"
-    """Where sequences to continue, reconstruct or resample come from."""
+    """Split that sequences to continue, reconstruct or resample are taken from."""
     prefix: str | None = None
-    """A text to go on with."""
+    """Text to continue."""
     prefix_steps: int | None = None
-    """Steps that are given of a sequence to continue. Default: half an image, a second of sound, three
-    words, or half a segment."""
+    """Number of given steps when continuing sequences of --split. Default: half an image, one second of
+    sound, three words, or half a segment."""
     variants: int = 4
-    """Draws for each sequence that is continued or resampled."""
+    """Number of variants for each sequence that is continued or resampled."""
     condition: str | None = None
-    """Of a model that is conditioned on a class: the class of all samples, for example a label. Default:
-    those of the sequences of --split."""
+    """Class of all samples, for example a label, if the model is conditioned on a class. Default: the
+    classes of sequences of --split."""
     resample_steps: tuple[int, ...] = ()
-    """Steps whose z is drawn anew, the first being 1. Default: the second half."""
+    """Steps whose z is resampled, counted from 1. Default: the second half."""
     output_dir: Path | None = None
-    """Where files go. Default: generated, in the run folder."""
+    """Folder that files are written to. Default: the folder generated in the run folder."""
     seed: int = 0
-    """Of all draws."""
+    """Random seed."""
 
 
 @dataclass(frozen=True)
 class InterpolateConfig(RunOptions):
-    """Between two sequences in the path of their latents, decoded by argmax and by sampling."""
+    """Interpolate between the latent paths of two sequences, decoded by argmax and by sampling."""
 
     pairs: int = 4
-    """Pairs of sequences of --split, neighbours in a fixed random choice."""
+    """Number of pairs of sequences of --split; the sequences are a fixed random subset."""
     points: int = 11
-    """Points on each way, both ends included."""
+    """Number of interpolation points per pair, including both ends."""
     first: str | None = None
-    """A text to begin at, in place of sequences of --split."""
+    """Text at the start of the interpolation, instead of sequences of --split."""
     second: str | None = None
-    """A text to end at."""
+    """Text at the end of the interpolation."""
     temperature: float = 1.0
-    """Of the draws."""
+    """Temperature of the emission distribution for decoding by sampling."""
     codes: Literal["mean", "sample"] = "mean"
-    """What the latents of a sequence are: the means of the posterior at each step, or draws from it."""
+    """Latents that represent a sequence: the mean of the posterior at each step (mean), or a sample from it
+    (sample)."""
     seconds: float = 1.0
-    """Of sounds: how much of each is taken."""
+    """Duration of the excerpt of each sound in seconds."""
     split: Literal["train", "valid", "test"] = "test"
-    """Where sequences come from."""
+    """Split that sequences are taken from."""
     output_dir: Path | None = None
-    """Where files go. Default: interpolated, in the run folder."""
+    """Folder that files are written to. Default: the folder interpolated in the run folder."""
     seed: int = 0
-    """Of all draws."""
+    """Random seed."""
 
 
 def generate_main(argv: Sequence[str] | None = None) -> int:
@@ -127,16 +129,16 @@ def _generate(config: GenerateConfig) -> None:
     except ValueError as error:
         raise UsageError(str(error)) from error
     if not config.seconds > 0:
-        raise UsageError(f"--seconds must be above zero, it is {config.seconds}")
+        raise UsageError(f"--seconds must be positive, got {config.seconds}")
     if config.prefix is not None and config.task != "continue":
-        raise UsageError("--prefix belongs to --task continue")
+        raise UsageError("--prefix requires --task continue")
     settings, splits, model, _, device = load(config)
     if splits.is_image:
         for name in ("steps", "prefix_steps"):
             most = splits.num_steps - (name == "prefix_steps")
             if (getattr(config, name) or 0) > most:
                 raise UsageError(
-                    f"--{name.replace('_', '-')} is at most {most}: an image has "
+                    f"--{name.replace('_', '-')} must be at most {most}: an image has "
                     f"{splits.num_steps} {splits.step_unit}s"
                 )
     if config.task in ("reconstruct", "resample") and not isinstance(model, LatentSequenceModel):
@@ -168,7 +170,7 @@ def _generate(config: GenerateConfig) -> None:
                     f"z drawn anew {i + 1}": resample_latents(model, batch, chosen, decoding)
                     for i in range(config.variants)
                 }
-    except ValueError as error:  # a step that there is not, a temperature that is not known
+    except ValueError as error:  # a step out of range, or an emission that has no temperature
         raise UsageError(str(error)) from error
     folder = config.output_dir or config.run / "generated"
     attributes = {
@@ -182,11 +184,11 @@ def _generate(config: GenerateConfig) -> None:
 def _covariates(
     config: GenerateConfig, splits: Splits, steps: int, device: torch.device
 ) -> Tensor | None:
-    """What the samples are conditioned on."""
+    """Covariates that the samples are conditioned on."""
     if config.condition is None:
         return covariates_like(splits, config.split, config.number, steps, device)
     if splits.covariate_names is None:
-        raise UsageError("--condition names a class, and the model is not conditioned on classes")
+        raise UsageError("--condition names a class, but the model is not conditioned on classes")
     if config.condition not in splits.covariate_names:
         raise UsageError(f"--condition {there_are(config.condition, splits.covariate_names)}")
     one = torch.zeros(config.number, splits.covariate_size, device=device)
@@ -202,7 +204,7 @@ def _continued(
     decoding: Decoding,
     device: torch.device,
 ) -> dict[str, Tensor]:
-    """Titles and sequences: what is given, and what becomes of it."""
+    """The given beginnings and their continuations, by title."""
     if config.prefix is not None:
         known = _text_batch([config.prefix], splits, device)
     else:
@@ -237,20 +239,20 @@ def _sequences(
     device: torch.device,
     at_least: int = 1,
 ) -> SequenceBatch:
-    """Of a split, cut to what is shown, those that are long enough."""
+    """Sequences of a split that have at least ``at_least`` steps, cut to the length that is shown."""
     dataset = splits[split]
     index = np.arange(len(dataset))
     if dataset.lengths is not None:
         index = index[dataset.lengths >= at_least]
     if not len(index):
-        raise UsageError(f"no sequence of {split} has {at_least} steps")
+        raise UsageError(f"no sequence of the {split} split has at least {at_least} steps")
     chosen = np.sort(np.random.default_rng(0).permutation(index)[:number])
     return cut(dataset.batch(chosen), splits, steps).to(device).numeric()
 
 
 def _text_batch(texts: list[str], splits: Splits, device: torch.device) -> SequenceBatch:
     if splits.vocabulary is None:
-        raise UsageError(f"{splits.source.name} is no text")
+        raise UsageError(f"{splits.source.name} is not a text")
     batch = splits.batch_of_texts(texts)
     assert batch.targets is not None
     for text, symbols in zip(texts, batch.targets, strict=True):
@@ -263,9 +265,9 @@ def _text_batch(texts: list[str], splits: Splits, device: torch.device) -> Seque
 def _interpolate(config: InterpolateConfig) -> None:
     at_least_one(config, "pairs")
     if config.points < 2:
-        raise UsageError(f"--points must be at least 2, it is {config.points}")
+        raise UsageError(f"--points must be at least 2, got {config.points}")
     if (config.first is None) != (config.second is None):
-        raise UsageError("--first and --second belong together")
+        raise UsageError("--first and --second must be given together")
     try:
         decoders = argmax_and_sampling(config.temperature)
     except ValueError as error:
@@ -279,7 +281,7 @@ def _interpolate(config: InterpolateConfig) -> None:
     rows: dict[str, Tensor] = {}
     steps = None
     if splits.vocabulary is not None and splits.unit != "segment":
-        steps = splits.num_steps  # a sentence ends where it says so
+        steps = splits.num_steps  # an upper limit: a sentence ends at its end symbol
     for i, pair in enumerate(pairs):
         for name, decoding in decoders.items():
             rows[f"{i + 1} {name}"] = interpolate(
@@ -304,7 +306,9 @@ def _pairs(config: InterpolateConfig, splits: Splits, device: torch.device) -> l
     steps = shown_steps(splits, config.seconds) if splits.sample_rate is not None else None
     batch = _sequences(splits, config.split, 2 * config.pairs, steps, device)
     if batch.num_sequences < 2:
-        raise UsageError(f"{config.split} has {batch.num_sequences} sequence; a pair needs two")
+        raise UsageError(
+            f"the {config.split} split has {batch.num_sequences} sequence; a pair needs two"
+        )
     number = batch.num_sequences // 2
     return batch.first(2 * number).chunk(number)
 
@@ -312,7 +316,7 @@ def _pairs(config: InterpolateConfig, splits: Splits, device: torch.device) -> l
 def _as_tables(
     pairs: list[SequenceBatch], rows: dict[str, Tensor], weights: Tensor, splits: Splits
 ) -> str:
-    """Argmax and sampling side by side, between the two sentences, as in the paper's table 3."""
+    """Argmax and sampling side by side between the two sentences, as in table 3 of the paper."""
     lines = []
     for i, pair in enumerate(pairs):
         assert pair.targets is not None

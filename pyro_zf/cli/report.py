@@ -1,4 +1,4 @@
-"""``report.py``: runs on one page of HTML."""
+"""``report.py``: summarise runs on an HTML page."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ __all__ = ["ReportConfig", "read_run", "report_main"]
 
 @dataclass(frozen=True)
 class ReportConfig:
-    """One self-contained HTML page of one or several runs: settings, curves, bounds, what z carries,
-    pictures, sounds and texts."""
+    """Write a self-contained HTML page about one or more runs: settings, curves, bounds, diagnostics of the
+    latents, pictures, sounds and texts."""
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Run folders."""
+    """Run folders to include."""
     output: Path | None = None
-    """The page. Default: report.html, in the run folder if there is one run."""
+    """File to write. Default: report.html, in the run folder if there is only one run."""
     title: str | None = None
-    """Of the page."""
+    """Title of the page. Default: the name of the run, or the number of runs."""
 
 
 def report_main(argv: Sequence[str] | None = None) -> int:
@@ -39,7 +39,7 @@ def report_main(argv: Sequence[str] | None = None) -> int:
 
 def _report(config: ReportConfig) -> None:
     if not config.runs:
-        raise UsageError("name one run folder or several")
+        raise UsageError("name at least one run folder")
     runs = [read_run(run) for run in config.runs]
     title = config.title or (runs[0].name if len(runs) == 1 else f"{len(runs)} runs")
     output = config.output or (
@@ -51,10 +51,10 @@ def _report(config: ReportConfig) -> None:
 
 
 def read_run(run: Path) -> RunContent:
-    """What a run folder holds.
+    """Read the content of a run folder.
 
     Raises:
-        DataError: if it is none.
+        DataError: if the folder is not a run folder.
     """
     settings = json.loads(read_config(run).to_json())
     summary = run / "summary.json"

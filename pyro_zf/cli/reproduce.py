@@ -1,4 +1,4 @@
-"""``reproduce.py``: the papers' tables and figures, trained anew."""
+"""``reproduce.py``: reproduce the tables and figures of the papers."""
 
 from __future__ import annotations
 
@@ -19,25 +19,27 @@ __all__ = ["ReproduceConfig", "reproduce_main"]
 
 @dataclass(frozen=True)
 class ReproduceConfig:
-    """Train what a table or figure of the papers needs, and print ours beside theirs."""
+    """Train the models for a table or figure of the papers, and print our results next to the published
+    ones."""
 
     table: Annotated[str, tyro.conf.Positional]
-    """zf-table1, zf-table2, zf-table3, zf-figure2 (Z-Forcing), vbl-table1 to vbl-table6, vbl-figure2,
-    vbl-figure3 (Variational Bi-LSTM), or all."""
+    """Table or figure to reproduce: zf-table1, zf-table2, zf-table3, zf-figure2 (Z-Forcing), vbl-table1 to
+    vbl-table6, vbl-figure2, vbl-figure3 (Variational Bi-LSTM), or all."""
     scale: Scale = "small"
-    """smoke: seconds, to see that it works. small: minutes a run on a CPU. paper: the papers' sizes."""
+    """Scale of the runs. smoke: seconds per run, to check that everything works. small: minutes per run on a
+    CPU. paper: the model sizes of the papers."""
     dataset: Literal["mnist", "timit", "blizzard", "imdb", "ptb"] | None = None
-    """Only this part of the table."""
+    """Data set to restrict the table to. Default: all data sets of the table."""
     seeds: int | None = None
-    """Runs of each system. Default: 3 for figures, 1 for tables."""
+    """Number of runs per model. Default: 3 for figures, 1 for tables."""
     num_samples: int | None = None
-    """K of the IWAE. Default: 25 (smoke: 2)."""
+    """Number of importance samples K of the IWAE bound. Default: 25 (smoke: 2)."""
     output_dir: Path = Path("reproduce")
-    """Where runs and results go; what is there already is taken up."""
+    """Folder for runs and results. Runs that it already contains are reused or resumed."""
     data_dir: Path | None = None
-    """Folder with the data; searched before $PYRO_ZF_DATA and the user cache."""
+    """Folder with the data sets of the papers. It is searched before $PYRO_ZF_DATA and the user cache."""
     device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
+    """Device to run on: auto, cpu, cuda or cuda:N."""
 
 
 def reproduce_main(argv: Sequence[str] | None = None) -> int:

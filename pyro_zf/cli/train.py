@@ -1,4 +1,4 @@
-"""``svi_train.py`` and ``prepare_data.py``."""
+"""``svi_train.py`` and ``prepare_data.py``: train a model, and prepare data in advance."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ __all__ = ["prepare_main", "train_main"]
 
 
 def train_main(argv: Sequence[str] | None = None) -> int:
-    """``svi_train.py``: see :class:`~pyro_zf.training.TrainConfig` and the options of the systems."""
+    """``svi_train.py``: see :class:`~pyro_zf.training.TrainConfig` and the options of the models."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         config = parse_train(arguments)
@@ -43,23 +43,25 @@ def train_main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse_train(arguments: Sequence[str]) -> TrainConfig:
-    """The settings that a command line gives: those of training, and the options of the system it names.
+    """Parse the command line: the training settings, and the options of the selected model.
 
-    ``--config FILE`` reads settings from a file, as :meth:`TrainConfig.to_json` writes it; flags win.
+    ``--config FILE`` reads settings from a file in the format of :meth:`TrainConfig.to_json`. Flags override
+    these settings.
 
     Raises:
-        UsageError: for a system that there is not, a flag of another system, or a file that is no settings.
+        UsageError: if the model is unknown, a flag belongs to another model, or the file does not contain
+            valid settings.
     """
     rest, base = list(arguments), TrainConfig()
     if (path := _taken(rest, "--config")) is not None:
         file = Path(path) / "config.json" if Path(path).is_dir() else Path(path)
         if not file.is_file():
-            raise UsageError(f"--config {path}: there is no such file")
+            raise UsageError(f"--config {path}: the file does not exist")
         base = TrainConfig.from_json(file.read_text(encoding="utf-8"), str(file))
         base = dataclasses.replace(base, output_dir=None, resume=None)
     model = _value_of(rest, "--model") or base.model
     check_name("model", model, MODELS)
-    if model != base.model:  # options of another system do not go along
+    if model != base.model:  # keep only the options that the new model also has
         own = option_types(model)
         options = {k: x for k, x in base.options.items() if k in own}
         base = dataclasses.replace(base, model=model, options=options)
@@ -87,7 +89,7 @@ def _fields(config: TrainConfig) -> dict[str, Any]:
 
 
 def _with_options(model: str) -> type:
-    """The settings of training and the options of a system as one flat dataclass, for the command line."""
+    """Combine training settings and model options in one flat dataclass for the command line."""
     options: Any = model_class(model).Options
     defaults, docs = options(), docs_of(options)
     fields: list[Any] = [
@@ -96,7 +98,7 @@ def _with_options(model: str) -> type:
             Annotated[
                 hint | None,
                 tyro.conf.arg(
-                    help=f"{docs.get(name, '')} (in the paper's model: {getattr(defaults, name)})"
+                    help=f"{docs.get(name, '')} (unless set by the preset: {getattr(defaults, name)})"
                 ),
             ],
             dataclasses.field(default=None),
@@ -113,14 +115,14 @@ def _with_options(model: str) -> type:
 
 
 def _value_of(arguments: Sequence[str], flag: str) -> str | None:
-    """The value of a flag, of the last one if there are several."""
+    """Return the value of a flag; if it is given several times, the last value."""
     values = [a.partition("=")[2] for a in arguments if a.startswith(f"{flag}=")]
     values += [b for a, b in itertools.pairwise(arguments) if a == flag]
     return values[-1] if values else None
 
 
 def _taken(arguments: list[str], flag: str) -> str | None:
-    """The value of a flag, which is taken out of the arguments."""
+    """Remove a flag from the arguments and return its value."""
     for i, argument in enumerate(arguments):
         if argument.startswith(f"{flag}="):
             return arguments.pop(i).partition("=")[2]
@@ -145,12 +147,12 @@ def prepare_main(argv: Sequence[str] | None = None) -> int:
 
 def _train(config: TrainConfig) -> None:
     summary = train(config)
-    figures = Path(summary["figures"][0]).parent
-    print(f"figures: {figures}")
+    if summary["figures"]:
+        print(f"figures: {Path(summary['figures'][0]).parent}")
     print(headline(summary))
     if not summary["comparable_with_published"]:
         print(
-            "these data are not those of the papers: the number does NOT compare with published ones"
+            "these are not the data of the papers: the result is NOT comparable with published results"
         )
     if summary["verdict"]:
         print(f"latents: {summary['verdict']}")

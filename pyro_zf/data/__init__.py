@@ -1,4 +1,4 @@
-"""Data sets, downloads and batching. Knows nothing of models."""
+"""Data sets, downloads and batching. This package does not depend on the models."""
 
 from pyro_zf.data.arrays import load_hdf5
 from pyro_zf.data.batching import Batches, StreamBatches, make_batches, padding_ratio

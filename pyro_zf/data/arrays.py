@@ -1,4 +1,4 @@
-"""A user's own arrays: an HDF5 file, read in place and never as a whole."""
+"""The user's own arrays in an HDF5 file, which is read in blocks and never loaded as a whole."""
 
 from __future__ import annotations
 
@@ -22,20 +22,21 @@ from pyro_zf.data.values import Kind, Statistics, Values
 
 __all__ = ["H5Dataset", "load_hdf5"]
 
-#: Symbols that are inferred from whole numbers at most.
+#: Upper limit on the number of symbols for whole numbers that are interpreted as symbols.
 MAX_SYMBOLS = 100_000
 
 
 @dataclass(frozen=True)
 class H5Dataset:
-    """Rows of an array (N, T, D) or (N, T) in an HDF5 file.
+    """Rows of an array of shape (N, T, D) or (N, T) in an HDF5 file.
 
     Args:
-        path, key: the file and the array in it.
-        values: what a step holds.
-        rows: which rows; in the order of the file.
-        steps: of each of them, or None where all have T.
-        totals: sums over them.
+        path: the HDF5 file.
+        key: name of the array in the file.
+        values: description of the values of a step.
+        rows: indices of the rows that belong to this data set, in the order of the file.
+        steps: number of steps of each row, or None if all rows have T steps.
+        totals: sums over these rows.
     """
 
     path: Path
@@ -44,7 +45,7 @@ class H5Dataset:
     rows: Int[np.ndarray, " sequences"]
     steps: Int[np.ndarray, " sequences"] | None
     totals: Statistics
-    #: That :meth:`batch` takes ``dtype=torch.uint8``, see :meth:`Values.targets`.
+    #: Whether :meth:`batch` accepts ``dtype=torch.uint8``; see :meth:`Values.targets`.
     gives_bytes: ClassVar[bool] = True
 
     def __len__(self) -> int:
@@ -52,12 +53,12 @@ class H5Dataset:
 
     @property
     def lengths(self) -> Int[np.ndarray, " sequences"] | None:
-        """Steps of each sequence, or None where all have the same."""
+        """Number of steps of each sequence, or None if all have the same length."""
         return self.steps
 
     @property
     def num_steps(self) -> int:
-        """Steps of the longest sequence."""
+        """Number of steps of the longest sequence."""
         return int(self._blocks.array.shape[1] if self.steps is None else self.steps.max(initial=1))
 
     @cached_property
@@ -66,7 +67,7 @@ class H5Dataset:
 
     @cached_property
     def block(self) -> int | None:
-        """Sequences that are read together, or None where all are in memory."""
+        """Number of sequences that are read together, or None if all are in memory."""
         if self._blocks.nbytes <= blocks.IN_MEMORY:
             return None
         share = len(self.rows) / max(len(self._blocks.array), 1)
@@ -77,20 +78,20 @@ class H5Dataset:
         return self.totals
 
     def at_epoch(self, epoch: int) -> H5Dataset:
-        """The same in every epoch."""
+        """Return this data set, which is the same in every epoch."""
         return self
 
     def batch(
         self, index: Int[np.ndarray, " batch"], dtype: torch.dtype = torch.float32
     ) -> SequenceBatch:
-        """The sequences at ``index``, padded to the longest of them."""
+        """Return the sequences at ``index``, padded to the longest of them."""
         stored = np.stack([self._row(int(self.rows[i])) for i in index])
         lengths = None
         if self.steps is not None:
             lengths = self.steps[index].astype(np.int64)
             stored = stored[:, : max(lengths.max(initial=1), 1)]
             behind = np.arange(stored.shape[1]) >= lengths[:, None]
-            stored[behind] = 0  # whatever it is: it may be no number
+            stored[behind] = 0  # the padding in the file may be anything, even NaN
         targets = self.values.targets(stored, dtype)
         return SequenceBatch.from_targets(
             targets, None if lengths is None else torch.from_numpy(lengths), self.values.start
@@ -108,7 +109,7 @@ class H5Dataset:
 
 
 def rows_a_block(array: h5py.Dataset) -> int:
-    """Rows that are read together: about a megabyte, and whole chunks where the file has them."""
+    """Number of rows that are read together: about one megabyte, in whole chunks if the file is chunked."""
     row = max(array.dtype.itemsize * array.size // max(len(array), 1), 1)
     rows = max(blocks.BLOCK_BYTES // row, 1)
     if array.chunks:
@@ -123,28 +124,28 @@ def load_hdf5(
     kind: Kind | None = None,
     condition_on: str | None = None,
 ) -> Splits:
-    """Arrays of shape (N, T, D) or (N, T) from an HDF5 file.
+    """Load arrays of shape (N, T, D) or (N, T) from an HDF5 file.
 
-    Either the file has arrays ``train``, ``valid`` and ``test``, or one array, which is split 90/5/5 at
-    random. An array ``lengths`` (or ``NAME_lengths`` beside an array NAME) of N whole numbers says how
-    many steps of each row count; what is behind is not read. The kind of the values is inferred and
-    printed unless it is given: whole numbers that are all 0 or 1 are bits, other whole numbers of shape
-    (N, T) symbols, everything else real numbers, normalised by mean and standard deviation of each
-    of their D values.
+    The file contains either arrays ``train``, ``valid`` and ``test``, or a single array, which is split
+    90/5/5 at random. An optional array ``lengths`` (or ``NAME_lengths`` for an array NAME) of N whole
+    numbers gives the number of valid steps of each row; later steps are ignored. Unless the kind of the
+    values is given, it is inferred and printed: whole numbers that are all 0 or 1 are bits, other whole
+    numbers of shape (N, T) are symbols, and everything else is real numbers, which are normalised by the
+    mean and standard deviation of each of the D values.
 
     Args:
-        path: the file.
-        key: name of the one array to take.
-        kind: of the values.
-        condition_on: name of an array with covariates of the N sequences, or of the end of the names of
-            three (``train_NAME``, ...); see :func:`~pyro_zf.data.covariates.covariates_of`.
+        path: the HDF5 file.
+        key: name of the array to read.
+        kind: kind of the values. Default: inferred.
+        condition_on: name of an array with covariates of the N sequences, or suffix NAME of three such arrays
+            (``train_NAME``, ...); see :func:`~pyro_zf.data.covariates.covariates_of`.
 
     Raises:
-        DataError: if there is no such array, or it holds what is not finite.
+        DataError: if an array does not exist or contains values that are not finite.
     """
     path = Path(path).expanduser()
     if not path.is_file():
-        raise DataError(f"{path} is no file")
+        raise DataError(f"{path} is not a file")
     stat = path.stat()
     try:
         with h5py.File(path, "r") as file:
@@ -156,7 +157,7 @@ def load_hdf5(
                 lambda target: _scan(target, file, path, arrays, kind),
             )  # fmt: skip
     except OSError as error:
-        raise DataError(f"{path} is no HDF5 file, or damaged ({error})") from error
+        raise DataError(f"{path} is damaged or not an HDF5 file ({error})") from error
     notes = stored.notes
     raw = Values(notes["kind"], notes["size"])
     totals = {split: stored.statistics(split, raw) for split in SPLITS}
@@ -181,14 +182,14 @@ def load_hdf5(
             datasets[split] = ConditionedDataset(datasets[split], of_rows)
     findings = [
         f"kind {raw.kind} ({notes['why']}), {raw.size} "
-        + ("symbols" if raw.kind == "categorical" else "values a step")
+        + ("symbols" if raw.kind == "categorical" else "values per step")
     ]
     findings += [
         f"{split}: {len(datasets[split]):,} sequences of {notes['arrays'][split]}, {totals[split].num_steps:,} steps"
         for split in SPLITS
     ]
     if notes["empty"]:
-        findings.append(f"{notes['empty']:,} sequences of length 0 were left out")
+        findings.append(f"{notes['empty']:,} sequences of length 0 were skipped")
     if covariates:
         size = next(iter(covariates.values())).shape[-1]
         findings.append(f"conditioned on {condition_on}: {size} {'classes' if names else 'values'}")
@@ -203,7 +204,7 @@ def load_hdf5(
 def _covariates(
     file: h5py.File, path: Path, arrays: dict[str, str], name: str | None
 ) -> tuple[dict[str, np.ndarray], tuple[str, ...] | None]:
-    """Array of data -> covariates of its rows, and the names of classes."""
+    """Map each data array to the covariates of its rows; also return the names of the classes."""
     if name is None:
         return {}, None
     found: dict[str, np.ndarray] = {}
@@ -218,7 +219,7 @@ def _covariates(
         found[data] = file[there][...]
         if len(found[data]) != len(file[data]):
             raise DataError(
-                f"{path}: {there} has {len(found[data])} rows, and {data} has {len(file[data])}"
+                f"{path}: {there} has {len(found[data])} rows, but {data} has {len(file[data])}"
             )
     names: tuple[str, ...] | None = None
     if all(x.ndim == 1 and x.dtype.kind in "iub" for x in found.values()):
@@ -231,7 +232,7 @@ def _covariates(
 def _arrays(
     file: h5py.File, path: Path, key: str | None, condition_on: str | None
 ) -> dict[str, str]:
-    """Split (or ``""`` for all) -> name of its array."""
+    """Map each split (or ``""`` for all splits) to the name of its array."""
     if key is not None:
         if key not in file or not isinstance(file[key], h5py.Dataset):
             raise DataError(
@@ -247,8 +248,8 @@ def _arrays(
     ]  # fmt: skip
     if len(names) != 1:
         raise DataError(
-            f"{path} has {len(names)} arrays ({', '.join(names[:5]) or 'none'}): name one by --hdf5-key, or "
-            "call them train, valid and test"
+            f"{path} has {len(names)} arrays ({', '.join(names[:5]) or 'none'}): select one with --hdf5-key, "
+            "or name three of them train, valid and test"
         )
     return {"": names[0]}
 
@@ -275,15 +276,17 @@ def _lengths(file: h5py.File, path: Path, name: str) -> np.ndarray | None:
 def _scan(
     target: h5py.File, file: h5py.File, path: Path, arrays: dict[str, str], kind: Kind | None
 ) -> dict[str, Any]:
-    """Read all once, block by block: the kind, the sums, and that all is finite."""
+    """Read all arrays once in blocks, to infer the kind, compute the sums and check for non-finite values."""
     shapes = {n: file[n].shape for n in arrays.values()}
     for name, shape in shapes.items():
         if shape is None or len(shape) not in (2, 3) or 0 in shape:
             raise DataError(f"{path}: {name} has shape {shape}; it should be (N, T, D) or (N, T)")
         if file[name].dtype.kind not in "fiub":
-            raise DataError(f"{path}: {name} holds {file[name].dtype}, which are no numbers")
+            raise DataError(f"{path}: {name} holds {file[name].dtype}, which is not numeric")
     if len({shape[2:] for shape in shapes.values()}) > 1:
-        raise DataError(f"{path}: train, valid and test differ in the values of a step: {shapes}")
+        raise DataError(
+            f"{path}: train, valid and test differ in the number of values per step: {shapes}"
+        )
     lengths = {name: _lengths(file, path, name) for name in shapes}
     low, high, whole = np.inf, -np.inf, True
     for name in shapes:
@@ -317,7 +320,7 @@ def _scan(
         chosen, counted = chosen[counted > 0], counted[counted > 0]
         if not len(chosen):
             raise DataError(
-                f"{path}: no sequence of {name} that has a step is left for the {split} split"
+                f"{path}: no sequence of {name} with at least one step is left for the {split} split"
             )
         reserve(target, 4 * chosen.nbytes)
         target.create_dataset(f"{split}/rows", data=chosen)
@@ -326,14 +329,14 @@ def _scan(
     return {
         "kind": found, "why": why, "size": size, "arrays": used,
         "ragged": any(x is not None for x in lengths.values()), "empty": empty,
-        "how": "as it is split there" if "" not in arrays else "split 90/5/5 at random",
+        "how": "with the splits of the file" if "" not in arrays else "split 90/5/5 at random",
     }  # fmt: skip
 
 
 def _blocks(
     file: h5py.File, path: Path, name: str, lengths: np.ndarray | None
 ) -> Iterator[tuple[np.ndarray, tuple[int, list[np.ndarray]]]]:
-    """Steps that count, block by block: all together, and (first row, row by row)."""
+    """Iterate over the valid steps in blocks: concatenated, and as the first row and a list of rows."""
     array = file[name]
     size = rows_a_block(array)
     for first in range(0, len(array), size):
@@ -351,7 +354,7 @@ def _blocks(
                     where = np.argwhere(~np.isfinite(row))[0]
                     raise DataError(
                         f"{path}: {name}[{first + j}] holds {row[tuple(where)]} at step {where[0]}: "
-                        "remove it or end the sequence before it by an array of lengths"
+                        "remove it or end the sequence before it with an array of lengths"
                     )
         yield steps, (first, rows)
 
@@ -372,11 +375,11 @@ def _kind(
             return "categorical", "inferred: whole numbers of shape (N, T)"
         return "real", "inferred"
     if given == "binary" and not (whole and low >= 0 and high <= 1):
-        raise DataError(f"{path} is not binary: its values run from {low:g} to {high:g}")
+        raise DataError(f"{path} is not binary: its values range from {low:g} to {high:g}")
     if given == "categorical" and not (whole and 0 <= low <= high < MAX_SYMBOLS and symbols):
         raise DataError(
-            f"{path} is not categorical: that is whole numbers from 0 to {MAX_SYMBOLS - 1} of shape (N, T); its values run from "
-            f"{low:g} to {high:g}"
+            f"{path} is not categorical, which requires whole numbers from 0 to {MAX_SYMBOLS - 1} of shape "
+            f"(N, T); its values range from {low:g} to {high:g}"
         )
     return given, "as given"
 
@@ -384,9 +387,9 @@ def _kind(
 def _owners(
     file: h5py.File, shapes: dict[str, tuple[int, ...]], arrays: dict[str, str]
 ) -> dict[str, np.ndarray]:
-    """Array -> the split of each row, as its place in ``SPLITS``.
+    """Map each array to the split of each row, as an index into ``SPLITS``.
 
-    Rows that are read together stay together where they are many.
+    Large arrays are split by block, so that rows which are read together belong to the same split.
     """
     if "" not in arrays:
         return {arrays[s]: np.full(shapes[arrays[s]][0], i) for i, s in enumerate(SPLITS)}

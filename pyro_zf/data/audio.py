@@ -1,4 +1,4 @@
-"""Sound files: found in folders and archives, read as 16-bit mono at one sampling rate."""
+"""Sound files in folders and archives, read as 16-bit mono at a given sampling rate."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-#: Bytes of all files below which each is read once before they are dealt out.
+#: If all files together have fewer bytes than this, each is read completely before they are split.
 THOROUGH = 256 * 2**20
 
-#: Names of sound files end with one of these, in any case.
+#: Suffixes of sound files; upper and lower case are equivalent.
 SUFFIXES = (".wav", ".flac", ".ogg", ".sph", ".mp3")
-#: What libsndfile may find in a file of a name; a .wav of NIST SPHERE is what TIMIT consists of.
+#: Formats that libsndfile may detect for each suffix. The .wav files of TIMIT are in NIST SPHERE format.
 _FORMATS: dict[str, tuple[str, ...]] = {
     ".wav": ("WAV", "WAVEX", "RF64", "W64", "NIST"),
     ".flac": ("FLAC",),
@@ -49,7 +49,7 @@ _FORMATS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Recording:
-    """A sound file: its path inside a folder or an archive, and where that is."""
+    """A sound file, given by a folder or an archive and the path inside it."""
 
     name: str
     root: Path
@@ -58,7 +58,7 @@ class Recording:
     changed: int = 0
 
     def open(self) -> Any:
-        """The bytes of the file."""
+        """Open the file for reading bytes."""
         if not self.archived:
             return (self.root / self.name).open("rb")
         with zipfile.ZipFile(self.root) as archive:
@@ -66,18 +66,18 @@ class Recording:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """Folders and name, in lower case."""
+        """Components of the path, in lower case."""
         return tuple(part.lower() for part in Path(self.name).parts)
 
 
 @dataclass
 class SoundFiles:
-    """The sound files of a folder, and those of them that could not be read.
+    """The sound files of a folder or archive, and a record of those that could not be read.
 
     Args:
-        files: in the order of their names.
+        files: the sound files, sorted by name.
         root: the folder or archive.
-        skipped: name -> why, filled while reading.
+        skipped: maps the names of skipped files to the reason; it is filled while files are read.
     """
 
     files: list[Recording]
@@ -85,15 +85,15 @@ class SoundFiles:
     skipped: dict[str, str] = field(default_factory=dict)
 
     def fingerprint(self) -> list[Any]:
-        """Names, sizes and dates: what prepared data are made of."""
+        """Names, sizes and modification times, which identify the source of prepared data."""
         return [(f.name, f.size, f.changed) for f in self.files]
 
     def blocks(self, file: Recording, sample_rate: int) -> Iterator[Int16[np.ndarray, " samples"]]:
-        """The samples of a file; nothing, and a note, if it cannot be read from begin to end."""
+        """Iterate over the samples of a file. A file that cannot be read completely is skipped and noted."""
         try:
             blocks = sound_blocks(file, sample_rate)
             head = list(islice(blocks, 16))
-            for _ in blocks:  # a long one is read through first, to know that it is whole
+            for _ in blocks:  # a long file is first read to the end to check that it is complete
                 head = []
         except DataError as error:
             self._skip(file, error)
@@ -101,10 +101,10 @@ class SoundFiles:
         yield from head or sound_blocks(file, sample_rate)
 
     def common_rate(self, at_most: int = 200) -> int:
-        """The sampling rate of most of the (first) files.
+        """The most common sampling rate, estimated on at most about ``at_most`` files.
 
         Raises:
-            DataError: if none can be read.
+            DataError: if no file can be read.
         """
         rates: Counter[int] = Counter()
         for file in self.files[:: max(len(self.files) // at_most, 1)]:
@@ -119,9 +119,13 @@ class SoundFiles:
         return rates.most_common(1)[0][0]
 
     def usable(self) -> list[Recording]:
-        """The files but those that cannot be read, which are noted.
+        """Return the files that can be read, and record the others.
 
-        The header of each is read; the whole of a few, and of those with samples of floating point.
+        The header of each file is checked. Small collections and files with floating-point samples are read
+        completely.
+
+        Raises:
+            DataError: if no file can be read.
         """
         thorough = sum(file.size for file in self.files) < THOROUGH
         for file in self.files:
@@ -143,7 +147,7 @@ class SoundFiles:
         log.warning("skipped: %s", error)
 
     def none_usable(self) -> DataError:
-        """What to raise where not one file is of use."""
+        """Create the error for the case that no file can be used."""
         why = next(iter(self.skipped.values()), "it has no samples")
         return DataError(
             f"none of the {len(self.files)} sound files in {self.root} can be used; the first: {why}"
@@ -151,10 +155,12 @@ class SoundFiles:
 
 
 def sound_files(root: Path, what: str = "sound files") -> SoundFiles:
-    """All sound files below a folder, or in a zip archive (or in the one archive of a folder).
+    """Find all sound files below a folder or in a zip archive.
+
+    A folder may also contain a single zip archive instead of sound files.
 
     Raises:
-        DataError: if there are none.
+        DataError: if there are no sound files.
     """
     if root.is_dir():
         files = []
@@ -169,14 +175,16 @@ def sound_files(root: Path, what: str = "sound files") -> SoundFiles:
         if not files and archives:
             if len(archives) > 1:
                 raise DataError(
-                    f"{root} has {len(archives)} zip archives and no sound files: name one of them"
+                    f"{root} has {len(archives)} zip archives and no sound files: specify one of them"
                 )
             return sound_files(archives[0], what)
         if not files:
-            there = Counter(p.suffix.lower() or "no suffix" for p in root.rglob("*") if p.is_file())
-            holds = ", ".join(f"{n} of {s}" for s, n in there.most_common(3)) or "nothing"
+            there = Counter(
+                p.suffix.lower() or "without suffix" for p in root.rglob("*") if p.is_file()
+            )
+            holds = ", ".join(f"{n} {s}" for s, n in there.most_common(3)) or "nothing"
             raise DataError(
-                f"no {what} in {root}: it holds {holds}; what is read is {', '.join(SUFFIXES)}"
+                f"no {what} in {root} (found {holds}); supported suffixes are {', '.join(SUFFIXES)}"
             )
         return SoundFiles(files, root)
     if root.suffix.lower() == ".zip" and root.is_file():
@@ -184,32 +192,33 @@ def sound_files(root: Path, what: str = "sound files") -> SoundFiles:
             with zipfile.ZipFile(root) as archive:
                 members = sorted(archive.infolist(), key=lambda m: m.filename)
         except (zipfile.BadZipFile, OSError) as error:
-            raise DataError(f"{root} is no zip archive, or damaged ({error})") from error
+            raise DataError(f"{root} is damaged or not a zip archive ({error})") from error
         files = [
             Recording(m.filename, root, m.file_size, True, m.CRC)
             for m in members
             if Path(m.filename).suffix.lower() in SUFFIXES and "__MACOSX" not in m.filename
         ]
         if not files:
-            raise DataError(f"no {what} in {root}; what is read is {', '.join(SUFFIXES)}")
+            raise DataError(f"no {what} in {root}; supported suffixes are {', '.join(SUFFIXES)}")
         return SoundFiles(files, root)
-    raise DataError(f"{root} is no folder and no zip archive of {what}")
+    raise DataError(f"{root} is neither a folder nor a zip archive of {what}")
 
 
 def read_sound(file: Recording, sample_rate: int) -> Int16[np.ndarray, " samples"]:
-    """All samples of a file; see :func:`sound_blocks`."""
+    """Read all samples of a file; see :func:`sound_blocks`."""
     return np.concatenate(list(sound_blocks(file, sample_rate)))
 
 
 def sound_blocks(
     file: Recording, sample_rate: int, block: int = 2**20
 ) -> Iterator[Int16[np.ndarray, " samples"]]:
-    """Samples of a file, block by block: channels averaged, resampled where the rate is another.
+    """Iterate over the samples of a file in blocks, with channels averaged.
 
-    Floating-point samples and 8, 24 or 32 bits become 16.
+    The file is resampled if its rate differs from ``sample_rate``. Floating-point samples and samples of 8,
+    24 or 32 bits are converted to 16 bits.
 
     Raises:
-        DataError: if it is no sound, is cut off, or holds what is not finite.
+        DataError: if the file is not a sound file, is truncated, or contains samples that are not finite.
     """
     import soxr
 
@@ -225,13 +234,13 @@ def sound_blocks(
             except RuntimeError as error:  # soundfile's errors
                 raise DataError(f"{file.name} cannot be read: {_reason(error)}") from error
             if not len(part):
-                raise DataError(f"{file.name} is cut off: {read} of {announced} samples are there")
+                raise DataError(f"{file.name} is truncated: it has {read} of {announced} samples")
             read += len(part)
             if exact:
                 yield part
                 continue
             if not np.isfinite(part).all():
-                raise DataError(f"{file.name} holds samples that are not finite")
+                raise DataError(f"{file.name} contains samples that are not finite")
             mono = part.mean(axis=1) if part.ndim == 2 else part
             if stream is not None:
                 mono = stream.resample_chunk(mono, last=read >= announced)
@@ -241,10 +250,10 @@ def sound_blocks(
 
 
 def announced(file: Recording) -> tuple[int, int]:
-    """Samples a channel and sampling rate, as the header says.
+    """Read the number of samples per channel and the sampling rate from the header.
 
     Raises:
-        DataError: if it is no sound.
+        DataError: if the file is not a sound file.
     """
     with _sound(file) as sound:
         return sound.frames, sound.samplerate
@@ -252,7 +261,7 @@ def announced(file: Recording) -> tuple[int, int]:
 
 @contextlib.contextmanager
 def _sound(file: Recording) -> Iterator[Any]:
-    """An open sound file, whose header has been looked at."""
+    """Open a sound file and check its header."""
     import soundfile
 
     if not file.size:
@@ -269,24 +278,24 @@ def _sound(file: Recording) -> Iterator[Any]:
         try:
             sound = soundfile.SoundFile(opened)
         except RuntimeError as error:
-            looks = "; it begins like an MP3" if _is_mp3(head) else ""
-            raise DataError(f"{file.name} is no sound file: {_reason(error)}{looks}") from error
+            looks = "; it looks like an MP3" if _is_mp3(head) else ""
+            raise DataError(f"{file.name} is not a sound file: {_reason(error)}{looks}") from error
         with sound:
             suffix = Path(file.name).suffix.lower()
             if sound.format not in _FORMATS.get(suffix, (sound.format,)):
                 raise DataError(
-                    f"{file.name} is {sound.format} in spite of its name: rename or convert it"
+                    f"{file.name} is {sound.format} despite its name: rename or convert it"
                 )
             _check_riff(file, head)
             yield sound
 
 
 def _check_riff(file: Recording, head: bytes) -> None:
-    """libsndfile reads a file that was cut off as if it ended there."""
+    """Reject truncated RIFF files, which libsndfile reads without an error."""
     told = int.from_bytes(head[4:8], "little") + 8
-    # Programs that write to a pipe leave 0 or the highest number.
+    # Programs that write to a pipe leave the size at 0 or at the maximum.
     if head[:4] == b"RIFF" and 8 < told < 0xFFFFFF00 and file.size < told - 8:
-        raise DataError(f"{file.name} is cut off: {file.size} of {told} bytes are there")
+        raise DataError(f"{file.name} is truncated: it has {file.size} of {told} bytes")
 
 
 def _is_mp3(head: bytes) -> bool:
@@ -298,13 +307,13 @@ def _reason(error: Exception) -> str:
 
 
 class Cutter:
-    """Cuts samples that come in blocks into sequences of frames.
+    """Cuts samples that arrive in blocks into sequences of frames.
 
     Args:
-        frame_size: samples a frame.
-        segment: frames a sequence, or None to keep all that comes in one.
-        keep_rest: whether a last sequence may have fewer frames. What does not fill a frame is
-            dropped in any case.
+        frame_size: number of samples per frame.
+        segment: number of frames per sequence, or None to return all samples as one sequence.
+        keep_rest: whether to keep a last sequence with fewer frames. Samples that do not fill a frame are
+            always dropped.
 
     Example:
         >>> cutter = Cutter(frame_size=2, segment=2)
@@ -319,7 +328,7 @@ class Cutter:
         self._rest: list[np.ndarray] = []
 
     def push(self, samples: Int16[np.ndarray, " samples"]) -> Iterator[np.ndarray]:
-        """The sequences that are full now."""
+        """Add samples, and return the sequences that are now complete."""
         self._rest.append(samples)
         if self.segment is None:
             return
@@ -332,7 +341,7 @@ class Cutter:
         yield from joined[: number * size].reshape(number, self.segment, self.frame_size)
 
     def finish(self) -> Iterator[np.ndarray]:
-        """What is left, if it is to be kept; then a new recording can begin."""
+        """Return the remaining frames if they are to be kept, and reset the cutter for a new recording."""
         joined = np.concatenate(self._rest) if self._rest else np.zeros(0, np.int16)
         self._rest = []
         number = len(joined) // self.frame_size

@@ -1,4 +1,4 @@
-"""Batches in an order that a seed and an epoch determine."""
+"""Batches in an order that is determined by a seed and the epoch."""
 
 from __future__ import annotations
 
@@ -17,33 +17,33 @@ from pyro_zf.data.datasets import DataError, SequenceDataset, TextStream
 
 __all__ = ["Batches", "StreamBatches", "make_batches", "padding_ratio"]
 
-#: Sequences of how many batches are sorted by length, or are in memory at a time.
+#: Number of batches whose sequences are sorted by length, or shuffled in memory, at a time.
 POOL = 50
 
 
 class _Epochs(ABC):
-    """What is read batch by batch, epoch by epoch."""
+    """Base class of batched data that are iterated epoch by epoch."""
 
     def __init__(self, batch_size: int, workers: int = 0) -> None:
         if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         if workers < 0:
-            raise ValueError(f"workers must not be negative, it is {workers}")
+            raise ValueError(f"workers must not be negative, got {workers}")
         self.batch_size = batch_size
         self.workers = workers
 
     @property
     @abstractmethod
     def num_sequences(self) -> int:
-        """Sequences an epoch."""
+        """Number of sequences per epoch."""
 
     @abstractmethod
     def __len__(self) -> int:
-        """Batches an epoch."""
+        """Number of batches per epoch."""
 
     @abstractmethod
     def _made(self, epoch: int) -> Dataset[SequenceBatch]:
-        """The batches of an epoch, by their number."""
+        """The batches of an epoch as a map-style data set."""
 
     def __iter__(self) -> Iterator[SequenceBatch]:
         return self.epoch(0)
@@ -51,7 +51,7 @@ class _Epochs(ABC):
     def epoch(
         self, epoch: int, first: int = 0, device: torch.device | str = "cpu"
     ) -> Iterator[SequenceBatch]:
-        """Batches ``first``, ``first + 1``, .. of an epoch, on a device."""
+        """Iterate over the batches ``first``, ``first + 1``, ... of an epoch on a device."""
         made = self._made(epoch)
         pinned = torch.device(device).type == "cuda"
         numbers = range(first, len(self))
@@ -60,7 +60,7 @@ class _Epochs(ABC):
             source = (
                 DataLoader(
                     made, batch_size=None, sampler=numbers, num_workers=self.workers,
-                    pin_memory=pinned, generator=torch.Generator(),  # the global one is training's
+                    pin_memory=pinned, generator=torch.Generator(),  # keep the global random state
                 )
             )  # fmt: skip
         else:
@@ -71,27 +71,26 @@ class _Epochs(ABC):
         except DataError as error:
             if not self.workers:
                 raise
-            # From a worker it comes with the text of a traceback, of which the last line says it.
+            # An error from a worker includes the text of a traceback; the last line is the message.
             line = str(error).strip().splitlines()[-1]
             raise DataError(line.partition("DataError: ")[2] or line) from None
 
 
 class Batches(_Epochs):
-    """The batches of a data set, epoch by epoch.
+    """Batches of a data set.
 
-    The order of an epoch is a function of ``seed`` and the epoch alone, so that training can go on
-    from the middle of one. Without a seed the order is that of the data. Sequences of different
-    lengths are put together with others of about their length; then the order is only that of the
-    batches. From a file too large for memory, blocks of neighbouring sequences are read at a time,
-    in random order, and the sequences of many blocks are mixed.
+    The order depends on ``seed`` and the epoch only, so training can resume in the middle of an epoch.
+    Without a seed, the order of the data is kept. With bucketing, sequences of similar length are batched
+    together, and the batches are shuffled. If a file does not fit into memory, blocks of neighbouring
+    sequences are read in random order, and the sequences of many blocks are shuffled together.
 
     Args:
         dataset: the sequences.
-        batch_size: sequences a batch; the last may have fewer.
-        seed: of the shuffling, or None.
-        limit: read so many sequences only: a fixed random subset, since files are often sorted.
-        bucketed: whether to put sequences of about the same length together.
-        workers: processes that prepare batches ahead; 0 does it in this one.
+        batch_size: number of sequences per batch; the last batch may be smaller.
+        seed: seed for shuffling, or None to keep the order of the data.
+        limit: maximum number of sequences. They are a fixed random subset, since files are often sorted.
+        bucketed: whether to batch sequences of similar length together.
+        workers: number of worker processes that prefetch batches; 0 loads them in the current process.
 
     Raises:
         ValueError: if the batch size is below one.
@@ -121,11 +120,11 @@ class Batches(_Epochs):
 
     @property
     def num_sequences(self) -> int:
-        """Sequences an epoch."""
+        """Number of sequences per epoch."""
         return len(self._indices)
 
     def __len__(self) -> int:
-        """Batches an epoch."""
+        """Number of batches per epoch."""
         return -(-self.num_sequences // self.batch_size)
 
     def order(self, epoch: int) -> list[Int[np.ndarray, " _"]]:
@@ -145,7 +144,7 @@ class Batches(_Epochs):
                 part = part[np.argsort(self.dataset.lengths[part], kind="stable")]
             cut = [part[i : i + self.batch_size] for i in range(0, len(part), self.batch_size)]
             if self.bucketed and rng is not None:
-                # The batch that is not full stays last, so that all others are.
+                # A batch that is not full stays last.
                 full = [c for c in cut if len(c) == self.batch_size]
                 cut = [full[i] for i in rng.permutation(len(full))] + cut[len(full) :]
             batches += cut
@@ -156,21 +155,20 @@ class Batches(_Epochs):
 
 
 class StreamBatches(_Epochs):
-    """A text cut into parallel streams, in segments that go on where those before them ended.
+    """A text cut into parallel streams of consecutive segments, for truncated back-propagation.
 
-    Batch k holds the k-th segment of each stream. A model that is given the states in which it left
-    batch k-1 (:attr:`~pyro_zf.batch.SequenceBatch.continues`) reads each stream as one sequence, with
-    gradients that end at the borders of segments (truncated back-propagation). The order is always
-    that of the text.
+    Batch k contains the k-th segment of each stream. If a model starts from the final states of batch k-1
+    (:attr:`~pyro_zf.batch.SequenceBatch.continues`), it reads each stream as one sequence, with gradients
+    that are truncated at the boundaries of segments. The order is always that of the text.
 
     Args:
         stream: the text.
-        num_streams: parallel streams; each begins with a state of zeros.
-        limit: read about so many segments only: the first ones of each stream.
-        workers: processes that prepare batches ahead; 0 does it in this one.
+        num_streams: number of parallel streams; each starts with a state of zeros.
+        limit: approximate maximum number of segments; the first segments of each stream are used.
+        workers: number of worker processes that prefetch batches; 0 loads them in the current process.
 
     Raises:
-        ValueError: if there is not a stream.
+        ValueError: if the number of streams is below one.
     """
 
     def __init__(
@@ -188,11 +186,11 @@ class StreamBatches(_Epochs):
 
     @property
     def num_sequences(self) -> int:
-        """Segments an epoch."""
+        """Number of segments per epoch."""
         return sum(int((self._lengths(k) > 0).sum()) for k in range(len(self)))
 
     def __len__(self) -> int:
-        """Batches an epoch."""
+        """Number of batches per epoch."""
         return -(-self._read // self.stream.segment)
 
     def _lengths(self, k: int) -> Int[np.ndarray, " batch"]:
@@ -202,7 +200,7 @@ class StreamBatches(_Epochs):
         return np.clip(left, 0, self.stream.segment)
 
     def piece(self, k: int) -> SequenceBatch:
-        """Batch k."""
+        """Return batch k."""
         batch = self.stream.pieces(self.starts + k * self.stream.segment, self._lengths(k))
         return replace(batch, continues=k > 0)
 
@@ -217,7 +215,7 @@ class _Selected(Dataset[SequenceBatch]):
         self.data, self.order = data, order
 
     def __getitem__(self, k: int) -> SequenceBatch:
-        # Bits are a byte each until they are on their device.
+        # Bits are stored as bytes until they are on the device.
         options = {"dtype": torch.uint8} if getattr(self.data, "gives_bytes", False) else {}
         return self.data.batch(self.order[k], **options)
 
@@ -239,14 +237,14 @@ def make_batches(
     limit: int | None = None,
     workers: int = 0,
 ) -> Batches | StreamBatches:
-    """Batches as the data want them: in carried streams, by length, or as they come."""
+    """Create batches that suit the data: streams for a text with carried state, else bucketed sequences."""
     if isinstance(dataset, TextStream) and dataset.carried:
         return StreamBatches(dataset, batch_size, limit, workers)
     return Batches(dataset, batch_size, seed, limit, bucketed=True, workers=workers)
 
 
 def padding_ratio(batches: Batches, epoch: int = 0) -> float:
-    """Steps of padding over all steps of an epoch's batches."""
+    """Fraction of the steps in the batches of an epoch that are padding."""
     lengths: Any = batches.dataset.lengths
     if lengths is None:
         return 0.0
@@ -264,7 +262,7 @@ def _limited(indices: Int[np.ndarray, " n"], limit: int | None) -> Int[np.ndarra
 def _blocks_mixed(
     indices: Int[np.ndarray, " n"], block: int | None, pool: int, rng: np.random.Generator
 ) -> Int[np.ndarray, " n"]:
-    """Blocks in random order; the sequences of each pool of blocks shuffled."""
+    """Order blocks randomly, and shuffle the sequences within each pool of blocks."""
     assert block is not None
     edges = np.flatnonzero(np.diff(indices // block)) + 1
     parts = np.split(indices, edges)

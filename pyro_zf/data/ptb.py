@@ -1,4 +1,4 @@
-"""Penn Treebank, character by character (Mikolov et al. 2012): 50 symbols, 5.0 million of them."""
+"""Character-level Penn Treebank (Mikolov et al. 2012): 5.0 million characters with 50 different symbols."""
 
 from __future__ import annotations
 
@@ -33,21 +33,21 @@ def load_ptb(
     download: bool = True,
     urls: Sequence[str] = URLS,
 ) -> Splits:
-    """The text as one stream of characters, ``_`` for a space, ``<eos>`` at the end of a line.
+    """Load the text as one stream of characters with ``_`` for a space and ``<eos>`` at the end of a line.
 
-    Made of the word files ``ptb.{train,valid,test}.txt`` (plain or gzipped, in the folder or in
-    ``ptb`` below it), whose text is checked. Every character is predicted once.
+    The characters are derived from the word-level files ``ptb.{train,valid,test}.txt`` (plain or gzipped, in
+    the folder or its subfolder ``ptb``), whose content is verified. Every character is predicted once.
 
     Args:
-        data_dir: folder to look in first.
-        segment: characters a segment, 100 by default.
-        carried: whether a segment goes on with the state of the one before (truncated
-            back-propagation, the usual protocol), or begins with zeros.
-        download: whether to go to the network.
-        urls: addresses of the folder with the word files.
+        data_dir: folder to search first.
+        segment: number of characters per segment; 100 by default.
+        carried: whether each segment starts from the final state of the previous segment (truncated
+            back-propagation, the usual protocol) instead of zeros.
+        download: whether downloads are allowed.
+        urls: URLs of the folder with the word-level files.
 
     Raises:
-        DataError: if there are no data, or a file is not what it should be.
+        DataError: if no data are available, or a file is invalid.
     """
     dirs = search_dirs(data_dir)
     texts, where = {}, ""
@@ -65,7 +65,8 @@ def load_ptb(
             raise DataError(f"{path} is damaged or cannot be read ({error})") from error
         if hashlib.sha256(raw).hexdigest() != SHA256[split]:
             raise DataError(
-                f"{path}: its sha256 is not that of Mikolov's {name}; take --dataset text"
+                f"{path}: its SHA-256 does not match that of Mikolov's {name}; use --dataset text "
+                "for other texts"
             )
         texts[split], where = raw.decode(), str(path.parent)
     streams = {split: characters(text) for split, text in texts.items()}
@@ -96,7 +97,7 @@ def load_ptb(
 
 
 def characters(text: str) -> list[str]:
-    """The characters of word files: a line's words, ``_`` between them, then ``<eos>``.
+    """Convert word-level text to characters: the words of each line, separated by ``_``, and ``<eos>``.
 
     Example:
         >>> characters(" no it \\n")

@@ -1,4 +1,4 @@
-"""Sequences of frames of raw samples: what TIMIT, Blizzard and a user's sounds have in common."""
+"""Sequences of frames of raw audio samples, shared by TIMIT, Blizzard and the user's own sound files."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from pyro_zf.data.values import Values
 
 __all__ = ["FRAME_SIZE", "Cutting", "by_share", "speech_splits"]
 
-#: Samples a frame in all published work on raw speech.
+#: Number of samples per frame in all published work on raw speech.
 FRAME_SIZE = 200
 
 
 @dataclass(frozen=True)
 class Cutting:
-    """How the samples of a split become sequences.
+    """How the samples of a split are cut into sequences.
 
     Args:
-        segment: frames a sequence, or None for whole recordings.
-        across: whether sequences go on across the borders of recordings.
+        segment: number of frames per sequence, or None for whole recordings.
+        across: whether sequences may extend across the boundaries of recordings.
         keep_rest: whether the last sequence of a recording may have fewer frames.
     """
 
@@ -51,23 +51,24 @@ def speech_splits(
     protocol: Any = "default",
     conditioned: bool = False,
 ) -> Splits:
-    """Prepare recordings, or find them prepared.
+    """Prepare recordings, or load them from the cache if they have been prepared before.
 
     Args:
-        name: of the data set.
+        name: name of the data set.
         files: the recordings.
-        assign: gives split -> its recordings; called if they are not prepared yet, and a function of
-            the files and of the other arguments alone.
-        cuttings: split -> how to cut them.
-        describe: what to say of the prepared data.
-        unit: what a sequence is.
-        sample_rate, frame_size: of the sequences.
-        groups: the speaker of a recording, to be counted.
-        stretches: the recordings of "train" are all there are, read as one, and each split takes a
-            stretch, as shares of the whole.
-        protocol: how recordings are assigned, to tell prepared files apart.
-        conditioned: whether the speaker of each sequence becomes its covariates, as a one-hot vector over
-            the speakers of the training set; that of other speakers is zero.
+        assign: function that returns the recordings of each split. It is called only if the data are not in
+            the cache, and must depend on the files and the other arguments only.
+        cuttings: maps each split to the way that its recordings are cut.
+        describe: function that describes the prepared data.
+        unit: name of a sequence.
+        sample_rate: sampling rate of the sequences in Hz.
+        frame_size: number of samples per frame.
+        groups: function that returns the speaker of a recording, for counting speakers.
+        stretches: if given, "train" contains all recordings, which are concatenated, and each split is the
+            part between two fractions of the total length.
+        protocol: identifies the assignment of recordings in the key of the cache.
+        conditioned: whether the covariates of each sequence are its speaker, as a one-hot vector over the
+            speakers of the training set. The vector of other speakers is zero.
 
     Raises:
         DataError: if no recording of a split can be used.
@@ -76,7 +77,7 @@ def speech_splits(
         "protocol": protocol, "cuttings": {k: repr(v) for k, v in cuttings.items()}, "sample_rate": sample_rate,
         "frame_size": frame_size, "stretches": dict(stretches or {}),
     }  # fmt: skip
-    if groups:  # the speaker of each sequence is noted
+    if groups:  # the speaker of each sequence is stored
         options["speakers"] = True
     raw = Values("real", frame_size)
 
@@ -107,9 +108,9 @@ def speech_splits(
         for split in SPLITS:
             if not writer.statistics[split].num_sequences:
                 raise DataError(
-                    f"{files.root}: nothing is left for the {split} split ({len(assigned[split])} "
-                    "recordings, all skipped or too short); more recordings or a shorter --segment "
-                    "would help"
+                    f"{files.root}: no sequence is left for the {split} split "
+                    f"({len(assigned[split])} recordings, all skipped or too short); use more "
+                    "recordings or a shorter --segment"
                 )
         writer.close()
         if groups:
@@ -138,8 +139,8 @@ def speech_splits(
             parts[split] = ConditionedDataset(datasets[split], one_hot(spoken[split], names))
         others = len(set(spoken["valid"] + spoken["test"]) - set(names))
         findings.append(
-            f"conditioned on {len(names)} speakers; {others} speakers of validation and test are not among "
-            "them, and have zeros"
+            f"conditioned on {len(names)} speakers; {others} other speakers in validation and test have "
+            "zero vectors"
         )
     return Splits.of(
         parts,
@@ -150,7 +151,7 @@ def speech_splits(
 
 @dataclass
 class _Tally:
-    """What was read for a split."""
+    """Counts of what has been read for a split."""
 
     samples: int = 0
     used: list[Recording] = field(default_factory=list)
@@ -158,7 +159,7 @@ class _Tally:
     def cut(
         self, recording: Recording, blocks: Iterable[np.ndarray], cutter: Cutter, cutting: Cutting
     ) -> Iterator[np.ndarray]:
-        """The sequences of a recording."""
+        """Cut a recording into sequences."""
         for i, block in enumerate(blocks):
             if i == 0:
                 self.used.append(recording)
@@ -176,7 +177,7 @@ def _findings(
     notes: Mapping[str, Any], datasets: Mapping[str, StoredDataset], values: Values, unit: str,
     sample_rate: int, whole: bool,
 ) -> Iterator[str]:  # fmt: skip
-    """What was found, a line each; ``whole`` recordings belong to one split."""
+    """Summary of the data in lines. ``whole`` means that each recording belongs to one split."""
     samples = sum(notes["samples"].values())
     yield (
         f"{sum(notes['recordings'].values())} recordings, {samples:,} samples "
@@ -196,19 +197,19 @@ def _findings(
         )
     yield (
         f"16-bit samples of the training set: mean {values.mean:.4f}, standard deviation "
-        f"{values.std:.3f}; likelihoods are of samples normalised by these"
+        f"{values.std:.3f}; likelihoods refer to samples normalised by these"
     )
 
 
 def by_share(
     sounds: SoundFiles, shares: Mapping[str, float], seed: int = 0
 ) -> dict[str, list[Recording]]:
-    """Recordings split by their size in bytes, in random order; each split has one at least.
+    """Split recordings at random, in proportion to their size in bytes, with at least one in each split.
 
-    Those that cannot be used are found out before, so that no split is left with them alone.
+    Recordings that cannot be used are removed first, so that no split consists of such recordings only.
 
     Raises:
-        DataError: if there are fewer recordings than splits.
+        DataError: if there are fewer usable recordings than splits.
     """
     files = sounds.usable()
     if len(files) < len(shares):
@@ -233,7 +234,7 @@ def by_share(
 
 
 def _expected(file: Recording, sample_rate: int) -> int:
-    """Samples that a file announces, at a sampling rate."""
+    """Number of samples according to the header of a file, converted to a sampling rate."""
     try:
         frames, rate = announced(file)
     except DataError:

@@ -1,4 +1,4 @@
-"""Prepared data: one HDF5 file a data set and its options, written whole or not at all, read lazily."""
+"""Cache of prepared data: one HDF5 file per data set and options, written atomically and read lazily."""
 
 from __future__ import annotations
 
@@ -39,30 +39,29 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-#: Of the files' layout and of how data are prepared: another one makes all of them anew.
+#: Version of the file layout and of the preparation. Files with another version are prepared again.
 FORMAT = 2
 SPLITS = ("train", "valid", "test")
-#: Bytes that HDF5 may write beside the data.
+#: Number of bytes that HDF5 may write in addition to the data.
 MARGIN = 16 * 2**20
-#: Values a chunk of a file, each with a checksum.
+#: Number of values per chunk of a file; each chunk has a checksum.
 CHUNK = 2**16
 
 
 def key_of(source: Any, options: Mapping[str, Any]) -> str:
-    """A hash of what data are made of and how."""
+    """Hash of the sources of the data and of the options for their preparation."""
     text = json.dumps([FORMAT, source, dict(sorted(options.items()))], default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def reserve(file: h5py.File, nbytes: int) -> None:
-    """Make sure of the space for so many bytes before HDF5 writes them.
+    """Reserve disk space for a number of bytes before HDF5 writes them.
 
-    HDF5 does not survive a write that fails: what it holds in memory can be neither written nor let
-    go, and the process may crash. So the file is made longer beforehand, with room for what HDF5
-    writes on closing.
+    HDF5 cannot recover from a failed write: its buffers can be neither written nor discarded, and the process
+    may crash. Therefore the file is extended in advance, including space for what HDF5 writes on closing.
 
     Raises:
-        OSError: if there is no such space.
+        OSError: if there is not enough space.
     """
     end = file.id.get_filesize()
     if hasattr(os, "posix_fallocate"):
@@ -72,7 +71,7 @@ def reserve(file: h5py.File, nbytes: int) -> None:
 
 
 def write_statistics(file: h5py.File, split: str, statistics: Statistics) -> None:
-    """Sums over a split, beside its ``lengths``."""
+    """Write the sums over a split to the group that contains its ``lengths``."""
     for name in _SUMS:
         file.create_dataset(f"{split}/{name}", data=getattr(statistics, name))
 
@@ -90,12 +89,12 @@ _SUMS = ("sums", "squares", "shift")
 
 
 class Writer:
-    """Takes the sequences of a data set one by one, and writes them in blocks.
+    """Accepts the sequences of a data set one by one and writes them in blocks.
 
     Args:
-        file: an open file.
-        values: what a step holds; moments are those of stored, not of normalised values.
-        dtype: to store.
+        file: an open HDF5 file.
+        values: description of the values of a step. Statistics refer to stored values before normalisation.
+        dtype: type of the stored values.
     """
 
     def __init__(self, file: h5py.File, values: Values, dtype: np.dtype | type) -> None:
@@ -113,7 +112,7 @@ class Writer:
             )  # fmt: skip
 
     def add(self, split: str, sequence: Shaped[np.ndarray, "steps ..."]) -> None:
-        """One sequence; one without steps is left out."""
+        """Add a sequence. Sequences without steps are ignored."""
         if not len(sequence):
             return
         self.statistics[split].add(sequence)
@@ -124,7 +123,7 @@ class Writer:
             self._flush(split)
 
     def close(self) -> None:
-        """Write what is left, and the sums."""
+        """Write the remaining sequences and the sums."""
         for split in SPLITS:
             self._flush(split)
             lengths = np.asarray(self._lengths[split], dtype=np.int32)
@@ -145,7 +144,7 @@ class Writer:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A prepared file, and what was noted when it was made."""
+    """A prepared file with the notes that were stored when it was created."""
 
     path: Path
     notes: dict[str, Any]
@@ -156,12 +155,12 @@ class Prepared:
         return _read_statistics(self.path, split, values)
 
     def dataset(self, split: str, values: Values) -> StoredDataset:
-        """The sequences of a split."""
+        """Return the sequences of a split."""
         with _opened(self.path) as file:
             return StoredDataset(self.path, split, values, file[f"{split}/lengths"][...])
 
     def all_steps(self, split: str) -> Shaped[np.ndarray, "steps ..."]:
-        """All steps of a split behind each other, in memory."""
+        """Load all steps of a split, concatenated, into memory."""
         with _opened(self.path) as file:
             return file[f"{split}/values"][...]
 
@@ -170,20 +169,21 @@ class Prepared:
 class StoredDataset:
     """Sequences of different lengths in a prepared file.
 
-    A split that is small is read once; of a large one, blocks of neighbouring sequences are read as
-    they are wanted and the latest are kept. A process that is forked opens the file anew.
+    A small split is read once. For a large split, blocks of neighbouring sequences are read on demand, and
+    recent blocks are cached. Forked processes open the file again.
 
     Args:
-        path, split: the file and its group.
-        values: what a step holds.
-        steps: of each sequence.
+        path: the prepared file.
+        split: name of the split, which is a group in the file.
+        values: description of the values of a step.
+        steps: number of steps of each sequence.
     """
 
     path: Path
     split: str
     values: Values
     steps: Int[np.ndarray, " sequences"]
-    #: That :meth:`batch` takes ``dtype=torch.uint8``, see :meth:`Values.targets`.
+    #: Whether :meth:`batch` accepts ``dtype=torch.uint8``; see :meth:`Values.targets`.
     gives_bytes: ClassVar[bool] = True
 
     def __len__(self) -> int:
@@ -191,18 +191,18 @@ class StoredDataset:
 
     @cached_property
     def lengths(self) -> Int[np.ndarray, " sequences"] | None:
-        """Steps of each sequence, or None where all have the same."""
+        """Number of steps of each sequence, or None if all have the same length."""
         same = len(self.steps) == 0 or (self.steps == self.steps[0]).all()
         return None if same else self.steps
 
     @property
     def num_steps(self) -> int:
-        """Steps of the longest sequence."""
+        """Number of steps of the longest sequence."""
         return int(self.steps.max(initial=1))
 
     @cached_property
     def block(self) -> int | None:
-        """Sequences that are read together, or None where all are in memory."""
+        """Number of sequences that are read together, or None if all are in memory."""
         size = self._blocks.nbytes
         return None if size <= blocks.IN_MEMORY else max(blocks.BLOCK_BYTES * len(self) // size, 1)
 
@@ -211,13 +211,13 @@ class StoredDataset:
         return _read_statistics(self.path, self.split, self.values)
 
     def at_epoch(self, epoch: int) -> StoredDataset:
-        """The same in every epoch."""
+        """Return this data set, which is the same in every epoch."""
         return self
 
     def batch(
         self, index: Int[np.ndarray, " batch"], dtype: torch.dtype = torch.float32
     ) -> SequenceBatch:
-        """The sequences at ``index``, padded to the longest of them."""
+        """Return the sequences at ``index``, padded to the longest of them."""
         rows = [self[int(i)] for i in index]
         lengths = np.array([len(row) for row in rows], dtype=np.int64)
         stored = np.zeros(
@@ -231,7 +231,7 @@ class StoredDataset:
         )
 
     def __getitem__(self, i: int) -> Shaped[np.ndarray, "steps ..."]:
-        """One sequence as it is stored.
+        """Return one sequence as it is stored.
 
         Raises:
             DataError: if the file is damaged.
@@ -243,7 +243,9 @@ class StoredDataset:
         try:
             block = self._blocks.read(int(offsets[first]), int(offsets[last]))
         except DataError as error:
-            raise DataError(f"{self.path} is damaged: delete it and it is made anew") from error
+            raise DataError(
+                f"{self.path} is damaged: delete it, and it will be prepared again"
+            ) from error
         return block[offsets[i] - offsets[first] : offsets[i + 1] - offsets[first]]
 
     @cached_property
@@ -256,17 +258,17 @@ class StoredDataset:
 
 
 def prepared(name: str, key: str, build: Callable[[h5py.File], dict[str, Any]]) -> Prepared:
-    """The prepared file of a name and a key; made by ``build`` if it is not there.
+    """Return a prepared file from the cache; if it does not exist, create it with ``build``.
 
-    Of several processes that want the same file one makes it, and the others wait. It is written
-    under another name until it is whole; a damaged one is made anew.
+    If several processes request the same file, one creates it and the others wait. The file has a temporary
+    name until it is complete. A damaged file is prepared again.
 
     Args:
         name, key: the file is ``prepared/NAME-KEY.h5`` in the cache.
-        build: fills an open file and returns what is to be noted, as plain types.
+        build: function that fills an open file and returns notes of plain types to store with it.
 
     Raises:
-        DataError: if it cannot be written.
+        DataError: if the file cannot be written.
     """
     folder = cache_dir() / "prepared"
     path = folder / f"{name}-{key}.h5"
@@ -274,21 +276,21 @@ def prepared(name: str, key: str, build: Callable[[h5py.File], dict[str, Any]]) 
         return Prepared(path, notes, key)
     try:
         with locked(folder, path.stem):
-            notes = _notes(path)  # another process may have made it meanwhile
+            notes = _notes(path)  # another process may have created it in the meantime
             if notes is None:
-                for left in folder.glob(f".{path.stem}.*.part"):  # by a process that was killed
+                for left in folder.glob(f".{path.stem}.*.part"):  # left by a killed process
                     left.unlink()
                 notes = _build(path, build)
         return Prepared(path, notes, key)
     except PermissionError as error:
         raise DataError(
-            f"no permission to write prepared data into {folder}: name another folder by "
+            f"no permission to write prepared data to {folder}: specify another folder with "
             "$PYRO_ZF_CACHE"
         ) from error
     except OSError as error:
         raise DataError(
-            f"could not write prepared data into {folder} ({error.strerror or error}); free some "
-            "space there, or name another folder by $PYRO_ZF_CACHE"
+            f"could not write prepared data to {folder} ({error.strerror or error}); free some "
+            "disk space, or specify another folder with $PYRO_ZF_CACHE"
         ) from error
 
 
@@ -312,7 +314,7 @@ def _build(path: Path, build: Callable[[h5py.File], dict[str, Any]]) -> dict[str
 
 @contextlib.contextmanager
 def _writing(path: Path) -> Iterator[h5py.File]:
-    """An open file, closed whatever happens, and no longer than it has to be."""
+    """Open a file for writing. It is always closed, and reserved space that was not used is released."""
     file = h5py.File(path, "w")
     try:
         reserve(file, 0)
@@ -321,7 +323,7 @@ def _writing(path: Path) -> Iterator[h5py.File]:
         size = file.id.get_filesize()
         file.close()
         if path.stat().st_size > size:
-            os.truncate(path, size)  # what was reserved and not needed
+            os.truncate(path, size)  # release the unused reserved space
     except BaseException:
         with contextlib.suppress(Exception):
             file.close()
@@ -329,7 +331,7 @@ def _writing(path: Path) -> Iterator[h5py.File]:
 
 
 def _notes(path: Path) -> dict[str, Any] | None:
-    """What was noted in a prepared file; None if there is none that is whole."""
+    """Read the notes of a prepared file; None if the file does not exist or is damaged."""
     if not path.is_file():
         return None
     try:
@@ -339,7 +341,7 @@ def _notes(path: Path) -> dict[str, Any] | None:
                 return notes
     except (OSError, KeyError, ValueError, RuntimeError):
         pass
-    log.warning("%s is damaged: it is made anew", path)
+    log.warning("%s is damaged or has another format: it is prepared again", path)
     return None
 
 
@@ -349,4 +351,4 @@ def _opened(path: Path) -> Iterator[h5py.File]:
         with h5py.File(path, "r") as file:
             yield file
     except (OSError, KeyError) as error:
-        raise DataError(f"{path} is damaged: delete it and it is made anew") from error
+        raise DataError(f"{path} is damaged: delete it, and it will be prepared again") from error

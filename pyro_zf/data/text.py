@@ -1,4 +1,4 @@
-"""A user's own text: a file of UTF-8, by word or by character."""
+"""The user's own text: a UTF-8 file, read by word or by character."""
 
 from __future__ import annotations
 
@@ -43,33 +43,36 @@ def load_text(
     carried: bool | None = None,
     max_tokens: int | None = None,
 ) -> Splits:
-    """A text file as sequences of symbols.
+    """Load a text file as sequences of symbols.
 
-    By word, a line is a sequence, ended by ``<eos>``, in lower case; by character the text is one
-    stream, read in segments. With ``segment`` words are a stream too. The first 90 % of the lines
-    are for training, 5 % each for validation and test: a text goes on, so it is not shuffled.
+    At word level, each line is a sequence in lower case that ends with ``<eos>``. At character level, the
+    text is one stream that is read in segments; with ``segment``, words are read as a stream too. The first
+    90 % of the lines are used for training, and the following 5 % each for validation and test. The lines
+    are not shuffled, since consecutive lines belong together.
 
     Args:
-        path: the file; or a folder with ``train.txt``, ``valid.txt`` and ``test.txt``.
-        level: what a step is.
-        vocabulary_size: words (16,000 by default) or characters (by default all of training), with
-            ``<bos>``, ``<eos>`` and ``<unk>``.
-        segment: steps a segment of a stream; 100 for characters.
-        carried: whether a segment goes on with the state of the one before; by default it does.
-        max_tokens: lines of more words are left out, and counted; 200 by default.
+        path: the file, or a folder with ``train.txt``, ``valid.txt`` and ``test.txt``.
+        level: unit of a step, ``"word"`` or ``"character"``.
+        vocabulary_size: size of the vocabulary, including ``<bos>``, ``<eos>`` and ``<unk>``. Default: 16,000
+            for words, and all characters of the training data for characters.
+        segment: number of steps per segment of a stream. Default for characters: 100.
+        carried: whether each segment starts from the final state of the previous segment; true by default.
+        max_tokens: lines with more words are skipped and counted; 200 by default.
 
     Raises:
-        DataError: if the file is no text, or too short to be split.
+        DataError: if the file is not a text, or is too short to be split.
     """
     if level not in ("word", "character"):
-        raise DataError(f"--level {level}: a step is a word or a character")
+        raise DataError(f"--level {level}: it must be word or character")
     path = Path(path).expanduser()
     texts = _split_texts(path)
     stream = level == "character" or segment is not None
     if not stream and carried:
-        raise DataError("--carry-state goes with a stream: give --segment, or --level character")
+        raise DataError("--carry-state requires a stream: set --segment or --level character")
     limit = None if stream else max_tokens or 200
-    keep = level == "character"  # then every character counts, those before and after lines too
+    keep = (
+        level == "character"
+    )  # then all characters are kept, including whitespace and blank lines
     lines = {s: text.splitlines() if keep else list(lines_of(text)) for s, text in texts.items()}
     if level == "character":
         symbols_of, vocabulary = _characters(lines, vocabulary_size)
@@ -82,14 +85,15 @@ def load_text(
         symbols_of = {s: [vocabulary.indices([*w, EOS]) for w in words[s]] for s in SPLITS}
     values = Values("categorical", len(vocabulary), start=0)
     datasets: dict[str, SequenceDataset] = {}
-    findings = [f"{len(vocabulary):,} symbols, <bos>, <eos> and <unk> among them"]
+    findings = [f"{len(vocabulary):,} symbols, including <bos>, <eos> and <unk>"]
     if dropped:
-        findings.append(f"{dropped:,} lines of more than {limit} words were left out")
+        findings.append(f"{dropped:,} lines of more than {limit} words were skipped")
     for split in SPLITS:
         parts = symbols_of[split]
         if not parts:
             raise DataError(
-                f"{path}: no line is left for the {split} split ({len(lines[split])} were there)"
+                f"{path}: no line is left for the {split} split ({len(lines[split])} lines before "
+                "filtering)"
             )
         joined = np.concatenate(parts)
         unknown = 100 * float((joined == UNKNOWN).mean())
@@ -116,7 +120,7 @@ def load_text(
 
 
 def _words(line: str) -> list[str]:
-    """Words and punctuation of a line; ``<unk>`` and the like stay whole."""
+    """Split a line into words and punctuation marks. Special symbols such as ``<unk>`` are not split."""
     words: list[str] = []
     for part in _SPECIAL.split(line):
         words += [part] if part in SPECIALS else tokenize_sentence(part)
@@ -129,7 +133,7 @@ _SPECIAL = re.compile("(" + "|".join(SPECIALS) + ")")
 def _characters(
     lines: dict[str, list[str]], size: int | None
 ) -> tuple[dict[str, list[np.ndarray]], Vocabulary]:
-    """Indices of the characters of each split, in one piece, and their vocabulary."""
+    """Indices of the characters of each split as one array, and the vocabulary."""
     codes = {
         split: np.frombuffer(("\n".join(part) + "\n").encode("utf-32-le"), np.uint32)
         for split, part in lines.items()
@@ -152,12 +156,12 @@ def _split_texts(path: Path) -> dict[str, str]:
         missing = [s for s in SPLITS if not (path / f"{s}.txt").is_file()]
         if missing:
             raise DataError(
-                f"{path} is a folder without {', '.join(f'{s}.txt' for s in missing)}: name a file, or a "
-                "folder with train.txt, valid.txt and test.txt"
+                f"{path} is a folder without {', '.join(f'{s}.txt' for s in missing)}: specify a file, or "
+                "a folder with train.txt, valid.txt and test.txt"
             )
         return {split: read_text(path / f"{split}.txt") for split in SPLITS}
     if not path.is_file():
-        raise DataError(f"{path} is no file")
+        raise DataError(f"{path} is not a file")
     lines = read_text(path).splitlines()
     places = [i for i, line in enumerate(lines) if line.strip()]
     number = len(places)

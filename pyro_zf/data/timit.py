@@ -1,8 +1,8 @@
-"""TIMIT (Garofolo et al. 1993, LDC93S1): 6,300 utterances of 630 speakers, as frames of raw samples.
+"""TIMIT (Garofolo et al. 1993, LDC93S1): 6,300 utterances by 630 speakers, as frames of raw samples.
 
-It is licensed and cannot be downloaded. Any layout of the LDC's is read, in upper or lower case,
-folders or a zip archive, NIST SPHERE or RIFF; so is the sample that NLTK distributes, 160 utterances
-of 16 speakers.
+The corpus is licensed and cannot be downloaded automatically. All layouts distributed by the LDC are
+supported: upper or lower case, folders or a zip archive, NIST SPHERE or RIFF. The sample distributed by NLTK,
+with 160 utterances by 16 speakers, is supported too.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["load_timit"]
 
 _SPEAKER = re.compile(r"[fm][a-z]{3}\d")
 _UTTERANCE = re.compile(r"s[aix]\d+")
-#: Shares of the full corpus: 168 of 630 speakers are for test, 231 of 4,620 utterances for validation.
+#: Proportions in the full corpus: 168 of 630 speakers for test, 231 of 4,620 utterances for validation.
 _TEST, _VALID = 168 / 630, 0.05
 
 NAMES = ("timit", "TIMIT_LDC93S1", "LDC93S1", "timit_nltk_sample", "timit.zip")
@@ -35,29 +35,30 @@ def load_timit(
     segment: int | None = None,
     condition_on: str | None = None,
 ) -> Splits:
-    """TIMIT as sequences of frames of 200 samples at 16 kHz.
+    """Load TIMIT as sequences of frames with 200 samples each at 16 kHz.
 
-    Training and test are the corpus's own, told by its folders (or by ``spkrinfo.txt``); where a copy
-    tells neither, as NLTK's sample, about a quarter of the speakers is kept for test. Whole utterances
-    throughout, and validation by speaker, is the default. ``"srnn"`` is what the published numbers
-    are of (Fraccaro et al. 2016): 5 % of the training utterances for validation, whoever speaks;
-    training and validation in segments of 40 frames that run across utterances; whole utterances
-    for test.
+    The training and test sets are those of the corpus, identified by its folders or by ``spkrinfo.txt``. If a
+    copy provides neither, such as the sample of NLTK, about a quarter of the speakers is held out for test.
+    By default, sequences are whole utterances and validation is by speaker. ``"srnn"`` is the protocol behind
+    the published results (Fraccaro et al. 2016): 5 % of the training utterances are used for validation,
+    regardless of the speaker; training and validation use segments of 40 frames that extend across
+    utterances; test uses whole utterances.
 
     Args:
-        data_dir: folder to look in first: the corpus, or what holds it.
+        data_dir: folder to search first. It contains the corpus, or a folder or archive with it.
         protocol: ``"default"`` or ``"srnn"``.
-        segment: frames a training sequence, cut within utterances, whose last may be shorter. The
-            authors' code trains on 40 frames.
-        condition_on: ``"speaker"`` for the speakers of the training set as covariates.
+        segment: number of frames per training sequence. By default, utterances are not cut; if they are, the
+            last segment of an utterance may be shorter. The code of the authors trains on 40 frames, which is
+            the default of ``"srnn"``.
+        condition_on: ``"speaker"`` to use the speakers of the training set as covariates.
 
     Raises:
-        DataError: if there is no TIMIT, or it is not what it should be.
+        DataError: if TIMIT is not found or is invalid.
     """
     if protocol not in ("default", "srnn"):
-        raise DataError(f"--protocol {protocol}: TIMIT has default and srnn")
+        raise DataError(f"--protocol {protocol}: TIMIT supports default and srnn")
     if condition_on not in (None, "speaker"):
-        raise DataError(f"--condition-on {condition_on}: TIMIT has speaker")
+        raise DataError(f"--condition-on {condition_on}: TIMIT supports speaker only")
     files = _utterances(
         find_corpus(
             data_dir, "TIMIT", NAMES, "it is licensed (https://catalog.ldc.upenn.edu/LDC93S1)"
@@ -112,7 +113,7 @@ def load_timit(
 
 
 def _utterances(root: Path) -> SoundFiles:
-    """The utterances, each once: some copies have a converted one beside the original."""
+    """Find the utterances without duplicates, since some copies include converted files as well."""
     files = sound_files(root, "utterances of TIMIT")
     once: dict[tuple[str, ...], Recording] = {}
     for file in files.files:
@@ -124,14 +125,14 @@ def _utterances(root: Path) -> SoundFiles:
             once[key] = file
     if not once:
         raise DataError(
-            f"{root} holds {len(files.files)} sound files, but none is named like TIMIT's "
-            "(TRAIN/DR1/FCJF0/SA1.WAV): take --dataset wav for sounds of your own"
+            f"{root} contains {len(files.files)} sound files, but none is named like those of TIMIT "
+            "(TRAIN/DR1/FCJF0/SA1.WAV): use --dataset wav for your own sound files"
         )
     return SoundFiles(list(once.values()), files.root)
 
 
 def _speaker(file: Recording) -> str:
-    """From the folder (``FCJF0`` or ``dr1-fcjf0``); the empty string if there is none."""
+    """Speaker according to the folder (``FCJF0`` or ``dr1-fcjf0``), or the empty string."""
     if len(file.parts) < 2:
         return ""
     name = file.parts[-2].rsplit("-", 1)[-1]
@@ -160,7 +161,7 @@ def _test_speakers(files: SoundFiles) -> set[str]:
 
 
 def _noted_use(files: SoundFiles) -> dict[str, str]:
-    """Initials of a speaker -> ``trn`` or ``tst``, from ``spkrinfo.txt`` if it is there."""
+    """Map the initials of each speaker to ``trn`` or ``tst`` according to ``spkrinfo.txt``, if it exists."""
     text = b""
     if files.root.is_dir():
         found = next((p for p in files.root.rglob("*") if p.name.lower() == "spkrinfo.txt"), None)

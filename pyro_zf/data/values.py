@@ -1,4 +1,4 @@
-"""What the values of a step are, and how well a model does that knows only their frequencies."""
+"""Description of the values of a step, and statistics for normalisation and for baselines."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ Kind = Literal["binary", "real", "categorical"]
 
 @dataclass(frozen=True)
 class Values:
-    """What a step holds, and how stored values become what a model is trained on.
+    """Description of the values of a step, and their conversion from stored values to model targets.
 
     Args:
-        kind: bits, real numbers, or symbols.
-        size: values of a step, or number of symbols.
-        mean, std: of the training data, of all values or of each; real numbers are normalised by
-            them, and likelihoods are of the normalised numbers.
-        start: the symbol before the first step; zeros for numbers.
+        kind: kind of the values: ``"binary"``, ``"real"`` or ``"categorical"`` (symbols).
+        size: number of values per step, or number of symbols.
+        mean, std: mean and standard deviation of the training data, over all values or for each value of a
+            step. Real numbers are normalised by them, and likelihoods refer to the normalised numbers.
+        start: the start symbol. For bits and real numbers, the input of the first step is zero.
 
     Example:
         >>> import numpy as np
@@ -43,10 +43,10 @@ class Values:
     def targets(
         self, stored: Shaped[np.ndarray, "..."], dtype: torch.dtype = torch.float32
     ) -> Tensor:
-        """Stored values as a model reads them: normalised numbers, or indices of symbols.
+        """Convert stored values to targets of a model: normalised numbers, or indices of symbols.
 
-        Bits can be had as bytes, ``dtype=torch.uint8``, where they are stored as whole numbers; what is
-        stored as other numbers may be grey levels and comes in single precision then.
+        With ``dtype=torch.uint8``, bits are returned as bytes if they are stored as whole numbers. Values of
+        other types may be grey levels and are returned in single precision.
         """
         if dtype == torch.uint8 and not (self.kind == "binary" and stored.dtype.kind in "biu"):
             dtype = torch.float32
@@ -58,12 +58,12 @@ class Values:
         return torch.from_numpy(centred / self.std).to(dtype)
 
     def restored(self, targets: Tensor) -> Shaped[np.ndarray, "..."]:
-        """The way back, for pictures and sounds."""
+        """Undo the normalisation, for pictures and sounds."""
         values = targets.detach().cpu().numpy()
         return values * self.std + self.mean if self.kind == "real" else values
 
     def start_symbol(self, num_sequences: int, like: Tensor) -> Tensor:
-        """:math:`u_1` of sequences to generate; ``like`` gives device and precision."""
+        """Input :math:`u_1` of sequences to generate, with the device and type of ``like``."""
         if self.kind == "categorical":
             return torch.full((num_sequences,), self.start, device=like.device)
         return like.new_zeros(num_sequences, self.size)
@@ -71,14 +71,15 @@ class Values:
 
 @dataclass
 class Statistics:
-    """Sums over a split from which its frequencies or its moments follow.
+    """Sums over a split, from which its frequencies or moments are computed.
 
     Args:
-        kind, size: as of :class:`Values`.
-        num_sequences, num_steps: of the split.
-        sums: of the values of each dimension (real numbers: less ``shift``), or counts of each symbol.
-        squares: likewise of their squares.
-        shift: the first values of real numbers, so that large numbers of small spread lose nothing.
+        kind, size: as in :class:`Values`.
+        num_sequences, num_steps: number of sequences and steps of the split.
+        sums: sum of the values of each dimension, after subtraction of ``shift``, or count of each symbol.
+        squares: sum of the squared values of each dimension, after subtraction of ``shift``.
+        shift: the values of the first step for real numbers, otherwise zero. Subtracting them avoids a loss
+            of precision for large numbers with a small variance.
     """
 
     kind: Kind
@@ -95,7 +96,7 @@ class Statistics:
                 setattr(self, name, np.zeros(self.size))
 
     def add(self, steps: Shaped[np.ndarray, "..."], num_sequences: int = 1) -> None:
-        """Count the steps (steps, size), or symbols (steps,), of so many sequences."""
+        """Add the steps of one or more sequences, with shape (steps, size), or (steps,) for symbols."""
         first = self.num_steps == 0
         self.num_sequences += num_sequences
         self.num_steps += len(steps)
@@ -113,14 +114,14 @@ class Statistics:
         self.squares += (values**2).sum(0)
 
     def moments(self) -> tuple[float, float]:
-        """Mean and standard deviation of all values together; a deviation of 0 is given as 1."""
+        """Mean and standard deviation over all values. A standard deviation of 0 is replaced by 1."""
         means, variances = self._moments()
         mean = means.mean()
         variance = (variances + np.square(means - mean)).mean()
         return float(mean), float(_deviation(variance))
 
     def moments_by_dimension(self) -> tuple[np.ndarray, np.ndarray]:
-        """Likewise for each value of a step."""
+        """Mean and standard deviation of each value of a step. A standard deviation of 0 is replaced by 1."""
         means, variances = self._moments()
         return means, _deviation(variances)
 
@@ -130,10 +131,10 @@ class Statistics:
         return mean + self.shift, np.maximum(self.squares / count - np.square(mean), 0.0)
 
     def nats(self, train: Statistics, values: Values) -> float:
-        """Negative log-likelihood of the split, in nats in all, under the marginal of ``train``.
+        """Total negative log-likelihood of the split in nats under the marginal distribution of ``train``.
 
-        Symbols: their (add-one smoothed) frequencies. Bits: each value's. Numbers: one Gaussian for
-        all, a standard one after normalisation.
+        Symbols use the frequencies with add-one smoothing, and bits a separate frequency for each value of a
+        step. Real numbers use a Gaussian that is standard normal after normalisation.
         """
         if self.kind == "categorical":
             p = (train.sums + 1) / (train.sums + 1).sum()
@@ -152,7 +153,7 @@ class Statistics:
 
     @classmethod
     def of(cls, kind: Kind, size: int, sequences: Iterable[np.ndarray]) -> Statistics:
-        """Those of sequences in memory."""
+        """Compute the sums of sequences in memory."""
         statistics = cls(kind, size)
         for sequence in sequences:
             statistics.add(sequence)

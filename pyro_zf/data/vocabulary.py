@@ -1,4 +1,4 @@
-"""Symbols of texts: which there are, and how a text becomes indices."""
+"""Vocabularies, tokenisation, and reading of text files."""
 
 from __future__ import annotations
 
@@ -37,20 +37,22 @@ class Vocabulary:
 
     @classmethod
     def of(cls, sequences: Iterable[Iterable[str]], size: int | None = None) -> Vocabulary:
-        """The most frequent symbols (of equal ones those that come first), behind the specials.
+        """Create a vocabulary of the special symbols followed by the most frequent symbols.
+
+        Among equally frequent symbols, those that occur first are preferred.
 
         Raises:
-            DataError: if the size leaves no room for one.
+            DataError: if the size leaves no room for a symbol that is not special.
         """
         counts = Counter(symbol for sequence in sequences for symbol in sequence)
         return cls.from_counts(counts, size)
 
     @classmethod
     def from_counts(cls, counts: Counter[str], size: int | None = None) -> Vocabulary:
-        """Likewise, from what has been counted."""
+        """Create a vocabulary from counts; see :meth:`of`."""
         if size is not None and size <= len(SPECIALS):
             raise DataError(
-                f"a vocabulary of {size} has no room for a symbol beside {', '.join(SPECIALS)}: "
+                f"a vocabulary of size {size} has no room for symbols other than {', '.join(SPECIALS)}: "
                 f"--vocabulary-size must be at least {len(SPECIALS) + 1}"
             )
         for special in SPECIALS:
@@ -63,16 +65,16 @@ class Vocabulary:
 
     @cached_property
     def index(self) -> dict[str, int]:
-        """Symbol -> index."""
+        """Maps each symbol to its index."""
         return {symbol: i for i, symbol in enumerate(self.symbols)}
 
     def indices(self, tokens: Iterable[str]) -> Int32[np.ndarray, " tokens"]:
-        """Indices of symbols; those that are not known have that of ``<unk>``."""
+        """Return the indices of symbols. Unknown symbols have the index of ``<unk>``."""
         return np.array([self.index.get(token, UNKNOWN) for token in tokens], dtype=np.int32)
 
 
 def tokenize_sentence(sentence: str) -> list[str]:
-    """Words and punctuation of a sentence in lower case, by NLTK's tokeniser (that of the Penn Treebank).
+    """Split a sentence into lower-case words and punctuation with NLTK's Penn Treebank tokeniser.
 
     Example:
         >>> tokenize_sentence("Can't get enough.")
@@ -91,10 +93,10 @@ _tokenizer: NLTKWordTokenizer | None = None  # type: ignore[name-defined]  # noq
 
 
 def read_text(path: Path) -> str:
-    """A file of UTF-8.
+    """Read a UTF-8 text file.
 
     Raises:
-        DataError: if it is not to be had, empty, or something else.
+        DataError: if the file cannot be read, is empty, or is not valid UTF-8.
     """
     try:
         content = path.read_bytes()
@@ -107,11 +109,11 @@ def read_text(path: Path) -> str:
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise DataError(
-            f"{path} is no UTF-8: byte 0x{content[error.start]:02x} at offset {error.start} (line {line}); "
-            "convert it, for example by iconv -f latin1 -t utf-8"
+            f"{path} is not valid UTF-8: byte 0x{content[error.start]:02x} at offset {error.start} (line "
+            f"{line}); convert it, for example with iconv -f latin1 -t utf-8"
         ) from error
 
 
 def lines_of(text: str) -> Iterator[str]:
-    """Lines that hold something, without what surrounds them."""
+    """Iterate over the lines that are not blank, with surrounding whitespace removed."""
     return (line.strip() for line in text.splitlines() if line.strip())

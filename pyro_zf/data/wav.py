@@ -1,4 +1,4 @@
-"""A user's own sounds: a folder, nested as it may be, of mixed rates, lengths and channels."""
+"""The user's own sound files: nested folders with mixed sampling rates, lengths and numbers of channels."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ def load_wav(
     sample_rate: int | None = None,
     frame_size: int = FRAME_SIZE,
 ) -> Splits:
-    """Sounds as sequences of frames: wav, flac, ogg, mp3 and NIST SPHERE.
+    """Load sound files (wav, flac, ogg, mp3 and NIST SPHERE) as sequences of frames.
 
-    Channels are averaged, other sampling rates converted. A file that cannot be read is skipped, and
-    said to be. Files are dealt out whole: 90 % for training, 5 % each for validation and test.
+    Channels are averaged, and all files are converted to one sampling rate. Files that cannot be read are
+    skipped and reported. The data are split by file: 90 % for training, 5 % each for validation and test.
 
     Args:
-        folder: of the files, or a zip archive.
-        segment: frames a sequence, 40 by default; the last of a file may have fewer.
-        sample_rate: in Hz; by default that of most files.
-        frame_size: samples a frame.
+        folder: folder with the files, or a zip archive.
+        segment: number of frames per sequence; 40 by default. The last sequence of a file may be shorter.
+        sample_rate: sampling rate in Hz. Default: the most common rate among the files.
+        frame_size: number of samples per frame.
 
     Raises:
-        DataError: if there are no sounds, or none can be read.
+        DataError: if there are no sound files, or none can be read.
     """
     if (segment is not None and segment < 1) or frame_size < 1:
         raise DataError(f"--segment {segment} and --frame-size {frame_size} must be at least 1")

@@ -1,4 +1,4 @@
-"""Distributions that neither PyTorch nor Pyro has."""
+"""Distributions that are not available in PyTorch or Pyro."""
 
 from pyro_zf.distributions.at_mean import AtMean
 from pyro_zf.distributions.bernoulli_mask import BernoulliMask

@@ -1,4 +1,4 @@
-"""A distribution whose draws are the mean of another one."""
+"""A distribution whose samples are the mean of another distribution."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["AtMean"]
 
 
 class AtMean(dist.Normal):
-    """Draws its mean. Its density is that of a unit Gaussian, so that two of them can be compared.
+    """Always samples its mean. The density is that of a unit Gaussian, so that two can be compared.
 
     Example:
         >>> AtMean.of(dist.Normal(torch.ones(3, 2), 5.0).to_event(1)).sample()
@@ -23,10 +23,10 @@ class AtMean(dist.Normal):
 
     @staticmethod
     def of(distribution: Any) -> dist.Independent:
-        """The distribution over vectors that always gives the mean of ``distribution``.
+        """A distribution over vectors that always returns the mean of ``distribution``.
 
         Raises:
-            ValueError: if the mean is not known.
+            ValueError: if the mean is not available.
         """
         try:
             mean = distribution.mean

@@ -15,21 +15,21 @@ __all__ = ["BernoulliMask"]
 
 
 class BernoulliMask(TorchDistribution):
-    """A random mask over steps that takes no part in any density: its log-probability is zero.
+    """A random mask over steps that does not contribute to any density: its log-probability is zero.
 
-    As a sample site a mask can be set or replayed by a handler, and no bound depends on it.
+    As a sample site, the mask can be set or replayed by a handler without contributing to a bound.
 
     Args:
-        probability: of True.
+        probability: probability of True.
         num_steps: T, the size of the event.
-        per_step: whether each step is drawn on its own, or one value holds for all steps.
+        per_step: whether to draw each step independently instead of one value for all steps.
         like: a tensor whose device and precision are used.
-        batch_shape: of the distribution.
+        batch_shape: batch shape of the distribution.
     """
 
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
     support = constraints.independent(constraints.boolean, 1)
-    # There is no density to differentiate, so objectives for reparametrised guides may have it.
+    # There is no density to differentiate, so objectives for reparametrised guides can accept it.
     has_rsample = True
 
     def __init__(
@@ -50,7 +50,7 @@ class BernoulliMask(TorchDistribution):
     def rsample(self, sample_shape: Any = ()) -> Bool[Tensor, "..."]:
         probability, num_steps, per_step, like = self.arguments
         shape = (*sample_shape, *self.batch_shape)
-        if probability >= 1:  # no random numbers are used up
+        if probability >= 1:  # consume no random numbers
             return torch.ones(*shape, num_steps, dtype=torch.bool, device=like.device)
         uniform = torch.rand(*shape, num_steps if per_step else 1, device=like.device)
         return (uniform < probability).expand(*shape, num_steps)

@@ -1,4 +1,4 @@
-"""Functions of all steps, computed some steps at a time."""
+"""Functions of all steps, computed a few steps at a time."""
 
 from __future__ import annotations
 
@@ -14,24 +14,25 @@ __all__ = ["by_chunks"]
 def by_chunks(
     function: Callable[..., Tensor], tensors: Sequence[Tensor], chunk: int | None
 ) -> Tensor:
-    """``function(*tensors)``, where all tensors, and what it gives, have time first.
+    """Compute ``function(*tensors)`` in chunks, where all tensors and the result have time first.
 
-    In pieces of ``chunk`` steps, of which only the results are kept: what lies between is computed
-    again in the backward. That saves memory in proportion to the steps, for one more forward.
+    Each chunk has ``chunk`` steps, and only its result is kept: intermediate values are recomputed in the
+    backward pass. This saves memory in proportion to the steps, for one more forward pass.
 
     Args:
-        function: of tensors over some of the steps; no step may look at another. One that draws random
-            numbers draws them again, but not while a CUDA graph is recorded: none may be drawn there.
-        tensors: over all steps.
-        chunk: steps at a time, or None for all.
+        function: a function of tensors over some of the steps; no step may depend on another. Random
+            numbers are reproduced in the recomputation, except while a CUDA graph is recorded, when none
+            may be drawn.
+        tensors: tensors over all steps.
+        chunk: number of steps at a time, or None for all.
     """
     if chunk is None or len(tensors[0]) <= chunk:
         return function(*tensors)
     parts = zip(*(x.split(chunk) for x in tensors), strict=True)
     if not torch.is_grad_enabled():
         return torch.cat([function(*part) for part in parts])
-    # Random numbers of a module of one's own come again in the recomputation; a CUDA graph that is
-    # being captured cannot be asked for the state of its generator.
+    # Recomputation reproduces the random numbers of custom modules; while a CUDA graph is captured, the
+    # state of the generator cannot be read.
     captured = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
     return torch.cat(
         [

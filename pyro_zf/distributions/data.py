@@ -1,4 +1,4 @@
-"""Distributions over the data that neither PyTorch nor Pyro has."""
+"""Distributions over the data that are not available in PyTorch or Pyro."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ __all__ = ["AutoregressiveNormal", "DiscretizedLogisticMixture"]
 class DiscretizedLogisticMixture(TorchDistribution):
     r"""A mixture of logistics, rounded to a grid (Salimans et al. 2017, eq. 1-2).
 
-    :math:`P(y) = \sum_k \pi_k [S((y + w/2 - \mu_k)/s_k) - S((y - w/2 - \mu_k)/s_k)]` with the
-    logistic function S and the grid's spacing w; the first and the last level take the tails.
+    :math:`P(y) = \sum_k \pi_k [S((y + w/2 - \mu_k)/s_k) - S((y - w/2 - \mu_k)/s_k)]`, where S is
+    the logistic function and w the grid spacing; the first and the last level include the tails.
 
     Args:
-        logits: of the components, (\*batch, components).
-        mean: of the components.
-        scale: of the components.
-        levels: number of values of the grid, at least 2.
-        low, high: its first and last value.
+        logits: logits of the components, (\*batch, components).
+        mean: means of the components.
+        scale: scales of the components.
+        levels: number of values in the grid, at least 2.
+        low, high: first and last value of the grid.
 
     Example:
         >>> import torch
@@ -61,7 +61,7 @@ class DiscretizedLogisticMixture(TorchDistribution):
 
     @property
     def spacing(self) -> float:
-        """Distance between two levels."""
+        """Distance between adjacent levels."""
         return (self.high - self.low) / (self.levels - 1)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> DiscretizedLogisticMixture:
@@ -76,9 +76,10 @@ class DiscretizedLogisticMixture(TorchDistribution):
         half = self.spacing / 2
         upper = (value + half - self.loc) / self.scale
         lower = (value - half - self.loc) / self.scale
-        # log(S(u) - S(l)) = log S(u) + log S(-l) + log(1 - exp(l - u)), which stays exact in the tails.
+        # log(S(u) - S(l)) = log S(u) + log S(-l) + log(1 - exp(l - u)), which is accurate in the tails.
         inside = F.logsigmoid(upper) + F.logsigmoid(-lower)
-        inside = inside + torch.log(-torch.expm1(-self.spacing / self.scale))  # u - l, uncancelled
+        # spacing / scale is u - l without cancellation.
+        inside = inside + torch.log(-torch.expm1(-self.spacing / self.scale))
         first = value <= self.low + half
         last = value >= self.high - half
         level = torch.where(first, F.logsigmoid(upper), inside)
@@ -98,7 +99,7 @@ class DiscretizedLogisticMixture(TorchDistribution):
 
     @property
     def mean(self) -> Tensor:
-        """Of the discretised distribution, by summing over the levels."""
+        """Mean of the discretised distribution, computed by summing over the levels."""
         grid = torch.linspace(
             self.low, self.high, self.levels, device=self.loc.device, dtype=self.loc.dtype
         )
@@ -112,11 +113,11 @@ class AutoregressiveNormal(TorchDistribution):
     r""":math:`\prod_d \mathcal N(y_d; \mu_d(y_{<d}), \sigma_d(y_{<d})^2)`.
 
     Args:
-        moments: maps y, (\*batch, size), to all means and scales; those of value d must depend on
-            the values before d alone.
-        batch_shape: of the distribution.
+        moments: maps y, (\*batch, size), to all means and scales; those of value d must depend only on
+            the values before d.
+        batch_shape: batch shape of the distribution.
         size: number of values.
-        like: a tensor of the type and on the device of the values.
+        like: a tensor with the dtype and the device of the values.
     """
 
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
@@ -154,7 +155,7 @@ class AutoregressiveNormal(TorchDistribution):
 
     @property
     def mean(self) -> Tensor:
-        """The values where each is the mean given those before it: no mean of the whole."""
+        """Each value is the mean given the preceding ones; this is not the mean of the distribution."""
         y = self._like.new_zeros(*self.batch_shape, *self.event_shape)
         for d in range(self.event_shape[0]):
             y = torch.cat([y[..., :d], self.moments(y)[0][..., d:]], dim=-1)

@@ -1,4 +1,4 @@
-"""A diagonal Gaussian that is given its log scales, and whose density takes few passes over them."""
+"""A diagonal Gaussian parametrised by its log scales, with a fast density."""
 
 from __future__ import annotations
 
@@ -15,15 +15,14 @@ __all__ = ["DiagonalNormal"]
 
 
 class DiagonalNormal(dist.Independent):
-    r""":math:`\mathcal N(\mu, \operatorname{diag} \sigma^2)` by :math:`\mu` and :math:`\log \sigma`.
+    r""":math:`\mathcal N(\mu, \operatorname{diag} \sigma^2)`, given :math:`\mu` and :math:`\log \sigma`.
 
-    What ``Normal(mean, log_scale.exp()).to_event(1)`` is, in every respect but the time that its
-    density takes: exponentials and logarithms of scales are not computed to and fro, and the sum over
-    the event is a part of the kernel.
+    It is equivalent to ``Normal(mean, log_scale.exp()).to_event(1)``, but its density is faster: it
+    avoids converting between scales and log scales, and the sum over the event is part of the kernel.
 
     Args:
         mean: :math:`\mu`, (\*batch, size).
-        log_scale: :math:`\log \sigma`, likewise.
+        log_scale: :math:`\log \sigma`, (\*batch, size).
 
     Example:
         >>> q = DiagonalNormal(torch.zeros(3, 2), torch.zeros(3, 2))
@@ -51,7 +50,7 @@ class DiagonalNormal(dist.Independent):
         if self._validate_args:
             self._validate_sample(value)
         inputs = torch.broadcast_tensors(value, self.base_dist.loc, self.log_scale)
-        # Transforms of functions, and derivatives in forward mode, want plain operations.
+        # Function transforms and forward-mode derivatives require plain operations.
         transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
         return _log_prob(*inputs) if transformed else _LogProb.apply(*inputs)
 
@@ -69,7 +68,7 @@ class _LogProb(torch.autograd.Function):
     def forward(ctx: Any, value: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
         precision = torch.exp(-log_scale)
         deviation = (value - mean).mul_(precision)
-        # In place of squares and a sum: a norm needs no room for them.
+        # A norm needs no memory for the squares, unlike squaring and summing.
         squares = torch.linalg.vector_norm(deviation, dim=-1).square_()
         ctx.save_for_backward(value, mean, log_scale, deviation, precision)
         constant = value.shape[-1] * 0.5 * math.log(2 * math.pi)
@@ -79,7 +78,7 @@ class _LogProb(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         value, mean, log_scale, deviation, precision = ctx.saved_tensors
         g = g.unsqueeze(-1)
-        if torch.is_grad_enabled():  # the gradient wants a gradient: by operations that have one
+        if torch.is_grad_enabled():  # for higher derivatives, use differentiable operations
             precision = torch.exp(-log_scale)
             deviation = (value - mean) * precision
             g_mean = g * deviation * precision

@@ -1,4 +1,4 @@
-"""Steps that do not depend on each other, as one distribution whose event is the sequence."""
+"""Independent steps as one distribution whose event is the sequence."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["ChunkedEmission", "OverTime", "over_steps"]
 
 
 class OverTime(TorchDistribution):
-    """A distribution whose first batch dimension is time, as one whose event is the sequence.
+    """Reinterprets the first batch dimension of a distribution, time, as part of the event.
 
     Args:
         steps: a distribution with batch shape ``(time, *batch)``.
@@ -51,7 +51,7 @@ class OverTime(TorchDistribution):
             return self
         copy = OverTime.__new__(OverTime)
         copy.__dict__.update(self.__dict__)
-        # New dimensions stay to the left of time in the steps, where broadcasting puts them.
+        # In the steps, new dimensions stay to the left of time, where broadcasting puts them.
         kept = batch_shape[len(batch_shape) - self._num_batch_dims :]
         copy.steps = self.steps.expand(torch.Size((self.event_shape[0], *kept)))
         copy._batch_shape = batch_shape
@@ -67,16 +67,16 @@ class OverTime(TorchDistribution):
         return over_steps(self.log_prob_per_step(value), self.batch_shape)
 
     def conditionals(self, value: Tensor) -> TorchDistributionMixin:
-        """The distribution of each step, time first; here the steps do not depend on each other."""
+        """The distribution of each step, time first; here the steps are independent."""
         return self.steps
 
     def log_prob_per_step(self, value: Tensor) -> Tensor:
-        """Nats of each step, time first; zero behind the end of a sequence."""
+        """Log-probability of each step in nats, time first; zero past the end of a sequence."""
         log_prob = self.steps.log_prob(self._time_first(value))
         return masked(log_prob.movedim(-1 - self._num_batch_dims, 0), self.step_mask)
 
     def _time_first(self, value: Tensor) -> Tensor:
-        """Time where the steps have it, with dimensions of one for particles that the value has not."""
+        """Move time to its position in the steps, and add dimensions of size one for missing particles."""
         missing = self._num_batch_dims + len(self.event_shape) - value.dim()
         value = value.reshape(*(1,) * missing, *value.shape)
         return value.movedim(self._time_in_value, self._time_in_steps)
@@ -100,13 +100,13 @@ class OverTime(TorchDistribution):
 
 
 class ChunkedEmission(OverTime):
-    r""":math:`\prod_t p(y_t \mid h_t)`, event shape (T, ...), scored some steps at a time.
+    r""":math:`\prod_t p(y_t \mid h_t)`, with event shape (T, ...), scored a few steps at a time.
 
     Args:
         emission: maps features to a distribution.
-        features: what it reads of each step, (time, \*batch, features).
+        features: input of the emission at each step, (time, \*batch, features).
         mask: True on the steps of each sequence, (batch, time).
-        time_chunk: steps at a time.
+        time_chunk: number of steps at a time.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class ChunkedEmission(OverTime):
         mask: Bool[Tensor, "batch time"] | None,
         time_chunk: int,
     ) -> None:
-        # A step has the shape, the event and the support of all of them.
+        # One step determines the batch shape, event shape and support of all steps.
         one = emission(features[:1])
         super().__init__(one.expand(torch.Size((len(features), *one.batch_shape[1:]))), mask)
         self.emission, self.features, self.time_chunk = emission, features, time_chunk
@@ -129,7 +129,7 @@ class ChunkedEmission(OverTime):
         return self._whole().steps
 
     def log_prob_per_step(self, value: Tensor) -> Tensor:
-        if value.dim() > len(self.batch_shape) + len(self.event_shape):  # repeated draws
+        if value.dim() > len(self.batch_shape) + len(self.event_shape):  # several draws
             return self._whole().log_prob_per_step(value)
         per_step = by_chunks(
             lambda y, features: self.emission(features).log_prob(y),
@@ -148,6 +148,6 @@ class ChunkedEmission(OverTime):
 
 
 def over_steps(per_step: Tensor, batch_shape: torch.Size) -> Tensor:
-    """Sum over time, the first dimension; repeated over particles that the value does not have."""
+    """Sum over time, the first dimension, and expand over particles that the value does not have."""
     total = per_step.sum(0)
     return total.expand(torch.broadcast_shapes(total.shape, batch_shape))

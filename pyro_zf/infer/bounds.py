@@ -1,4 +1,4 @@
-"""Bounds for reporting: never an auxiliary cost, never a KL weight."""
+"""Bounds for reporting, without auxiliary costs or KL weights."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ __all__ = ["BatchBounds", "Bounds", "Estimate", "batch_bounds", "evaluate"]
 
 @dataclass(frozen=True)
 class BatchBounds:
-    """Bounds of the sequences of one batch, in nats of log-likelihood per sequence.
+    """Bounds on the log-likelihood of each sequence of a batch, in nats per sequence.
 
-    ``elbo`` is ``log_likelihood - kl``; with a closed form for the KL that is the estimate of the
-    papers, averaged over the samples. ``aux`` is the weighted sum of the auxiliary costs, of which
-    nothing is in the bounds. ``end`` is the state after the last step, which a batch that continues
-    this one carries: that of one sample, drawn in proportion to the importance weights, so that the
-    bounds of the parts of a sequence add up to a bound of the whole. Per step, the FIVO is
-    :math:`\\log \\hat p(y_t \\mid y_{<t})`; the IWAE has no such parts.
+    ``elbo`` is ``log_likelihood - kl``; if the KL has a closed form, this is the estimate of the
+    papers, averaged over the samples. ``aux`` is the weighted sum of the auxiliary costs, which the
+    bounds do not include. ``end`` is the state after the last step, from which a batch that continues
+    this one starts. It is the state of one sample, drawn in proportion to the importance weights, so that
+    the bounds of the parts of a sequence add up to a bound on the whole. Per step, the FIVO bound is
+    :math:`\\log \\hat p(y_t \\mid y_{<t})`; the IWAE bound does not decompose into steps.
     """
 
     elbo: Float[Tensor, " batch"]
@@ -65,25 +65,27 @@ def batch_bounds(
     fivo: bool = False,
     carry: bool = False,
 ) -> BatchBounds:
-    """ELBO and IWAE of each sequence from the same ``num_samples`` latent paths.
+    """Compute ELBO and IWAE of each sequence from the same ``num_samples`` latent paths.
 
     Args:
         model, guide: Pyro programs with sites ``z`` and ``y``, or ``z_t`` and ``y_t``.
         batch: the sequences.
-        num_samples: K of the IWAE, and samples that the ELBO averages over.
-        chunk: samples at a time; memory grows with it, not with ``num_samples``.
-        fivo: whether to run a particle filter with as many particles too, all at a time.
-        carry: whether to give the state after the last step, for a batch that continues this one.
+        num_samples: K of the IWAE, and the number of samples over which the ELBO is averaged.
+        chunk: number of samples at a time; memory grows with it, not with ``num_samples``.
+        fivo: whether to run a particle filter as well, with ``num_samples`` particles, all at once.
+        carry: whether to return the state after the last step, for a batch that continues this one.
 
     Raises:
-        ValueError: if a number is below one.
-        TypeError: if a filter is asked for and the programs are not those of one model; see
+        ValueError: if a number is below one, or ``fivo`` is set and the batch has a carried state.
+        TypeError: if ``fivo`` is set and the programs are not those of one model; see
             :class:`~pyro_zf.infer.TraceFIVO`.
     """
     if num_samples < 1 or chunk < 1:
         raise ValueError(f"num_samples and chunk must be at least 1: {num_samples}, {chunk}")
     if fivo and batch.carried is not None:
-        raise ValueError("a particle filter does not go on from a state that another bound left")
+        raise ValueError(
+            "a particle filter cannot start from the state that another bound carried over"
+        )
     log_sum = None
     sums: list[Tensor] = []
     end = None
@@ -123,7 +125,7 @@ def _chosen_end(
     log_weight: Float[Tensor, "samples batch"],
     total: Float[Tensor, " batch"],
 ) -> tuple[Tensor, ...] | None:
-    """Of each sequence, the state of one sample of this chunk or of those before, by their weights."""
+    """Draw one state per sequence, from this chunk or the previous ones, in proportion to the weights."""
     if ends is None or not ends:
         return ends
     size = len(log_weight)
@@ -149,17 +151,17 @@ class Estimate:
 
 @dataclass
 class Bounds:
-    """Bounds over a data set, gathered batch by batch.
+    """Bounds over a data set, accumulated batch by batch.
 
-    All are nats of log-likelihood (higher is better); minus an ELBO is an upper bound of the
-    negative log-likelihood. Means over sequences; the standard errors are of those means.
+    All are in nats of log-likelihood (higher is better); minus an ELBO is an upper bound on the
+    negative log-likelihood. Estimates are means over sequences, with their standard errors.
     """
 
     num_samples: int
     _values: dict[str, list[Tensor]] = field(default_factory=dict)
 
     def add(self, batch: SequenceBatch, bounds: BatchBounds) -> None:
-        """Gather the real sequences of a batch."""
+        """Accumulate the nonempty sequences of a batch."""
         lengths = batch.lengths
         if lengths is None:
             lengths = torch.full((batch.num_sequences,), batch.num_steps)
@@ -180,13 +182,13 @@ class Bounds:
         return int(self._all("lengths").sum())
 
     def per_sequence(self, name: str) -> Estimate:
-        """Of ``elbo``, ``iwae``, ``fivo``, ``log_likelihood``, ``kl`` or ``aux``, in nats per sequence."""
+        """Mean ``elbo``, ``iwae``, ``fivo``, ``log_likelihood``, ``kl`` or ``aux``, in nats per sequence."""
         values = self._all(name)
         spread = values.std().item() if len(values) > 1 else math.nan
         return Estimate(values.mean().item(), spread / math.sqrt(len(values)))
 
     def per_step(self, name: str) -> Estimate:
-        """The same in nats per step: total nats over total steps (a ratio estimate)."""
+        """The same in nats per step: total nats divided by total steps (a ratio estimate)."""
         values, lengths = self._all(name), self._all("lengths")
         ratio = (values.sum() / lengths.sum()).item()
         residual = values - ratio * lengths
@@ -194,9 +196,9 @@ class Bounds:
         return Estimate(ratio, spread / math.sqrt(len(values)) / lengths.mean().item())
 
     def at_steps(self, name: str) -> list[Estimate] | None:
-        """Of ``elbo``, ``log_likelihood``, ``kl`` or ``fivo`` at step 1, 2, .., in nats.
+        """Mean ``elbo``, ``log_likelihood``, ``kl`` or ``fivo`` at each of steps 1, 2, ..., in nats.
 
-        Over the sequences that reach the step. None where it is not known by step.
+        Each mean is over the sequences that reach the step. None if there are no values per step.
         """
         if name == "elbo":
             if "log_likelihood_per_step" not in self._values:
@@ -218,7 +220,7 @@ class Bounds:
         return [Estimate(*pair) for pair in zip(mean.tolist(), stderr.tolist(), strict=True)]
 
     def kl_at_steps(self) -> list[float]:
-        """KL at step 1, 2, .., averaged over the sequences that reach the step."""
+        """Mean KL at each of steps 1, 2, ..., over the sequences that reach the step."""
         return [estimate.mean for estimate in self.at_steps("kl") or ()]
 
     def _all(self, name: str) -> Tensor:
@@ -235,13 +237,13 @@ def evaluate(
     chunk: int = 25,
     fivo: bool = False,
 ) -> Bounds:
-    """Bounds over all sequences of ``batches``; see :func:`batch_bounds`.
+    """Compute bounds over all sequences of ``batches``; see :func:`batch_bounds`.
 
-    A batch that continues the one before it (:attr:`SequenceBatch.continues`) begins with the state
-    in which the model left that.
+    A batch that continues the previous one (:attr:`SequenceBatch.continues`) starts from the final
+    state of the model on that batch.
 
     Raises:
-        ValueError: if there is such a batch and the model returns no state.
+        ValueError: if a batch continues the previous one and the model returned no state.
     """
     bounds = Bounds(num_samples)
     end = None
@@ -258,14 +260,14 @@ def evaluate(
 def _particles(
     model: Program, guide: Program, batch: SequenceBatch, size: int
 ) -> tuple[Tensor, list[Tensor], tuple[Tensor, ...] | None]:
-    """Log weights (size, batch), [log likelihood and KL of each step, KL, auxiliary costs], last states."""
+    """Log weights (size, batch), [log-likelihood and KL of each step, KL, auxiliary costs], last states."""
     plate = pyro.plate("num_particles_vectorized", size, dim=-2)
     guide_trace, model_trace = trace_programs(model, guide, batch, within=plate)
     shape = (size, batch.num_sequences)
     zero = batch.inputs.new_zeros(shape, dtype=torch.get_default_dtype())
 
     def expanded(steps: Tensor, mask: Any) -> Tensor:
-        """(time, size, batch), zero where it is masked."""
+        """Expand to (time, size, batch), with zeros where masked."""
         steps = scale_and_mask(steps, mask=mask)
         return with_particles(steps, len(shape) + 1 - steps.dim()).expand(-1, *shape)
 
@@ -295,9 +297,8 @@ def _particles(
             kl = kl + of_site.sum(0)
             if len(of_site) == batch.num_steps and (batch.num_steps > 1 or step_of_site(name) != 0):
                 kl_steps = kl_steps + of_site
-            elif (
-                t := step_of_site(name)
-            ) is not None:  # of one step; one of a sequence has no step
+            elif (t := step_of_site(name)) is not None:
+                # A latent of a single step; a latent of the whole sequence has no step.
                 at_step = torch.zeros_like(kl_steps)
                 at_step[t] = of_site[0]
                 kl_steps = kl_steps + at_step

@@ -1,4 +1,4 @@
-"""States that go from a batch to the one that continues it: truncated back-propagation through time."""
+"""States carried from one batch to the next, for truncated back-propagation through time."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ __all__ = ["CarriedState", "continued"]
 
 
 def continued(batch: SequenceBatch, end: tuple[Tensor, ...] | None) -> SequenceBatch:
-    """The batch, with the state that it begins with if it continues another.
+    """Attach the initial state ``end`` to a batch that continues another.
 
     Raises:
-        ValueError: if it does and there is no such state.
+        ValueError: if the batch continues another and ``end`` is None.
     """
     if not batch.continues:
         return batch
     if end is None:
         raise ValueError(
-            "the batch continues another, and the model returned no state to begin it with: start at "
-            "the first batch, and with a program that returns its last state as those of the package do"
+            "the batch continues another, but the model returned no state to start it from: begin with "
+            "the first batch, and use a program that returns its last state, as those of the package do"
         )
     return replace(batch, carried=end)
 
 
 class CarriedState:
-    """Keeps the state in which a model leaves each batch, for the batch that continues it.
+    """Keeps the final state of a model on each batch, for the batch that continues it.
 
-    The state is without its gradient. Where an objective draws several particles, it is that of the
-    first: each batch's loss is a bound given the state that it begins with.
+    The state is detached. If an objective draws several particles, the state of the first one is kept:
+    the loss of each batch is a bound given its initial state.
 
     Args:
         program: a model program that returns its last state.
@@ -62,25 +62,25 @@ class CarriedState:
         self._left: dict[int, tuple[Tensor, ...]] = {}
 
     def model(self, batch: SequenceBatch) -> tuple[Tensor, ...]:
-        """The program; the state that it returns is remembered."""
+        """Run the program and record the state that it returns."""
         end = self.program(batch)
         self.leave(batch, end)
         return end
 
     def left(self, batch: SequenceBatch) -> tuple[Tensor, ...]:
-        """The state in which the program left a batch, handed out once."""
+        """Return the recorded state of a batch and remove it from the record."""
         return self._left.pop(id(batch))
 
     def leave(self, batch: SequenceBatch, end: tuple[Tensor, ...]) -> None:
-        """Note it for a batch."""
+        """Record the final state of a batch."""
         self._left[id(batch)] = end
 
     def given_to(self, batch: SequenceBatch) -> SequenceBatch:
-        """The batch, with the state that was kept if it continues another."""
+        """Attach the kept state to a batch that continues another."""
         return continued(batch, self.state)
 
     def keep(self, batches: Sequence[SequenceBatch]) -> None:
-        """Keep the state in which the parts of a batch were left."""
+        """Keep the final states of all parts of a batch."""
         ends = [self._left[id(batch)] for batch in batches]
         self._left.clear()
         firsts = [tuple(x.reshape(-1, *x.shape[-2:])[0] for x in end) for end in ends]

@@ -1,4 +1,4 @@
-"""Changes to a batch that make training harder and the latents more useful."""
+"""Corruptions of a batch that make training harder and the latents more useful."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ __all__ = ["WordDropout"]
 class WordDropout:
     r"""Replace inputs at random steps, so that the decoder cannot rely on them.
 
-    Bowman et al. 2016 (https://arxiv.org/abs/1511.06349), section 3.1. The targets, and so what
-    the posterior reads of them, stay as they are, and so does the start symbol (the backward network
-    of SRNN reads the deterministic network too, and notices); what scores inputs (the cost
-    :math:`\log p(u_t \mid b_t)`) scores the true ones. For training only: bounds of a corrupted
-    batch are no bounds of the data.
+    The method is from Bowman et al. 2016 (https://arxiv.org/abs/1511.06349), section 3.1. The start
+    symbol is unchanged, and so are the targets, including those that the posterior reads. (The backward
+    network of SRNN also reads the deterministic network, so it is affected.) The cost that scores inputs
+    (:math:`\log p(u_t \mid b_t)`) scores the uncorrupted ones. Use this for training only: bounds on
+    a corrupted batch are not bounds on the data.
 
     Args:
         rate: probability of replacing the input of a step.
-        replacement: what takes its place: the unknown word's index, or 0 for values.
+        replacement: the replacement value: the index of the unknown word, or 0 for numeric inputs.
 
     Raises:
         ValueError: if the rate lies outside 0..1.

@@ -1,4 +1,4 @@
-"""The filtering bound: a particle filter whose particles are resampled along the way."""
+"""The filtering bound, computed by a particle filter with resampling."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["FilterResult", "TraceFIVO", "owner_of", "particle_filter"]
 
 
 class FilterResult(NamedTuple):
-    """What a particle filter gives, in nats per sequence; ``aux`` is no part of the bound."""
+    """Result of a particle filter, in nats per sequence; ``aux`` is not part of the bound."""
 
     bound: Float[Tensor, " batch"]
     aux: Float[Tensor, " batch"]
@@ -37,24 +37,24 @@ class TraceFIVO(TraceIWAE):
         \sum_t \log \sum_k w_{t-1}^k \,
         \frac{p(y_t \mid h_t^k)\, p(z_t^k \mid h_{t-1}^k)}{q(z_t^k \mid h_{t-1}^k, b_t)}
 
-    with normalised weights w, and K particles that are resampled where the weights of a sequence
-    have become uneven. It rises to :math:`\log p(y)` with K faster than the importance-weighted
-    bound where sequences are long: that one needs K exponential in T. The gradient leaves out the
-    choice of ancestors, as in the paper. Auxiliary costs are averaged over the
-    particles of each step, beside the bound.
+    with normalised weights w and K particles, which are resampled when the weights of a sequence
+    become uneven. For long sequences the bound approaches :math:`\log p(y)` faster with K than the
+    importance-weighted bound, which needs K exponential in T. The gradient omits the choice of
+    ancestors, as in the paper. Auxiliary costs are averaged over the particles of each step and are not
+    part of the bound.
 
-    It moves model and guide forward together, one step at a time, so it takes the programs of one
-    :class:`~pyro_zf.models.LatentSequenceModel`, in whatever layout: what it needs is what the system
-    declares. A guide of your own goes in as its posterior.
+    The objective advances model and guide together, one step at a time, so it requires the programs of
+    one :class:`~pyro_zf.models.LatentSequenceModel`. Either layout works, since only the declaration of
+    the system is used. To use a custom guide, pass it to the model as the posterior.
 
     Args:
         num_particles: K.
         max_plate_nesting: as for :class:`TraceIWAE`.
-        resample_below: effective number of particles, as a fraction of K, below which those of a
-            sequence are resampled (systematically). 0 is never: then the bound is the IWAE's.
+        resample_below: effective sample size, as a fraction of K, below which the particles of a
+            sequence are resampled (systematically). With 0 they never are, and the bound is the IWAE.
 
     Raises:
-        TypeError: for other programs.
+        TypeError: if the programs are not those of one such model.
         ValueError: if a number is out of range, or the posterior is not reparametrised.
 
     Example:
@@ -77,7 +77,7 @@ class TraceFIVO(TraceIWAE):
     def differentiable_loss(
         self, model: Callable, guide: Callable, *args: Any, **kwargs: Any
     ) -> Tensor:
-        """Minus the bound and minus the auxiliary costs, summed over sequences, in nats."""
+        """Negative bound minus the auxiliary costs, summed over sequences, in nats."""
         owner = owner_of(model, guide)
         (batch,) = args
         owner.check(batch)
@@ -86,10 +86,10 @@ class TraceFIVO(TraceIWAE):
 
 
 def owner_of(model: Callable, guide: Callable) -> LatentSequenceModel:
-    """The model that both programs are of.
+    """The model to which both programs belong.
 
     Raises:
-        TypeError: if there is none.
+        TypeError: if there is no such model.
     """
     owner = getattr(model, "__self__", None)
     if (
@@ -112,30 +112,30 @@ def particle_filter(
     resample_below: float = 0.5,
     weighted: bool = True,
 ) -> FilterResult:
-    """Filter each sequence with particles that are proposed by the model's posterior.
+    """Run a particle filter on each sequence, with the posterior of the model as the proposal.
 
     Args:
         model: the model.
         batch: sequences with targets.
         num_particles: K.
         resample_below: see :class:`TraceFIVO`.
-        weighted: whether the KL weight of training applies; without it the bound is one of the
+        weighted: whether to apply the KL weight of training; without it, the result bounds the
             log-likelihood.
 
     Raises:
-        ValueError: if the posterior is to be differentiated and is not reparametrised, or latents are not
-            drawn from it.
+        ValueError: if gradients are enabled and the posterior is not reparametrised, or if latents are
+            not drawn from the posterior.
     """
     assert batch.targets is not None, "a filter needs observations"
     if model.latent_source != "posterior":
         raise ValueError("a particle filter draws from the posterior, not from the prior")
     kl_weight = model.kl_weight if weighted else 1.0
     shape = (num_particles, batch.num_sequences)
-    like = next(model.parameters())  # of full precision, under autocast too
-    ratios: list[Tensor] = []  # of the latents of a step: kl_weight * log p / q
+    like = next(model.parameters())  # in full precision, also under autocast
+    ratios: list[Tensor] = []  # kl_weight * log(p / q) of each latent of a step
 
     def drawn(latent: Latent, *inputs: Tensor) -> Tensor:
-        """A latent from its posterior; one that is free of KL from its prior."""
+        """Draw a latent from its posterior, or from its prior if it has no posterior."""
         x, *context = inputs
         if latent.posterior is None:
             value: Tensor = latent.prior(x)()
@@ -147,7 +147,7 @@ def particle_filter(
         ratios.append(kl_weight * (latent.prior(x).log_prob(value) - q.log_prob(value)))
         return value
 
-    # Latents of the whole sequence come first, and give the particles their first weights.
+    # Latents of the whole sequence are drawn first and determine the initial weights of the particles.
     given: dict[str, Tensor] = {}
     covariates = batch.covariates_over_time
     for name, latent in model.latents.items():
@@ -159,7 +159,7 @@ def particle_filter(
     if ratios:
         real = None if batch.lengths is None else batch.lengths > 0
         log_weight = log_weight + _where(real, sum(ratios, like.new_zeros(shape)))
-    carried_over: Any = torch.logsumexp(log_weight, dim=0)  # log of the sum of the first weights
+    carried_over: Any = torch.logsumexp(log_weight, dim=0)  # log of the sum of the initial weights
     log_weight = log_weight - carried_over
 
     mask = None
@@ -177,7 +177,7 @@ def particle_filter(
     values: dict[str, Tensor] = {}
 
     def conditioned(x: Tensor, t: int) -> Tensor:
-        """Features joined with the covariates, and with what each particle has for all steps."""
+        """Concatenate features with the covariates and the sequence latents of each particle."""
         return join(x, cov[t], *given.values())
 
     def choose(t: int, h: Tensor) -> Tensor:
@@ -204,7 +204,7 @@ def particle_filter(
                 aux = aux + _where(steps_mask[t], log_prob.expand(shape)).mean(0)
         log_weight = log_weight + _where(steps_mask[t], increment)
         total = torch.logsumexp(log_weight, dim=0)
-        # Behind the end of a sequence nothing is added; the sum is one but for rounding.
+        # Past the end of a sequence nothing is added; the weights sum to one up to rounding.
         bounds.append(_where(steps_mask[t], total.unsqueeze(0))[0])
         log_weight = log_weight - total
         if resample_below <= 0 or t + 1 == batch.num_steps:
@@ -235,7 +235,7 @@ def _where(mask: Tensor | None, values: Tensor) -> Tensor:
 def _ancestors(
     log_weight: Float[Tensor, "particles batch"], resample_below: float
 ) -> tuple[Int[Tensor, "particles batch"], Tensor]:
-    """Each particle's ancestor, itself where the weights are even enough; and where they are not."""
+    """Ancestor of each particle, itself if the weights are even enough; and a mask of uneven sequences."""
     number = len(log_weight)
     weight = log_weight.exp()
     uneven = 1.0 / weight.square().sum(0) < resample_below * number * (1 - 1e-9)

@@ -1,4 +1,4 @@
-"""Updates that are recorded once and replayed: CUDA graphs, on a GPU."""
+"""Updates that are recorded once as CUDA graphs and replayed on a GPU."""
 
 from __future__ import annotations
 
@@ -18,35 +18,35 @@ from pyro_zf.infer.svi import SVI
 
 __all__ = ["GraphedSVI"]
 
-#: What an update gives: its loss, and the state that a carried batch is left in.
+#: Result of an update: its loss, and the final state if states are carried between batches.
 Result = tuple[Tensor, tuple[Tensor, ...]]
-#: Runs an update once while recording it; gives its result, and a function that runs the kernels
-#: again, on whatever the same memory holds by then.
+#: Runs an update once while recording it. Returns its result, and a function that runs the kernels
+#: again on the current contents of the same memory.
 Record = Callable[[Callable[[], Result]], tuple[Result, Callable[[], None]]]
 
 
 class GraphedSVI:
-    """Updates of an :class:`~pyro_zf.infer.SVI`, replayed from CUDA graphs, one for each shape of batch.
+    """Updates of an :class:`~pyro_zf.infer.SVI`, replayed from one CUDA graph per batch shape.
 
-    Forward, backward, clipping and optimiser are one launch, whatever the number of steps: Pyro and
-    Python run while a graph is recorded and not after. So what changes between updates must be a
-    tensor that is changed in place (``model.kl_weight = torch.ones((), device="cuda")``, then
-    ``model.kl_weight.fill_(0.5)``); a number is recorded as it was.
+    Forward, backward, clipping and optimiser take one launch, regardless of the number of steps: Pyro
+    and Python run only while a graph is recorded. Anything that changes between updates must therefore
+    be a tensor that is modified in place (``model.kl_weight = torch.ones((), device="cuda")``, then
+    ``model.kl_weight.fill_(0.5)``); a number keeps its value from the recording.
 
-    A shape is recorded once it has come ``warmup`` times, which are ordinary updates. Batches of rarer
-    shapes, as the last of an epoch, stay ordinary ones.
+    A shape is recorded after ``warmup`` ordinary updates. Rarer shapes, such as that of the last batch of
+    an epoch, continue to use ordinary updates.
 
     Args:
-        svi: its optimiser must be ``capturable``.
-        carried: the keeper of states from batch to batch, if there is one.
-        warmup: ordinary updates of a shape before it is recorded.
-        max_graphs: how many shapes are recorded.
-        strict: whether an update that cannot be recorded is an error; if not, there is a warning, and
-            ordinary updates go on.
-        record: how to record; by default with :class:`torch.cuda.CUDAGraph`.
+        svi: the SVI that performs the updates; its optimiser must be ``capturable``.
+        carried: the object that carries states between batches, if there is one.
+        warmup: number of ordinary updates of a shape before it is recorded.
+        max_graphs: maximum number of recorded shapes.
+        strict: whether to raise an error if an update cannot be recorded, instead of warning and
+            continuing with ordinary updates.
+        record: function that records an update; by default it uses :class:`torch.cuda.CUDAGraph`.
 
     Raises:
-        ValueError: if the optimiser cannot be captured.
+        ValueError: if the optimiser is not ``capturable``.
     """
 
     def __init__(
@@ -72,11 +72,11 @@ class GraphedSVI:
         self._graphs: dict[Hashable, _Graph] = {}
 
     def step(self, batch: SequenceBatch) -> Tensor:
-        """One update; see :meth:`SVI.step`.
+        """Perform one update; see :meth:`SVI.step`.
 
         Raises:
-            RuntimeError: if it is strict and the update cannot be recorded, for example since it reads
-                a number from the device.
+            RuntimeError: if ``strict`` is set and the update cannot be recorded, for example because it
+                reads a number from the device.
         """
         shape = _shape(batch)
         graph = self._graphs.get(shape)
@@ -104,7 +104,7 @@ class GraphedSVI:
 
     def _ordinary(self, batch: SequenceBatch) -> Tensor:
         with self._aside(), warnings.catch_warnings():
-            # That it runs without a graph is meant here.
+            # Running without a graph is intended here.
             warnings.filterwarnings("ignore", ".*constructed with capturable=True")
             return self.svi.step(batch)
 
@@ -113,13 +113,13 @@ class GraphedSVI:
         return loss, () if self.carried is None else self.carried.left(batch)
 
     def _aside(self) -> AbstractContextManager[Any]:
-        """Where the ordinary updates run, so that nothing of theirs is bound to another stream."""
+        """Context that runs ordinary updates on the recording stream, so they are bound to no other one."""
         return nullcontext() if self._stream is None else _OnStream(self._stream)
 
     def _record_on_cuda(self, update: Callable[[], Result]) -> tuple[Result, Callable[[], None]]:
         graph = torch.cuda.CUDAGraph()
-        # What a replay gives out is copied at once, so that graphs can share their memory. Threads that
-        # load data may go on with theirs.
+        # The result of a replay is copied at once, so graphs can share memory. Data-loading threads may
+        # continue to use the device.
         with torch.cuda.graph(
             graph, self._pool, stream=self._stream, capture_error_mode="thread_local"
         ):
@@ -128,7 +128,7 @@ class GraphedSVI:
 
 
 class _Graph:
-    """A recorded update, and the memory that it reads its batch from."""
+    """A recorded update and the memory from which it reads its batch."""
 
     def __init__(
         self, batch: SequenceBatch, update: Callable[[SequenceBatch], Result], record: Record
@@ -136,19 +136,19 @@ class _Graph:
         self._tensors = [x.clone() for x in _tensors(batch)]
 
         def recorded() -> Result:
-            # Made anew, so that its mask is computed by the graph.
+            # Construct the batch here, so that the graph computes its mask.
             return update(_with_tensors(batch, self._tensors))
 
         self.result, self.replay = record(recorded)
 
     def fill(self, batch: SequenceBatch) -> None:
-        """Another batch for the next replay."""
+        """Copy in the batch for the next replay."""
         for own, given in zip(self._tensors, _tensors(batch), strict=True):
             own.copy_(given, non_blocking=True)
 
 
 class _OnStream:
-    """Work on another stream, which waits for this one and is waited for."""
+    """Runs work on another stream, synchronised with the current stream on entry and exit."""
 
     def __init__(self, stream: Any) -> None:
         self.stream, self.context = stream, torch.cuda.stream(stream)
@@ -174,7 +174,7 @@ def _named_tensors(batch: SequenceBatch) -> list[tuple[str, Tensor]]:
 
 
 def _with_tensors(batch: SequenceBatch, tensors: list[Tensor]) -> SequenceBatch:
-    """The batch with other tensors in the same places."""
+    """Replace the tensors of a batch, in the order of :func:`_named_tensors`."""
     names = [name for name, _ in _named_tensors(batch)]
     given: dict[str, Any] = dict(zip(names, tensors, strict=True))
     if "carried" in given:
@@ -185,6 +185,6 @@ def _with_tensors(batch: SequenceBatch, tensors: list[Tensor]) -> SequenceBatch:
 
 
 def _shape(batch: SequenceBatch) -> Hashable:
-    """What a graph is recorded for."""
+    """The key of the graph for a batch."""
     tensors = tuple((name, x.shape, x.dtype) for name, x in _named_tensors(batch))
     return (tensors, batch.has_start_symbol)

@@ -1,4 +1,4 @@
-"""Objectives: the stock evidence lower bounds without host synchronisation, and an IWAE."""
+"""Objectives: Pyro's evidence lower bounds without host synchronisation, and an IWAE."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ __all__ = ["TraceIWAE", "TraceMeanField_ELBO", "Trace_ELBO"]
 
 
 class Trace_ELBO(pyro.infer.Trace_ELBO):
-    """:class:`pyro.infer.Trace_ELBO`, whose differentiable loss never waits for the device.
+    """:class:`pyro.infer.Trace_ELBO` with a differentiable loss that never waits for the device.
 
-    The stock class reads one number per site (``.item()``), and computes the states along a path from its
-    values instead of taking those that the path carries. The value and the gradient are the same. Sites
-    without reparametrised samples are left to the stock class.
+    The base class reads one number per site (``.item()``) and recomputes the states along a path from its
+    values instead of using the states that the path carries. The value and the gradient are the same. A
+    guide with sites that are not reparametrised is handled by the base class.
     """
 
     def _get_trace(
@@ -57,20 +57,21 @@ class Trace_ELBO(pyro.infer.Trace_ELBO):
 
 
 class TraceMeanField_ELBO(pyro.infer.TraceMeanField_ELBO):
-    r""":class:`pyro.infer.TraceMeanField_ELBO`, whose differentiable loss never waits for the device.
+    r""":class:`pyro.infer.TraceMeanField_ELBO` with a differentiable loss that never waits for the device.
 
-    Its condition holds for the models of this package: model and guide draw the latents in the same
-    order. In the time layout the analytic KL is the one between the conditionals along the path.
-    Where there is no closed form, the KL of a step is sampled.
+    Its requirement holds for the models of this package: model and guide draw the latents in the same
+    order. In the time layout, the analytic KL is that between the conditionals along the path. If there
+    is no closed form, the KL of a step is estimated by sampling.
 
     Args:
-        num_particles: latent samples.
-        max_plate_nesting: plates of the model; one, over sequences, for the models here.
-        free_bits: nats :math:`\lambda` of KL that each step of each sequence has for free: its KL counts as :math:`\max(\lambda, \mathrm{KL}_t)` (Kingma et al. 2016,
-            https://arxiv.org/abs/1606.04934, with a step of a sequence as the group and without
-            their average over the batch, so that parts of a batch add up to the whole). The
-            loss is then no bound; bounds for reporting do not know of it.
-        **options: of :class:`pyro.infer.TraceMeanField_ELBO`.
+        num_particles: number of latent samples.
+        max_plate_nesting: number of plates of the model; one, over sequences, for the models here.
+        free_bits: free nats :math:`\lambda` of KL for each step of each sequence: the KL of a step counts
+            as :math:`\max(\lambda, \mathrm{KL}_t)` (Kingma et al. 2016,
+            https://arxiv.org/abs/1606.04934, with a step of a sequence as the group, and without their
+            average over the batch, so that the parts of a batch add up to the whole). The loss is then
+            not a bound; reported bounds are unaffected.
+        **options: options of :class:`pyro.infer.TraceMeanField_ELBO`.
 
     Raises:
         ValueError: if a latent site of the guide is not reparametrised, or ``free_bits`` is negative.
@@ -97,11 +98,11 @@ class TraceMeanField_ELBO(pyro.infer.TraceMeanField_ELBO):
         return loss
 
     def loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
-        """The loss as a number."""
+        """The loss as a float."""
         return _loss(self, model, guide, *args, **kwargs)
 
     def loss_and_grads(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
-        """The loss as a number; its gradient is added to the parameters."""
+        """Return the loss as a float, and accumulate its gradient in the parameters."""
         loss = 0.0
         for traces in self._get_traces(model, guide, args, kwargs):
             particle = self._particle(*traces)
@@ -112,14 +113,14 @@ class TraceMeanField_ELBO(pyro.infer.TraceMeanField_ELBO):
         return loss
 
     def _particle(self, model_trace: Trace, guide_trace: Trace) -> Tensor:
-        """A particle's part of the loss."""
+        """The contribution of one particle to the loss."""
         if not _reparametrised(guide_trace):
             raise ValueError(
                 "TraceMeanField_ELBO needs a guide whose latent sites are reparametrised; "
                 "Trace_ELBO does not"
             )
-        # Sum of the sites as the stock class computes them; it calls .item() on the total, so the
-        # total is made here.
+        # The same sum over sites as in the base class, which cannot be used since it calls .item() on
+        # the total.
         elbo: Any = 0.0
         for name, site in model_trace.nodes.items():
             if site["type"] != "sample":
@@ -140,7 +141,7 @@ class TraceMeanField_ELBO(pyro.infer.TraceMeanField_ELBO):
         with CarriedStates():
             if is_validation_enabled() or isinstance(unwrapped, Messenger):
                 return super()._get_trace(model, guide, args, kwargs)
-            # As there, without the densities of latents: their KL has no need of them.
+            # As in the base class, but without the densities of latents, which the KL does not need.
             guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
             replayed = poutine.replay(model, trace=guide_trace)
             model_trace = prune_subsample_sites(poutine.trace(replayed).get_trace(*args, **kwargs))
@@ -163,7 +164,7 @@ class TraceMeanField_ELBO(pyro.infer.TraceMeanField_ELBO):
             return pyro.distributions.util.scale_and_mask(kl, scale=scale, mask=mask).sum()
         kl = kl_per_step(q, p, guide_site["value"]).clamp(min=self.free_bits)
         real = getattr(q, "step_mask", None)
-        if isinstance(real, Tensor):  # a step that is not there has no budget
+        if isinstance(real, Tensor):  # steps past the end have no free bits
             kl = masked(kl, real if real.dim() > 1 else real.unsqueeze(0))
         return pyro.distributions.util.scale_and_mask(kl.sum(0), scale=scale, mask=mask).sum()
 
@@ -174,17 +175,17 @@ class TraceIWAE(ELBO):
     .. math::
         \log \frac1K \sum_{k=1}^K \frac{p(y, z^k)}{q(z^k \mid y)}
 
-    for each sequence, summed over sequences. The K particles are one dimension to the left of the
+    for each sequence, summed over sequences. The K particles form one dimension to the left of the
     plate over sequences. Auxiliary costs, sites whose names begin with ``aux_``, are averaged over
-    the particles beside the bound; they never enter a weight.
+    the particles separately from the bound; they never enter a weight.
 
-    Usable in :class:`pyro.infer.SVI`, in :class:`pyro_zf.infer.SVI` and by
+    The objective works with :class:`pyro.infer.SVI`, :class:`pyro_zf.infer.SVI` and
     :meth:`~pyro_zf.models.SequenceModel.loss_module`. The guide must be reparametrised.
-    (:class:`pyro.infer.RenyiELBO` has the auxiliary costs in its weights.)
+    (:class:`pyro.infer.RenyiELBO` includes the auxiliary costs in its weights.)
 
     Args:
         num_particles: K.
-        max_plate_nesting: plates of the model; one, over sequences, for the models here.
+        max_plate_nesting: number of plates of the model; one, over sequences, for the models here.
 
     Raises:
         ValueError: if K is below one, or a latent site of the guide is not reparametrised.
@@ -210,7 +211,7 @@ class TraceIWAE(ELBO):
     def differentiable_loss(
         self, model: Callable, guide: Callable, *args: Any, **kwargs: Any
     ) -> Tensor:
-        """Minus the bound and minus the auxiliary costs, summed over sequences, in nats."""
+        """Negative bound minus the auxiliary costs, summed over sequences, in nats."""
         (model_trace, guide_trace) = next(self._get_traces(model, guide, args, kwargs))
         if not _reparametrised(guide_trace):
             raise ValueError("TraceIWAE needs a guide whose latent sites are reparametrised")
@@ -221,11 +222,11 @@ class TraceIWAE(ELBO):
         return -log_mean.sum() - torch.as_tensor(aux).expand_as(log_weight).mean(0).sum()
 
     def loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
-        """The loss as a number."""
+        """The loss as a float."""
         return _loss(self, model, guide, *args, **kwargs)
 
     def loss_and_grads(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
-        """The loss as a number; its gradient is added to the parameters."""
+        """Return the loss as a float, and accumulate its gradient in the parameters."""
         return _loss_and_grads(self, model, guide, *args, **kwargs)
 
     def _get_trace(
@@ -236,20 +237,20 @@ class TraceIWAE(ELBO):
 
 
 def _log_prob_sum(trace: Trace, name: str) -> Tensor:
-    """Of one site; scale and mask apply."""
+    """Sum of the log-probabilities of one site, with scale and mask applied."""
     trace.compute_log_prob(lambda other, _: other == name)
     total: Tensor = trace.nodes[name]["log_prob_sum"]
     return total
 
 
 def _loss(objective: Any, *args: Any, **kwargs: Any) -> float:
-    """The differentiable loss as a number."""
+    """The differentiable loss as a float."""
     with torch.no_grad():
         return objective.differentiable_loss(*args, **kwargs).item()
 
 
 def _loss_and_grads(objective: Any, *args: Any, **kwargs: Any) -> float:
-    """The same, whose gradient is added to the parameters."""
+    """The same, with its gradient accumulated in the parameters."""
     loss = objective.differentiable_loss(*args, **kwargs)
     if loss.requires_grad:
         loss.backward()
@@ -257,7 +258,7 @@ def _loss_and_grads(objective: Any, *args: Any, **kwargs: Any) -> float:
 
 
 def _sums_per_sequence(model_trace: Trace, guide_trace: Trace) -> tuple[Tensor, Tensor | float]:
-    """Log weights, and auxiliary costs, of each particle and sequence; scales and masks apply."""
+    """Log weights and auxiliary costs of each particle and sequence, with scales and masks applied."""
     log_weight: Any = 0.0
     aux: Any = 0.0
     for name, site in model_trace.nodes.items():
@@ -273,7 +274,7 @@ def _sums_per_sequence(model_trace: Trace, guide_trace: Trace) -> tuple[Tensor, 
 
 
 def _counts(guide_trace: Trace, name: str, site: Any) -> bool:
-    """Not where a guide of one's own leaves a site to the model that has no KL in any case."""
+    """Whether a site counts: not if it is free of KL and a custom guide leaves it to the model."""
     return name in guide_trace.nodes or not is_free_of_kl(site)
 
 

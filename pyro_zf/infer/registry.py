@@ -11,8 +11,8 @@ from pyro_zf.infer.objectives import Trace_ELBO, TraceIWAE, TraceMeanField_ELBO
 
 __all__ = ["OBJECTIVES"]
 
-#: Objectives by name, as ``--objective`` takes them: functions of the number of particles. Add an
-#: entry to have your own by name.
+#: Objectives by name, as accepted by ``--objective``. Each is a function of the number of particles.
+#: Add an entry to register your own.
 OBJECTIVES: dict[str, Callable[..., ELBO]] = {
     "elbo": lambda k, **options: TraceMeanField_ELBO(
         k, max_plate_nesting=1, vectorize_particles=k > 1, **options

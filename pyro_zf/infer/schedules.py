@@ -9,7 +9,7 @@ __all__ = ["LinearSchedule"]
 
 @dataclass(frozen=True)
 class LinearSchedule:
-    """``start`` at update 0, then ``increment`` nearer to ``stop`` by each update, never past it.
+    """Moves from ``start`` at update 0 by ``increment`` per update towards ``stop``, and stays there.
 
     The papers' KL annealing is ``LinearSchedule(0.2, 1.0, 5e-5)`` (Goyal et al. 2017, section 4.1).
 

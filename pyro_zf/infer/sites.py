@@ -1,4 +1,4 @@
-"""Guide and model run once, and what is on their sites."""
+"""Traces of a guide and a model, and functions of their sites."""
 
 from __future__ import annotations
 
@@ -36,9 +36,10 @@ Program = Callable[[SequenceBatch], Any]
 
 
 class CarriedStates(Messenger):
-    """Inside it, densities of paths take the states that the paths carry from when they were drawn.
+    """Context in which densities of paths use the states that the paths carry from when they were drawn.
 
-    That saves computing them from the values; :class:`~pyro_zf.sequence.LatentPath` says what differs.
+    This avoids recomputing the states from the values;
+    :meth:`~pyro_zf.sequence.LatentPath.with_carried_states` describes the differences.
     """
 
     def _pyro_sample(self, msg: Any) -> None:
@@ -46,15 +47,15 @@ class CarriedStates(Messenger):
 
 
 def is_free_of_kl(site: Any) -> bool:
-    """Whether a site says that model and guide draw it from one distribution."""
+    """Whether a site declares that model and guide draw it from the same distribution."""
     return bool(site["infer"].get("free_of_kl"))
 
 
 def cancels(name: str, model_site: Any, guide_trace: Trace) -> bool:
-    """Whether a latent site has no part in a bound.
+    """Whether a latent site does not contribute to a bound.
 
-    The guide draws it from the model's own distribution, or leaves it to the model. A guide of your own
-    that proposes it from another one has a KL to pay.
+    This is the case if the guide draws it from the model's own distribution, or leaves it to the model.
+    If a custom guide proposes it from another distribution, its KL enters the bound.
     """
     return is_free_of_kl(guide_trace.nodes.get(name, model_site))
 
@@ -66,16 +67,16 @@ def trace_programs(
     latents: Mapping[str, Tensor] | None = None,
     within: AbstractContextManager[Any] | None = None,
 ) -> tuple[Trace, Trace]:
-    """Traces of the guide, and of the model with the guide's latents, or with those that are given.
+    """Trace the guide, and the model with the latents of the guide or with given latents.
 
-    Handlers around the call do not see them, and no parameter is put into Pyro's store. Densities take the
-    states that paths carry (:class:`CarriedStates`).
+    Handlers around the call do not see the sites, and no parameter is added to Pyro's store. Densities use
+    the states that paths carry (:class:`CarriedStates`).
 
     Args:
         model, guide: the programs.
         batch: the sequences.
-        latents: values by name of a site.
-        within: a handler that both run in, such as a plate of particles.
+        latents: values by site name.
+        within: a handler in which both programs run, such as a plate of particles.
     """
     with poutine.block(), local_parameters(), CarriedStates(), within or nullcontext():
         guide_trace = poutine.trace(guide).get_trace(batch)
@@ -86,7 +87,7 @@ def trace_programs(
 
 
 def sample_sites(trace: Trace) -> Iterator[tuple[str, Any]]:
-    """The sample sites of a trace, plates left out."""
+    """The sample sites of a trace, except plates."""
     for name, site in trace.nodes.items():
         if site["type"] == "sample" and not isinstance(
             site["fn"], pyro.poutine.subsample_messenger._Subsample
@@ -100,8 +101,8 @@ def latent_sites(
     """Name, posterior, prior and value of each latent site of the model.
 
     Args:
-        guide_trace, model_trace: of one run, see :func:`trace_programs`.
-        free_of_kl: whether those too whose two densities cancel but which the model reads.
+        guide_trace, model_trace: traces of one run, see :func:`trace_programs`.
+        free_of_kl: whether to include sites whose two densities cancel but which the model reads.
     """
     for name, site in sample_sites(model_trace):
         if site["is_observed"] or name == "skip":
@@ -118,7 +119,7 @@ def step_of_site(name: str) -> int | None:
 
 
 def log_prob_of_site(site: Any) -> Tensor:
-    """In nats; masks apply, and scales, which are weights of training, do not."""
+    """Log-probability in nats, with masks applied but not scales, which are weights of training."""
     log_prob: Tensor = scale_and_mask(site["fn"].log_prob(site["value"]), mask=site["mask"])
     return log_prob
 

@@ -20,20 +20,20 @@ __all__ = ["SVI"]
 class SVI(pyro.infer.SVI):
     """:class:`pyro.infer.SVI` with one PyTorch optimiser for all parameters.
 
-    Clips by the global norm, accumulates gradients over several batches, and never waits for the
-    device: :meth:`step` returns a tensor. Losses are averages over the sequences of a batch.
+    It clips gradients by their global norm, accumulates them over several batches, and never waits for
+    the device: :meth:`step` returns a tensor. Losses are averages over the sequences of a batch.
 
     Args:
         model, guide: Pyro programs that take a :class:`~pyro_zf.batch.SequenceBatch`.
         optim: a PyTorch optimiser over the parameters of both.
         loss: any Pyro ELBO. One without ``differentiable_loss`` (:class:`pyro.infer.RenyiELBO`)
-            works by its ``loss_and_grads``, which reads its loss from the device.
-        clip_norm: bound on the norm of the whole gradient, or None.
+            is used through its ``loss_and_grads``, which reads the loss from the device.
+        clip_norm: maximum norm of the whole gradient, or None.
         loss_context: a context manager factory for the computation of the loss, for example
             ``functools.partial(torch.autocast, "cuda", torch.bfloat16)``.
 
     Raises:
-        TypeError: for an optimiser of :mod:`pyro.optim`, of which there is one a parameter.
+        TypeError: for an optimiser of :mod:`pyro.optim`, which creates one optimiser per parameter.
 
     Example:
         >>> import torch
@@ -60,10 +60,10 @@ class SVI(pyro.infer.SVI):
     ) -> None:
         if not isinstance(optim, torch.optim.Optimizer):
             raise TypeError(
-                f"{type(optim).__name__} is no torch.optim.Optimizer; pyro.infer.SVI takes those of "
-                "pyro.optim"
+                f"{type(optim).__name__} is not a torch.optim.Optimizer; pyro.infer.SVI accepts those "
+                "of pyro.optim"
             )
-        # Not pyro.infer.SVI's own constructor: it takes optimisers of pyro.optim only.
+        # Do not call the constructor of pyro.infer.SVI: it accepts only optimisers of pyro.optim.
         self.model = model
         self.guide = guide
         self.optim = optim
@@ -74,15 +74,15 @@ class SVI(pyro.infer.SVI):
 
     @property
     def parameters(self) -> list[Tensor]:
-        """What the optimiser trains."""
+        """The parameters that the optimiser trains."""
         return [p for group in self.optim.param_groups for p in group["params"]]
 
     def step(self, batch: SequenceBatch | Sequence[SequenceBatch]) -> Tensor:
-        """One update.
+        """Perform one update.
 
         Args:
-            batch: one batch, or several whose gradients are accumulated: the same update, up to
-                rounding, as one batch of all their sequences.
+            batch: one batch, or several whose gradients are accumulated; up to rounding, the update is
+                the same as for one batch of all their sequences.
 
         Returns:
             Tensor: loss in nats per sequence, detached.
@@ -112,7 +112,7 @@ class SVI(pyro.infer.SVI):
         return loss.detach()
 
     def _accumulate_by_loss_and_grads(self, batch: SequenceBatch, total: int | Tensor) -> Tensor:
-        # It adds the gradient of a sum over sequences, so what is there is brought to that scale.
+        # It adds the gradient of a sum over sequences, so existing gradients are brought to that scale.
         for p in self.parameters:
             if p.grad is not None:
                 p.grad *= total

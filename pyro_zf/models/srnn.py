@@ -92,9 +92,7 @@ class SRNN(LatentSequenceModel):
         a = self.backward_states(batch) if self.scores_backward_states(batch) else None
         state, carried = self.start(batch)
         with self.sequences(batch):
-            state = self.cell.initial(
-                (batch.num_sequences,), state
-            )  # the latent of the step before
+            state = self.cell.initial((batch.num_sequences,), state)  # z_0
             y_t = None
             for t in pyro.markov(range(batch.num_steps)):
                 c_t = self.covariates_at(batch, t)
@@ -129,9 +127,8 @@ class SRNN(LatentSequenceModel):
                 with self.real_steps(batch, t):
                     state = self.cell.before(join(d_t, c_t), state)
                     x_t = join(state[0], d_t, c_t)
-                    q_z = self.posterior(
-                        x_t, a_t.expand(*x_t.shape[:-1], -1)
-                    )  # q(z_t | z_{t-1}, a_t)
+                    a_t = a_t.expand(*x_t.shape[:-1], -1)
+                    q_z = self.posterior(x_t, a_t)  # q(z_t | z_{t-1}, a_t)
                     with self.latent_weight():
                         z_t = pyro.sample(f"z_{t + 1}", q_z)
                     state = self.cell.after(join(d_t, c_t), self.latent_embedding(z_t), state)

@@ -258,19 +258,14 @@ class VariationalBiLSTM(LatentSequenceModel):
                     seen = h_before if skip is None else detach_where(skip[..., t, None], h_before)
                     with self.latent_weight():
                         z_t = pyro.sample(f"z_{t + 1}", self.prior(join(seen, c_t)))  # eq. 4
-                    b_tilde_t = pyro.sample(
-                        f"b_tilde_{t + 1}", p_psi(join(z_t, c_t)), infer=FREE_OF_KL
-                    )  # eq. 5
-                    state = self.cell.after(
-                        join(u_t, c_t), self.read_by_cell(z_t, b_tilde_t), state
-                    )
+                    p_b = p_psi(join(z_t, c_t))  # eq. 5
+                    b_tilde_t = pyro.sample(f"b_tilde_{t + 1}", p_b, infer=FREE_OF_KL)
+                    z_read = self.read_by_cell(z_t, b_tilde_t)
+                    state = self.cell.after(join(u_t, c_t), z_read, state)
                     h_t = state[0]
-                    features = join(
-                        h_t, b_tilde_t if "b_tilde" in self.emission_reads else None, c_t
-                    )
-                    y_t = pyro.sample(
-                        f"y_{t + 1}", self.emission(features), obs=self.target_at(batch, t)
-                    )  # eq. 2
+                    emitted = b_tilde_t if "b_tilde" in self.emission_reads else None
+                    p_y = self.emission(join(h_t, emitted, c_t))  # eq. 2
+                    y_t = pyro.sample(f"y_{t + 1}", p_y, obs=self.target_at(batch, t))
                     if batch.targets is None:
                         continue
                     b_t = None if b is None else b[t]
@@ -304,12 +299,10 @@ class VariationalBiLSTM(LatentSequenceModel):
                     b_t = detach_where(mask, b_t).expand(*x_t.shape[:-1], -1)
                     with self.latent_weight():
                         z_t = pyro.sample(f"z_{t + 1}", self.posterior(x_t, b_t))  # eq. 3
-                    b_tilde_t = pyro.sample(
-                        f"b_tilde_{t + 1}", p_psi(join(z_t, c_t)), infer=FREE_OF_KL
-                    )  # eq. 5
-                    state = self.cell.after(
-                        join(u_t, c_t), self.read_by_cell(z_t, b_tilde_t), state
-                    )
+                    p_b = p_psi(join(z_t, c_t))  # eq. 5
+                    b_tilde_t = pyro.sample(f"b_tilde_{t + 1}", p_b, infer=FREE_OF_KL)
+                    z_read = self.read_by_cell(z_t, b_tilde_t)
+                    state = self.cell.after(join(u_t, c_t), z_read, state)
 
     def read_by_cell(self, z_t: Tensor, b_tilde_t: Tensor) -> Tensor:
         """The latents as they enter the forward LSTM."""

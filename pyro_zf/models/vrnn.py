@@ -108,16 +108,12 @@ class VRNN(LatentSequenceModel):
                 c_t = self.covariates_at(batch, t)
                 u_t, _ = self.input_at(batch, t, y_t)
                 with self.real_steps(batch, t):
-                    state = self.cell.before(
-                        join(u_t, c_t), state
-                    )  # eq. 7, with z of the step before
+                    state = self.cell.before(join(u_t, c_t), state)  # eq. 7; it reads z_{t-1}
                     h_t = state[0]
                     with self.latent_weight():
                         z_t = pyro.sample(f"z_{t + 1}", self.prior(join(h_t, c_t)))  # eq. 5
                     z_features = self.latent_embedding(z_t)
-                    state = self.cell.after(
-                        join(u_t, c_t), z_features, state
-                    )  # keeps z for the next
+                    state = self.cell.after(join(u_t, c_t), z_features, state)  # keeps z_t
                     p_y = self.emission(join(h_t, z_features, c_t))  # eq. 6
                     y_t = pyro.sample(f"y_{t + 1}", p_y, obs=self.target_at(batch, t))
                     if batch.targets is not None:

@@ -186,9 +186,8 @@ class ZForcing(LatentSequenceModel):
                     h_before = state[0]
                     with self.latent_weight():
                         z_t = pyro.sample(f"z_{t + 1}", self.prior(join(h_before, c_t)))  # eq. 5
-                    state = self.cell.after(
-                        join(u_t, c_t), self.latent_embedding(z_t), state
-                    )  # eq. 4
+                    z_read = self.latent_embedding(z_t)
+                    state = self.cell.after(join(u_t, c_t), z_read, state)  # eq. 4
                     h_t = state[0]
                     y_t = pyro.sample(
                         f"y_{t + 1}", self.emission(join(h_t, c_t)), obs=self.target_at(batch, t)
@@ -223,9 +222,8 @@ class ZForcing(LatentSequenceModel):
                     q_t = self.posterior(x_t, b_t.expand(*x_t.shape[:-1], -1))  # eq. 7
                     with self.latent_weight():
                         z_t = pyro.sample(f"z_{t + 1}", q_t)
-                    state = self.cell.after(
-                        join(u_t, c_t), self.latent_embedding(z_t), state
-                    )  # eq. 4
+                    z_read = self.latent_embedding(z_t)
+                    state = self.cell.after(join(u_t, c_t), z_read, state)  # eq. 4
 
     # What differs by `detach`
 

@@ -1,4 +1,4 @@
-"""Networks and conditional distributions, the parts that a model is put together from."""
+"""Networks and conditional distributions, the parts from which models are built."""
 
 from pyro_zf.nn.auxiliary import (
     AUX_COSTS,

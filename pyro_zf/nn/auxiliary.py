@@ -1,4 +1,4 @@
-"""Auxiliary costs: modules that score what the states of one step say of each other."""
+"""Auxiliary costs: modules that compute a training cost from the states of a step."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ __all__ = [
 
 
 class StepStates(NamedTuple):
-    """What an auxiliary cost may look at: one step, or all of them with time as first dimension.
+    """Inputs of an auxiliary cost: one step, or all steps with time as the first dimension.
 
-    ``h_prev`` is the state before the latent is drawn, ``h`` the one that has read it; ``b`` is None
-    where no cost with a weight above zero reads it; ``c`` are the covariates, if there are any.
+    ``h_prev`` is the state before the latent is drawn and ``h`` the state that has read it. ``b`` is
+    None if no cost with a positive weight reads it. ``c`` are the covariates, if there are any.
     """
 
     u: Tensor
@@ -41,18 +41,18 @@ class StepStates(NamedTuple):
 class AuxiliaryCost(nn.Module):
     """Maps :class:`StepStates` to a log-probability for each step and sequence, in nats.
 
-    The model gives it a weight and puts the product into the program as a ``pyro.factor`` site
-    named ``aux_*``. It is a regulariser of training and never part of a reported bound.
+    The model multiplies it by a weight and adds the product to the program as a ``pyro.factor`` site
+    named ``aux_*``. It regularises training and is never part of a reported bound.
     """
 
-    #: Whether step 1 is left out when its input is a start symbol.
+    #: Whether to skip step 1 if its input is a start symbol.
     skips_start_symbol: ClassVar[bool] = False
-    #: Whether it reads b, so that the model needs a backward network.
+    #: Whether the cost reads b, so that the model needs a backward network.
     reads_backward: ClassVar[bool] = True
 
     @property
     def trains_backward(self) -> bool:
-        """Whether its gradient reaches the backward network by b itself, not by z."""
+        """Whether the gradient reaches the backward network through b itself, not only through z."""
         return self.reads_backward
 
     def forward(self, states: StepStates) -> Float[Tensor, "*batch"]:
@@ -62,17 +62,17 @@ class AuxiliaryCost(nn.Module):
 class StateReconstruction(AuxiliaryCost):
     r""":math:`\log p(b_t \mid z_t) = \log \mathcal N(b_t; f^{(a)}(z_t))` (Goyal et al. 2017, eq. 8).
 
-    The target :math:`b_t` is detached: the backward network is agnostic of the task.
+    By default the target :math:`b_t` is detached, so that it passes no gradient to the backward network.
 
     Args:
         latent_size: size of z.
         target_size: size of b.
         hidden_size: size of h.
-        condition: ``"z"`` (paper) or ``"zh"``, where :math:`h_{t-1}` is an input too.
-        mlp_size, depth, activation: of :math:`f^{(a)}`, see :class:`~pyro_zf.nn.MLP`.
-        form: how the output is read, see :class:`~pyro_zf.nn.GaussianForm`.
-        detach_target: whether the target is a constant of the cost.
-        covariate_size: size of the covariates, which :math:`f^{(a)}` reads too.
+        condition: ``"z"`` (paper), or ``"zh"`` to condition on :math:`h_{t-1}` as well.
+        mlp_size, depth, activation: options of :math:`f^{(a)}`, see :class:`~pyro_zf.nn.MLP`.
+        form: parametrisation of the Gaussian, see :class:`~pyro_zf.nn.GaussianForm`.
+        detach_target: whether to detach the target from the gradient.
+        covariate_size: size of the covariates, which are also inputs of :math:`f^{(a)}`.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class StateReconstruction(AuxiliaryCost):
         return self.reads_backward and not self.detach_target
 
     def target(self, states: StepStates) -> Tensor:
-        """What is reconstructed."""
+        """The state to reconstruct."""
         assert states.b is not None
         return states.b
 
@@ -115,7 +115,7 @@ class StateReconstruction(AuxiliaryCost):
 class PreviousStateReconstruction(StateReconstruction):
     r""":math:`\log p_\xi(h_{t-1} \mid z_t)` (Shabanian et al. 2017, eq. 6).
 
-    Options as for :class:`StateReconstruction`; ``target_size`` is the size of h.
+    The options are those of :class:`StateReconstruction`; ``target_size`` is the size of h.
     """
 
     reads_backward: ClassVar[bool] = False
@@ -125,12 +125,12 @@ class PreviousStateReconstruction(StateReconstruction):
 
 
 class ReversePrediction(AuxiliaryCost):
-    r""":math:`\log p(u_t \mid b_t)` (Goyal et al. 2017, eq. 10): the backward network predicts too.
+    r""":math:`\log p(u_t \mid b_t)` (Goyal et al. 2017, eq. 10): prediction from the backward state.
 
-    It keeps :math:`b_t` from shrinking to a point that would be easy to reconstruct.
+    It keeps :math:`b_t` from collapsing to a point that would be easy to reconstruct.
 
     Args:
-        emission: maps :math:`b_t`, joined with the covariates, to a distribution over the data.
+        emission: maps :math:`b_t`, concatenated with the covariates, to a distribution over the data.
     """
 
     skips_start_symbol: ClassVar[bool] = True
@@ -176,9 +176,9 @@ def _mlp(options: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-#: Auxiliary costs by name: functions of the keywords latent_size, hidden_size, backward_size,
-#: make_emission (size of the state -> an emission over the data), covariate_size, mlp_size, depth,
-#: activation. Add an entry to have your own by name.
+#: Auxiliary costs by name. Each is a function of the keywords latent_size, hidden_size, backward_size,
+#: make_emission (maps the size of the state to an emission over the data), covariate_size, mlp_size,
+#: depth, activation. Add an entry to register your own.
 AUX_COSTS: dict[str, Callable[..., AuxiliaryCost]] = {
     "b": _b,
     "u": _u,
@@ -188,10 +188,10 @@ AUX_COSTS: dict[str, Callable[..., AuxiliaryCost]] = {
 
 
 def build_aux_cost(name: str, **options: Any) -> AuxiliaryCost:
-    """An auxiliary cost from :data:`AUX_COSTS`.
+    """Build an auxiliary cost from :data:`AUX_COSTS`.
 
     Raises:
-        ValueError: if there is none of that name.
+        ValueError: if the name is unknown.
     """
     if name not in AUX_COSTS:
         raise ValueError(f"unknown auxiliary cost {name!r}; there are {sorted(AUX_COSTS)}")

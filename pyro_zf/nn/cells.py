@@ -1,7 +1,7 @@
 r"""Recurrent cells: one step of the forward network.
 
 A latent is drawn in the middle of a step, so a cell has two halves: :meth:`Cell.before` runs before the
-latent is drawn and :meth:`Cell.after` once it is. Most cells use only the second.
+latent is drawn and :meth:`Cell.after` afterwards. Most cells use only the second.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ State = tuple[Tensor, ...]
 class Trajectory(NamedTuple):
     """The states of a cell along a path of latents, time first.
 
-    ``before`` is the first entry of the state that each latent is drawn from, ``after`` the one that
-    has read it, ``last`` the whole state after the last step.
+    ``before`` is the first entry of the state from which each latent is drawn, ``after`` that of the
+    state that has read the latent, and ``last`` the whole state after the last step.
     """
 
     before: Float[Tensor, "time *batch hidden"]
@@ -47,10 +47,10 @@ class Trajectory(NamedTuple):
 class Cell(nn.Module):
     r"""One step of the forward network, :math:`h_t = f(u_t, z_t, h_{t-1})`.
 
-    A subclass sets :attr:`state_sizes` and defines :meth:`after`, or :meth:`before` too. The state is a
-    tuple of tensors, of which the first, :math:`h_t`, is what the other networks read. All methods take
-    any number of leading batch dimensions. Override :meth:`run` where all steps can be computed
-    together once the latents are known.
+    A subclass sets :attr:`state_sizes` and defines :meth:`after`, and optionally :meth:`before`. The
+    state is a tuple of tensors; the other networks read its first entry, :math:`h_t`. All methods accept
+    any number of leading batch dimensions. Override :meth:`run` if all steps can be computed together
+    once the latents are known.
 
     Example:
         >>> class Elman(Cell):
@@ -78,13 +78,13 @@ class Cell(nn.Module):
         return tuple(like.new_zeros(*batch_shape, size) for size in self.state_sizes)
 
     def before(self, u: Float[Tensor, "... input"], state: State) -> State:
-        """The state that the latent is drawn from. By default nothing happens before the draw."""
+        """The state from which the latent is drawn. By default the state is unchanged before the draw."""
         return state
 
     def after(
         self, u: Float[Tensor, "... input"], z: Float[Tensor, "... latent"] | None, state: State
     ) -> State:
-        """The state that has read the latent."""
+        """The state after reading the input and the latent."""
         raise NotImplementedError
 
     def run(
@@ -93,11 +93,11 @@ class Cell(nn.Module):
         z: Float[Tensor, "time ... latent"] | None,
         carried: State | None = None,
     ) -> Trajectory:
-        """All states along a path whose latents are known; one step after the other."""
+        """All states along a path of known latents, computed step by step."""
         shape = inputs.shape[1:-1] if z is None else z.shape[1:-1]
         state, before, after = self.initial(shape, carried), [], []
         latents = [None] * len(inputs) if z is None else z.unbind(0)
-        # `unbind`, never `x[t]`: the backward of an index fills a tensor of T steps with zeros.
+        # Use `unbind`, not `x[t]`: the backward of indexing fills a tensor of T steps with zeros.
         for u_t, z_t in zip(inputs.unbind(0), latents, strict=True):
             state = self.before(u_t, state)
             before.append(state[0])
@@ -107,7 +107,7 @@ class Cell(nn.Module):
 
 
 class _RNNCell(Cell):
-    """An LSTM or a GRU of one or more layers, whose first layer reads :math:`[u_t, z_t]`."""
+    """An LSTM or GRU with one or more layers, the first of which reads :math:`[u_t, z_t]`."""
 
     def __init__(
         self,
@@ -123,7 +123,7 @@ class _RNNCell(Cell):
             raise ValueError(f"num_layers must be at least 1, not {num_layers}")
         self.input_size, self.latent_size = input_size, latent_size
         self.hidden_size, self.num_layers = hidden_size, num_layers
-        #: Tensors in the state of a layer.
+        #: Number of tensors in the state of a layer.
         self.per_layer = 2 if isinstance(self, LSTMCell) else 1
         self.state_sizes = (hidden_size,) * self.per_layer * num_layers
         kind = nn.LSTM if isinstance(self, LSTMCell) else nn.GRU
@@ -132,16 +132,16 @@ class _RNNCell(Cell):
         ))  # fmt: skip
 
     def _make(self, rnn: nn.RNNBase) -> None:
-        """Store the module whose weights these are."""
+        """Store the module that holds the weights."""
         raise NotImplementedError
 
     @property
     def rnn(self) -> nn.RNNBase:
-        """The module whose weights these are."""
+        """The module that holds the weights."""
         raise NotImplementedError
 
     def _layer(self, from_input: Tensor, from_hidden: Tensor, state: State) -> State:
-        """The state of a layer from the gates' linear parts."""
+        """The new state of a layer, given the linear parts of its gates."""
         raise NotImplementedError
 
     def after(
@@ -153,7 +153,7 @@ class _RNNCell(Cell):
             first = (self.num_layers - 1 - index) * n  # the top layer comes first in the state
             old = state[first : first + n]
             from_input, from_hidden = F.linear(x, w_ih, b_ih), F.linear(old[0], w_hh, b_hh)
-            # Gates are in the precision of the state, under autocast too.
+            # Gates are computed in the precision of the state, also under autocast.
             new = self._layer(from_input.to(old[0].dtype), from_hidden.to(old[0].dtype), old)
             layers.insert(0, new)
             x = new[0]
@@ -172,7 +172,7 @@ class _RNNCell(Cell):
         start = self.initial(shape, carried)
 
         def by_layer(kind: int) -> Tensor:
-            """h, or c, of all layers, the lowest first, as the modules of PyTorch want it."""
+            """h or c of all layers, lowest layer first, as PyTorch modules expect it."""
             return torch.stack([x.reshape(-1, x.shape[-1]) for x in start[kind::n][::-1]])
 
         given = None
@@ -195,9 +195,10 @@ class LSTMCell(_RNNCell):
     Args:
         input_size: size of the (embedded) input.
         latent_size: size of the (embedded) latent; 0 for a network over the inputs alone.
-        hidden_size: units of each layer.
-        num_layers: layers, of which the last gives :math:`h_t`. The papers have one.
-        orthogonal: recurrent weights orthogonal (columns orthonormal) instead of uniform.
+        hidden_size: number of units in each layer.
+        num_layers: number of layers; the last one gives :math:`h_t`. The papers use one.
+        orthogonal: whether to initialise recurrent weights as orthogonal (orthonormal columns) instead of
+            uniform.
         forget_bias: initial bias of the forget gates. The other biases start at zero.
     """
 
@@ -215,7 +216,7 @@ class LSTMCell(_RNNCell):
 
 
 class GRUCell(_RNNCell):
-    """A GRU that reads :math:`[u_t, z_t]`. Options as for :class:`LSTMCell`; there is no forget gate."""
+    """A GRU that reads :math:`[u_t, z_t]`, with the options of :class:`LSTMCell`; it has no forget gate."""
 
     def _make(self, rnn: nn.RNNBase) -> None:
         self.gru = rnn
@@ -232,14 +233,14 @@ class GRUCell(_RNNCell):
 
 
 class ReadsPreviousLatent(Cell):
-    r"""A cell that moves before the latent is drawn and reads the one of the step before (VRNN).
+    r"""A cell that advances before the latent is drawn and reads the previous latent (VRNN).
 
-    :math:`h_t = f(u_t, z_{t-1}, h_{t-1})`, so that :math:`z_t` depends on :math:`h_t`. The last latent
-    is part of the state.
+    The state is :math:`h_t = f(u_t, z_{t-1}, h_{t-1})`, and :math:`z_t` depends on :math:`h_t`. The last
+    latent is part of the state.
 
     Args:
-        cell: the cell that moves.
-        latent_size: size of the (embedded) latent that it reads.
+        cell: the cell that computes f.
+        latent_size: size of the (embedded) latent that the cell reads.
     """
 
     def __init__(self, cell: Cell, latent_size: int) -> None:
@@ -270,7 +271,7 @@ class ReadsPreviousLatent(Cell):
 
 
 class LatentChain(Cell):
-    r"""The latents are their own state, :math:`h_t = z_t` (SRNN, Fraccaro et al. 2016).
+    r"""A cell whose state is the latent itself, :math:`h_t = z_t` (SRNN, Fraccaro et al. 2016).
 
     Args:
         latent_size: size of the (embedded) latent.
@@ -305,18 +306,18 @@ class LatentChain(Cell):
         return Trajectory(torch.cat([first, z[:-1]]), z, (z[-1],))
 
 
-#: Cells by name, as ``--cell`` takes them: functions of the arguments of :class:`LSTMCell`. Add an
-#: entry to have your own by name.
+#: Cells by name, as accepted by ``--cell``. Each is a function of the arguments of :class:`LSTMCell`.
+#: Add an entry to register your own.
 CELLS: dict[str, type[Cell]] = {"lstm": LSTMCell, "gru": GRUCell}
 
 
 def make_cell(
     name: str, input_size: int, latent_size: int, hidden_size: int, **options: object
 ) -> Cell:
-    """A cell from :data:`CELLS`.
+    """Build a cell from :data:`CELLS`.
 
     Raises:
-        ValueError: if there is none of that name.
+        ValueError: if the name is unknown.
     """
     if name not in CELLS:
         raise ValueError(f"unknown cell {name!r}; there are {sorted(CELLS)}")
@@ -324,7 +325,7 @@ def make_cell(
 
 
 def initialize_rnn(rnn: nn.RNNBase, orthogonal: bool, forget_bias: float = 0.0) -> nn.RNNBase:
-    """Biases zero, except ``forget_bias`` of LSTMs; recurrent weights orthogonal if that is wanted."""
+    """Zero the biases, except ``forget_bias`` of LSTMs; optionally make recurrent weights orthogonal."""
     with torch.no_grad():
         for name, parameter in rnn.named_parameters():
             if name.startswith("bias"):

@@ -1,7 +1,7 @@
 r"""Emissions: modules whose forward maps :math:`h_t` to a distribution over :math:`y_t`.
 
-A class attribute ``kinds`` names the data that it is a density of: ``"binary"``, ``"categorical"``
-(symbols), ``"real"``. Without it, anything goes.
+A class attribute ``kinds`` lists the kinds of data that an emission supports: ``"binary"``,
+``"categorical"`` (symbols), ``"real"``. An emission without it accepts any data.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ __all__ = [
 
 
 class _LogitEmission(nn.Module):
-    """A network whose output are logits."""
+    """A network whose outputs are logits."""
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class _LogitEmission(nn.Module):
         self.network = MLP(in_size, mlp_size, data_size, depth, activation)
 
     def logits(self, h: Float[Tensor, "*batch hidden"]) -> Float[Tensor, "*batch data"]:
-        """In the precision of the state."""
+        """The logits, in the precision of the state."""
         return self.network(h).to(h.dtype)
 
 
@@ -59,8 +59,8 @@ class BernoulliEmission(_LogitEmission):
 
     Args:
         in_size: size of the state.
-        data_size: number of bits a step.
-        mlp_size, depth, activation: of :math:`f^{(o)}`, see :class:`~pyro_zf.nn.MLP`.
+        data_size: number of bits per step.
+        mlp_size, depth, activation: options of :math:`f^{(o)}`, see :class:`~pyro_zf.nn.MLP`.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("binary",)
@@ -75,7 +75,7 @@ class CategoricalEmission(_LogitEmission):
     Args:
         in_size: size of the state.
         data_size: number of symbols; :math:`y_t` is the index of one.
-        mlp_size, depth, activation: of :math:`f^{(o)}`, see :class:`~pyro_zf.nn.MLP`.
+        mlp_size, depth, activation: options of :math:`f^{(o)}`, see :class:`~pyro_zf.nn.MLP`.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("categorical",)
@@ -85,13 +85,13 @@ class CategoricalEmission(_LogitEmission):
 
 
 class GaussianEmission(GaussianHead):
-    r""":math:`p(y_t \mid h_t) = \mathcal N(f^{(o)}(h_t))`, diagonal.
+    r""":math:`p(y_t \mid h_t) = \mathcal N(f^{(o)}(h_t))`, with diagonal covariance.
 
     Args:
         in_size: size of the state.
-        data_size: number of values a step.
-        mlp_size, depth, activation: of :math:`f^{(o)}`, see :class:`~pyro_zf.nn.MLP`.
-        form: how the output is read, see :class:`~pyro_zf.nn.GaussianForm`.
+        data_size: number of values per step.
+        mlp_size, depth, activation: options of :math:`f^{(o)}`, see :class:`~pyro_zf.nn.MLP`.
+        form: parametrisation of the Gaussian, see :class:`~pyro_zf.nn.GaussianForm`.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("real",)
@@ -111,14 +111,14 @@ class GaussianEmission(GaussianHead):
 class GaussianMixtureEmission(GaussianMixtureHead):
     r""":math:`p(y_t \mid h_t) = \sum_k \pi_k \mathcal N(y_t; \mu_k, \operatorname{diag} \sigma_k^2)`.
 
-    One mixture for the whole frame, as in Chung et al. 2015 (https://arxiv.org/abs/1506.02216),
-    section 4, who have 20 components.
+    There is one mixture for the whole frame, as in Chung et al. 2015
+    (https://arxiv.org/abs/1506.02216), section 4, who use 20 components.
 
     Args:
         in_size: size of the state.
-        data_size: number of values a step.
-        mlp_size, depth, activation: of :math:`f^{(o)}`, see :class:`~pyro_zf.nn.MLP`.
-        form: how the Gaussians are read, see :class:`~pyro_zf.nn.GaussianForm`.
+        data_size: number of values per step.
+        mlp_size, depth, activation: options of :math:`f^{(o)}`, see :class:`~pyro_zf.nn.MLP`.
+        form: parametrisation of the Gaussians, see :class:`~pyro_zf.nn.GaussianForm`.
         components: number of Gaussians.
     """
 
@@ -138,19 +138,19 @@ class GaussianMixtureEmission(GaussianMixtureHead):
 
 
 class LogisticMixtureEmission(nn.Module):
-    r"""Each value has a mixture of logistic distributions, discretised to the levels of the data.
+    r"""A mixture of logistic distributions for each value, discretised to the levels of the data.
 
-    Salimans et al. 2017 (https://arxiv.org/abs/1701.05517), section 2.1, values independent given
-    the state. A probability of each level, not a density: on data with ``levels`` levels its nats
-    compare with those of a categorical emission, not with those of a Gaussian.
+    It follows Salimans et al. 2017 (https://arxiv.org/abs/1701.05517), section 2.1, with values that
+    are independent given the state. It gives probabilities of levels rather than a density: on data with
+    ``levels`` levels, its nats are comparable to those of a categorical emission but not of a Gaussian.
 
     Args:
         in_size: size of the state.
-        data_size: number of values a step.
-        mlp_size, depth, activation: of :math:`f^{(o)}`, see :class:`~pyro_zf.nn.MLP`.
-        components: logistics of each value.
-        levels, low, high: the grid: ``levels`` equidistant values from ``low`` to ``high``. The
-            default is that of bits; 8-bit sound in [-1, 1] is ``levels=256, low=-1.0``.
+        data_size: number of values per step.
+        mlp_size, depth, activation: options of :math:`f^{(o)}`, see :class:`~pyro_zf.nn.MLP`.
+        components: number of logistic distributions for each value.
+        levels, low, high: the grid of ``levels`` equidistant values from ``low`` to ``high``. The
+            default is for binary data; use ``levels=256, low=-1.0`` for 8-bit audio in [-1, 1].
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("binary", "real")
@@ -176,7 +176,7 @@ class LogisticMixtureEmission(nn.Module):
         output = self.network(h).to(h.dtype).reshape(*h.shape[:-1], *self.shape)
         logits, mean, log_scale = output.chunk(3, dim=-1)
         levels, low, high = self.grid
-        # From the middle of the range, in units of it, so that a fresh network covers the data.
+        # Relative to the middle and the width of the range, so that an untrained network covers the data.
         width = high - low
         mean = low + width * (0.5 + 0.5 * mean)
         log_scale = log_scale.clamp(-7.0, 7.0)
@@ -191,19 +191,19 @@ class LogisticMixtureEmission(nn.Module):
 class AutoregressiveGaussianEmission(nn.Module):
     r""":math:`p(y_t \mid h_t) = \prod_d \mathcal N(y_{t,d}; f^{(o)}(y_{t,<d}, h_t))`.
 
-    Within the frame, each value is predicted from those before it. Dai et al. 2019
+    Within a frame, each value is predicted from the preceding values. Dai et al. 2019
     (https://arxiv.org/abs/1902.01388) found that a deterministic RNN with such an output does as
-    well on speech as models with latents whose output factorises: compare with it before a gain is
-    put down to latents. The network is a MADE (Germain et al. 2015), so that a density takes one
-    pass and a sample one pass a value.
+    well on speech as latent-variable models with a factorised output, so compare with it before
+    attributing a gain to the latents. The network is a MADE (Germain et al. 2015): a density takes one
+    pass, and a sample takes one pass per value.
 
     Args:
         in_size: size of the state.
-        data_size: number of values a step.
-        mlp_size: units of each hidden layer, raised to ``data_size`` where it is below.
-        depth: hidden layers; at least 1.
+        data_size: number of values per step.
+        mlp_size: width of the hidden layers, raised to ``data_size`` if it is smaller.
+        depth: number of hidden layers, at least 1.
         activation: a key of :data:`pyro_zf.nn.ACTIVATIONS`.
-        form: how the output is read, see :class:`~pyro_zf.nn.GaussianForm`.
+        form: parametrisation of the Gaussian, see :class:`~pyro_zf.nn.GaussianForm`.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("real",)
@@ -230,7 +230,7 @@ class AutoregressiveGaussianEmission(nn.Module):
                 [max(mlp_size, data_size)] * max(depth, 1),
                 param_dims=[1, 1],
                 permutation=torch.arange(data_size),  # type: ignore[arg-type]
-                # The hidden units that see no value at all are few; the first value needs the state.
+                # Few hidden units read no value at all, and the first value needs access to the state.
                 skip_connections=True,
                 nonlinearity=ACTIVATIONS[activation](),
             )
@@ -250,8 +250,8 @@ class AutoregressiveGaussianEmission(nn.Module):
         return str(self.form)
 
 
-#: Emissions by name: functions of (size of the state, values a step, \*\*options of the hidden
-#: layers). Add an entry to have your own by name.
+#: Emissions by name. Each is a function of (size of the state, values per step, \*\*options of the
+#: hidden layers). Add an entry to register your own.
 EMISSIONS: dict[str, Callable[..., nn.Module]] = {
     "bernoulli": BernoulliEmission,
     "categorical": CategoricalEmission,
@@ -263,10 +263,10 @@ EMISSIONS: dict[str, Callable[..., nn.Module]] = {
 
 
 def named_emission(name: str) -> Callable[..., nn.Module]:
-    """The entry of :data:`EMISSIONS`.
+    """Look up an entry of :data:`EMISSIONS`.
 
     Raises:
-        ValueError: if there is none of that name.
+        ValueError: if the name is unknown.
     """
     if name not in EMISSIONS:
         raise ValueError(f"unknown emission {name!r}; there are {sorted(EMISSIONS)}")
@@ -274,10 +274,10 @@ def named_emission(name: str) -> Callable[..., nn.Module]:
 
 
 def make_emission(name: str, in_size: int, data_size: int, **options: Any) -> nn.Module:
-    """An emission from :data:`EMISSIONS`; ``form`` goes to those that have Gaussians.
+    """Build an emission from :data:`EMISSIONS`; ``form`` is passed only to those that accept it.
 
     Raises:
-        ValueError: if there is none of that name.
+        ValueError: if the name is unknown.
     """
     emission = named_emission(name)
     if "form" not in inspect.signature(emission).parameters:
@@ -286,5 +286,5 @@ def make_emission(name: str, in_size: int, data_size: int, **options: Any) -> nn
 
 
 def emits_symbols(emission: object) -> bool:
-    """Whether the data of an emission are symbols, which need an embedding."""
+    """Whether an emission is over symbols, which need an embedding."""
     return declared(emission, "kinds", None) == ("categorical",)

@@ -1,4 +1,4 @@
-"""Normalising flows over a latent, conditional on features."""
+"""Normalising flows over a latent, conditioned on features."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ __all__ = ["FlowHead"]
 
 
 class FlowHead(nn.Module):
-    r"""A Gaussian of the features, carried through affine couplings that read them too.
+    r"""A Gaussian transformed by affine couplings, all conditioned on features.
 
     :math:`z = f_L(\dots f_1(x)), x \sim \mathcal N(\mu, \operatorname{diag} \sigma^2)`, where each
     :math:`f_l` scales and shifts one half of its input by a function of the other half and of the
-    features (Dinh et al. 2017, https://arxiv.org/abs/1605.08803). Samples and densities of any value
-    both take one pass.
+    features (Dinh et al. 2017, https://arxiv.org/abs/1605.08803). Drawing a sample and evaluating the
+    density of any value each take one pass.
 
     Args:
         in_size: size of the features.
         latent_size: size of z, at least 2.
         mlp_size: width of the hidden layers.
-        depth: hidden layers between the features and what Gaussian and couplings read.
+        depth: number of hidden layers between the features and the Gaussian and couplings.
         activation: a key of :data:`pyro_zf.nn.ACTIVATIONS`.
-        form: how the Gaussian is read, see :class:`~pyro_zf.nn.GaussianForm`.
-        num_couplings: couplings; two let every value depend on every other.
+        form: parametrisation of the Gaussian, see :class:`~pyro_zf.nn.GaussianForm`.
+        num_couplings: number of couplings; two let every value depend on every other.
 
     Raises:
-        ValueError: if z has one value only, which cannot be cut in halves.
+        ValueError: if ``latent_size`` is below 2, since z cannot be split into halves.
     """
 
     def __init__(
@@ -73,6 +73,6 @@ class FlowHead(nn.Module):
         context = self.features(features).to(features.dtype)
         transforms = []
         for coupling in self.couplings:
-            # Turned round after each, so that the next one moves the other half.
+            # Reverse the order after each coupling, so that the next one transforms the other half.
             transforms += [coupling.condition(context), Permute(self.get_buffer("order"))]
         return dist.TransformedDistribution(self.head(context), transforms)

@@ -1,4 +1,4 @@
-"""How the output of a network becomes a diagonal Gaussian."""
+"""Heads that turn the output of a network into diagonal Gaussians."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ __all__ = ["GaussianForm", "GaussianHead", "GaussianMixtureHead"]
 class GaussianForm:
     r"""The map from a network's output to a mean and a log scale.
 
-    The paper takes the output for :math:`[\mu, \log \sigma]` and mentions no bound. The bound on
-    :math:`\log \sigma` here is wide enough never to act in ordinary training; it keeps one bad
-    update from turning every number into NaN.
+    The paper interprets the output as :math:`[\mu, \log \sigma]` and mentions no bounds. The default
+    bounds on :math:`\log \sigma` are wide enough to have no effect in ordinary training; they keep one
+    bad update from turning every number into NaN.
 
     Args:
-        scale: what the second half is, ``"log-scale"`` (paper) or ``"log-variance"``.
-        clamp: bound on the whole output, means included, before anything else.
+        scale: meaning of the second half, ``"log-scale"`` (paper) or ``"log-variance"``.
+        clamp: bound on the whole output, means included, applied first; or None.
         log_scale_limits: bounds on :math:`\log \sigma`, or None.
         mean: ``"identity"`` or ``"tanh"``, applied to the first half.
     """
@@ -50,17 +50,17 @@ class GaussianForm:
         if self.scale == "log-variance":
             log_scale = log_scale / 2
         if self.log_scale_limits is not None:
-            # The same as a clamp, whose backward is four kernels instead of one.
+            # Equivalent to a clamp, but its backward takes one kernel instead of four.
             log_scale = hardtanh(log_scale, *self.log_scale_limits)
         return mean, log_scale
 
 
 class GaussianHead(nn.Module):
-    r"""A network that gives :math:`\mathcal N(\mu, \operatorname{diag} \sigma^2)`.
+    r"""A network that outputs :math:`\mathcal N(\mu, \operatorname{diag} \sigma^2)`.
 
     Args:
-        network: maps features to twice the size of the Gaussian.
-        form: how its output is read.
+        network: maps features to an output of twice the size of the Gaussian.
+        form: parametrisation of the Gaussian.
     """
 
     def __init__(self, network: nn.Module, form: GaussianForm | None = None) -> None:
@@ -70,7 +70,7 @@ class GaussianHead(nn.Module):
 
     @property
     def size(self) -> int:
-        """Of the Gaussian."""
+        """Size of the Gaussian."""
         last = self.network[-1] if isinstance(self.network, nn.Sequential) else self.network
         assert isinstance(last, nn.Linear)
         return last.out_features // 2
@@ -89,17 +89,17 @@ class GaussianHead(nn.Module):
 
 
 class GaussianMixtureHead(nn.Module):
-    r"""A network that gives a mixture :math:`\sum_k \pi_k \mathcal N(\mu_k, \operatorname{diag} \sigma_k^2)`.
+    r"""A network that outputs :math:`\sum_k \pi_k \mathcal N(\mu_k, \operatorname{diag} \sigma_k^2)`.
 
     Args:
         in_size: size of the features.
-        size: size of a value.
+        size: size of the Gaussians.
         components: number of Gaussians.
         mlp_size, depth, activation: see :class:`~pyro_zf.nn.MLP`.
-        form: how the Gaussians are read.
+        form: parametrisation of the Gaussians.
 
     Raises:
-        ValueError: if there are no components.
+        ValueError: if ``components`` is below one.
     """
 
     def __init__(

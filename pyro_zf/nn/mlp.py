@@ -1,4 +1,4 @@
-"""Feed-forward networks with the nonlinearity of the papers."""
+"""Feed-forward networks with the activation function of the papers."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ class ClippedLeakyReLU(nn.Module):
 
     def forward(self, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         leaky = torch.nn.functional.leaky_relu(x, self.negative_slope)
-        # The same as a clamp, whose backward is four kernels instead of one.
+        # Equivalent to a clamp, but its backward takes one kernel instead of four.
         return torch.nn.functional.hardtanh(leaky, -self.bound, self.bound)
 
     def extra_repr(self) -> str:
         return f"negative_slope={self.negative_slope:.3g}, bound={self.bound:g}"
 
 
-#: Hidden activations by name. Add an entry to have your own by name.
+#: Hidden activations by name. Add an entry to register your own.
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "clipped-leaky-relu": ClippedLeakyReLU,
     "leaky-relu": nn.LeakyReLU,
@@ -47,7 +47,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-#: Activations of which each output depends on the input at the same place alone.
+#: Activations that act on each element separately.
 ELEMENTWISE = (
     ClippedLeakyReLU, nn.LeakyReLU, nn.ReLU, nn.Tanh, nn.Softplus, nn.GELU, nn.ELU, nn.SiLU,
     nn.Sigmoid, nn.Identity,
@@ -55,7 +55,7 @@ ELEMENTWISE = (
 
 
 class MLP(nn.Sequential):
-    """``depth`` hidden layers of one width, then a linear layer; ``depth=0`` is that layer alone.
+    """``depth`` hidden layers of equal width and a linear layer; ``depth=0`` gives the linear layer alone.
 
     Args:
         in_size: size of the last dimension of the input.
@@ -65,7 +65,7 @@ class MLP(nn.Sequential):
         activation: a key of :data:`ACTIVATIONS`.
 
     Raises:
-        ValueError: if the activation is unknown or the depth negative.
+        ValueError: if the activation is unknown or the depth is negative.
     """
 
     def __init__(
@@ -88,14 +88,14 @@ class MLP(nn.Sequential):
 
 
 def declared(part: Any, name: str, default: Any) -> Any:
-    """A class attribute of a part, or of the class that a :class:`functools.partial` of it makes."""
+    """A class attribute of a part, or of the class that a :class:`functools.partial` wraps."""
     while isinstance(part, functools.partial):
         part = part.func
     return getattr(part, name, default)
 
 
 def join(*features: Float[Tensor, "..."] | None) -> Float[Tensor, "..."]:
-    """Features beside each other in the last dimension; the others are broadcast, None is left out.
+    """Concatenate features in the last dimension, broadcasting the others; None is left out.
 
     Example:
         >>> join(torch.zeros(3, 2), None, torch.ones(1)).shape

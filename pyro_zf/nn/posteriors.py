@@ -1,8 +1,9 @@
 r"""Posteriors: modules that map :math:`(h_{t-1}, b_t)` to a distribution over :math:`z_t`.
 
-Any module with such a forward will do. A class attribute ``reads`` says what the second argument is: ``"backward"``, the state of a network
-that has read :math:`y_{t:T}` (also where there is no such attribute); ``"target"``, the (embedded)
-:math:`y_t`; or ``"forward"``, the state of one that has read :math:`y_{1:t}`.
+Any module with such a forward can be used. A class attribute ``reads`` specifies the second argument:
+``"backward"``, the state of a network that has read :math:`y_{t:T}` (the default if the attribute is
+missing); ``"target"``, the (embedded) :math:`y_t`; or ``"forward"``, the state of a network that has read
+:math:`y_{1:t}`.
 """
 
 from __future__ import annotations
@@ -36,10 +37,10 @@ READS: tuple[Reads, ...] = ("backward", "target", "forward")
 
 
 def reads(posterior: object) -> Reads:
-    """What the second argument of a posterior is; see the head of this module.
+    """The kind of second argument that a posterior takes; see the docstring of this module.
 
     Raises:
-        ValueError: if its attribute ``reads`` is none of the three.
+        ValueError: if the attribute ``reads`` is not one of the three kinds.
     """
     value = declared(posterior, "reads", "backward")
     if value not in READS:
@@ -50,14 +51,14 @@ def reads(posterior: object) -> Reads:
 class SmoothingPosterior(GaussianHead):
     r""":math:`q(z_t \mid h_{t-1}, b_t) = \mathcal N(f^{(q)}(h_{t-1}, b_t))` (Goyal et al. 2017, eq. 7).
 
-    Since :math:`b_t` has read :math:`y_{t:T}`, the posterior is informed of all that follows.
+    Since :math:`b_t` has read :math:`y_{t:T}`, the posterior depends on all future observations.
 
     Args:
-        hidden_size: how many values of the state it reads, the first ones.
+        hidden_size: number of leading values of the state that the posterior reads.
         context_size: size of :math:`b_t`.
         latent_size: size of z.
-        mlp_size, depth, activation: of :math:`f^{(q)}`, see :class:`~pyro_zf.nn.MLP`.
-        form: how the output is read, see :class:`~pyro_zf.nn.GaussianForm`.
+        mlp_size, depth, activation: options of :math:`f^{(q)}`, see :class:`~pyro_zf.nn.MLP`.
+        form: parametrisation of the Gaussian, see :class:`~pyro_zf.nn.GaussianForm`.
     """
 
     reads: ClassVar[Reads] = "backward"
@@ -87,17 +88,17 @@ class SmoothingPosterior(GaussianHead):
 
 
 class FilteringPosterior(SmoothingPosterior):
-    r""":math:`q(z_t \mid h_{t-1}, y_t)` (Chung et al. 2015, eq. 9): knows nothing of what follows."""
+    r""":math:`q(z_t \mid h_{t-1}, y_t)` (Chung et al. 2015, eq. 9), which ignores future observations."""
 
     reads: ClassVar[Reads] = "target"
 
 
 class ResidualPosterior(SmoothingPosterior):
-    r"""The mean of the prior plus a correction: res_q (Fraccaro et al. 2016).
+    r"""A posterior whose mean is the prior mean plus a correction: res_q (Fraccaro et al. 2016).
 
     :math:`q(z_t \mid h_{t-1}, b_t) = \mathcal N(\mu^{(p)}_t + \Delta_t, \operatorname{diag}
-    \sigma_t^2)` with :math:`[\Delta_t, \log \sigma_t] = f^{(q)}(h_{t-1}, b_t)`. The prior's
-    parameters get the gradient of its mean here too.
+    \sigma_t^2)` with :math:`[\Delta_t, \log \sigma_t] = f^{(q)}(h_{t-1}, b_t)`. The gradient
+    of this mean also reaches the parameters of the prior.
 
     Args:
         prior: the prior of the same model.
@@ -123,8 +124,9 @@ class ResidualPosterior(SmoothingPosterior):
         self.follow(prior)
 
     def follow(self, prior: nn.Module) -> None:
-        """Correct the mean of this prior from now on."""
-        self._prior = (prior,)  # in a tuple: its parameters belong to the model, not to this module
+        """Use the mean of this prior from now on."""
+        # In a tuple, since the parameters of the prior belong to the model, not to this module.
+        self._prior = (prior,)
 
     def forward(  # type: ignore[override]
         self, h: Float[Tensor, "*batch hidden"], b: Float[Tensor, "*batch context"]
@@ -134,7 +136,7 @@ class ResidualPosterior(SmoothingPosterior):
 
     @property
     def prior(self) -> nn.Module:
-        """The prior whose mean it corrects."""
+        """The prior whose mean is corrected."""
         return self._prior[0]
 
     def _prior_mean(self, h: Tensor) -> Tensor:
@@ -145,11 +147,11 @@ class ResidualPosterior(SmoothingPosterior):
 class FlowPosterior(FlowHead):
     r""":math:`q(z_t \mid h_{t-1}, b_t)`, a normalising flow; see :class:`~pyro_zf.nn.FlowHead`.
 
-    Its KL has no closed form and is sampled.
+    Its KL has no closed form and is estimated by sampling.
 
     Args:
         hidden_size, context_size, latent_size: as for :class:`SmoothingPosterior`.
-        **options: of :class:`~pyro_zf.nn.FlowHead`.
+        **options: options of :class:`~pyro_zf.nn.FlowHead`.
     """
 
     reads: ClassVar[Reads] = "backward"
@@ -169,16 +171,16 @@ class FlowPosterior(FlowHead):
 class RecognitionPosterior(GaussianHead):
     r""":math:`q(z_t \mid y_{1:t}) = \mathcal N(f^{(q)}(g_t))` (Bayer and Osendorfer 2014).
 
-    It does not look at the state of the model, so that all steps are drawn at once.
+    It does not depend on the state of the model, so all steps are drawn at once.
 
     Args:
-        hidden_size: of the state; not read.
+        hidden_size: size of the state; unused.
         context_size: size of :math:`g_t`.
         latent_size, mlp_size, depth, activation, form: as for :class:`SmoothingPosterior`.
     """
 
     reads: ClassVar[Reads] = "forward"
-    #: That the recurrence need not step to draw from it.
+    #: Whether latents can be drawn without stepping through the recurrence.
     ignores_state = True
 
     def __init__(
@@ -199,9 +201,9 @@ class RecognitionPosterior(GaussianHead):
         return super().forward(g)
 
 
-#: Posteriors by name: classes, or functions, of (size of the state, size of b, size of z, \*\*options
-#: of the hidden layers); of (prior, the same) if they have a true attribute ``needs_prior``. Add an
-#: entry to have your own by name.
+#: Posteriors by name. Each is a class or a function of (size of the state, size of b, size of z,
+#: \*\*options of the hidden layers), preceded by the prior if it has a true attribute ``needs_prior``.
+#: Add an entry to register your own.
 POSTERIORS: dict[str, Callable[..., nn.Module]] = {
     "smoothing": SmoothingPosterior,
     "filtering": FilteringPosterior,
@@ -219,10 +221,10 @@ def build_posterior(
     latent_size: int,
     **options: object,
 ) -> nn.Module:
-    """A posterior from :data:`POSTERIORS`.
+    """Build a posterior from :data:`POSTERIORS`.
 
     Raises:
-        ValueError: if there is none of that name.
+        ValueError: if the name is unknown.
     """
     posterior = named_posterior(name)
     sizes = (hidden_size, context_size, latent_size)
@@ -232,10 +234,10 @@ def build_posterior(
 
 
 def named_posterior(name: str) -> Callable[..., nn.Module]:
-    """The entry of :data:`POSTERIORS`.
+    """Look up an entry of :data:`POSTERIORS`.
 
     Raises:
-        ValueError: if there is none of that name.
+        ValueError: if the name is unknown.
     """
     if name not in POSTERIORS:
         raise ValueError(f"unknown posterior {name!r}; there are {sorted(POSTERIORS)}")

@@ -45,7 +45,7 @@ class GaussianPrior(GaussianHead):
 
 
 class StandardNormalPrior(nn.Module):
-    r""":math:`p(z_t) = \mathcal N(0, I)`, whatever came before."""
+    r""":math:`p(z_t) = \mathcal N(0, I)`, independent of the past."""
 
     def __init__(self, latent_size: int) -> None:
         super().__init__()
@@ -65,13 +65,14 @@ class StandardNormalPrior(nn.Module):
 class GaussianMixturePrior(GaussianMixtureHead):
     r""":math:`p(z_t \mid h_{t-1}) = \sum_k \pi_k \mathcal N(z_t; \mu_k, \operatorname{diag} \sigma_k^2)`.
 
-    Its KL has no closed form and is sampled. Weights, means and scales are functions of the state.
+    Weights, means and scales are functions of the state. The KL has no closed form and is estimated by
+    sampling.
 
     Args:
         hidden_size: size of the state.
         latent_size: size of z.
         mlp_size, depth, activation: see :class:`~pyro_zf.nn.MLP`.
-        form: how the Gaussians are read, see :class:`~pyro_zf.nn.GaussianForm`.
+        form: parametrisation of the Gaussians, see :class:`~pyro_zf.nn.GaussianForm`.
         components: number of Gaussians.
     """
 
@@ -91,7 +92,7 @@ class GaussianMixturePrior(GaussianMixtureHead):
 class FlowPrior(FlowHead):
     r""":math:`p(z_t \mid h_{t-1})`, a normalising flow; see :class:`~pyro_zf.nn.FlowHead`.
 
-    Its KL has no closed form and is sampled.
+    Its KL has no closed form and is estimated by sampling.
     """
 
 
@@ -99,8 +100,8 @@ def _standard_normal(hidden_size: int, latent_size: int, **options: object) -> S
     return StandardNormalPrior(latent_size)
 
 
-#: Priors by name: functions of (size of what it reads, size of z, \*\*options of the hidden layers).
-#: Add an entry to have your own by name.
+#: Priors by name. Each is a function of (size of the input, size of z, \*\*options of the hidden layers).
+#: Add an entry to register your own.
 PRIORS: dict[str, Callable[..., nn.Module]] = {
     "gaussian": GaussianPrior,
     "standard-normal": _standard_normal,
@@ -110,10 +111,10 @@ PRIORS: dict[str, Callable[..., nn.Module]] = {
 
 
 def build_prior(name: str, hidden_size: int, latent_size: int, **options: object) -> nn.Module:
-    """A prior from :data:`PRIORS`.
+    """Build a prior from :data:`PRIORS`.
 
     Raises:
-        ValueError: if there is none of that name.
+        ValueError: if the name is unknown.
     """
     if name not in PRIORS:
         raise ValueError(f"unknown prior {name!r}; there are {sorted(PRIORS)}")

@@ -1,8 +1,8 @@
-r"""Networks over the targets, which the posterior reads.
+r"""Networks over the targets, whose states the posterior reads.
 
 A backward network is any module with ``forward(targets, batch) -> (time, batch, size)`` and an attribute
-``size``. ``targets`` are the (embedded) targets, batch first, with the covariates joined; ``batch`` tells
-the lengths. State t must depend on no padding, and should summarise :math:`y_t, \dots, y_T`.
+``size``. ``targets`` are the (embedded) targets, batch first, concatenated with the covariates; ``batch``
+gives the lengths. State t must not depend on padding and should summarise :math:`y_t, \dots, y_T`.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ __all__ = ["BackwardLSTM", "ForwardLSTM"]
 class BackwardLSTM(nn.Module):
     r"""The backward network :math:`b_t = f(y_t, b_{t+1})` (Goyal et al. 2017, eq. 6).
 
-    Each sequence is read from its own end, so that padding is never seen.
+    Each sequence is read backwards from its own end, so that its states do not depend on padding.
 
     Args:
         input_size: size of the (embedded) targets.
-        size: units.
-        orthogonal: recurrent weights orthogonal (columns orthonormal) instead of uniform.
+        size: number of units.
+        orthogonal: whether to initialise recurrent weights as orthogonal (orthonormal columns) instead of
+            uniform.
         forget_bias: initial bias of the forget gate. The other biases start at zero.
-        num_layers: layers, of which the last gives :math:`b_t`. The paper has one.
+        num_layers: number of layers; the last one gives :math:`b_t`. The paper uses one.
     """
 
     def __init__(
@@ -44,16 +45,16 @@ class BackwardLSTM(nn.Module):
     def forward(
         self, targets: Float[Tensor, "batch time input"], batch: SequenceBatch
     ) -> Float[Tensor, "time batch size"]:
-        """States in the order of time, time first."""
+        """The states in temporal order, time first."""
         states = self.lstm(batch.reverse(targets).transpose(0, 1))[0]
-        states = states.to(next(self.lstm.parameters()).dtype)  # under autocast too
+        states = states.to(next(self.lstm.parameters()).dtype)  # also under autocast
         return batch.reverse(states.transpose(0, 1)).transpose(0, 1)
 
 
 class ForwardLSTM(nn.Module):
     r"""A recognition network :math:`g_t = f(y_t, g_{t-1})`, which has read :math:`y_1, \dots, y_t`.
 
-    Options as for :class:`BackwardLSTM`.
+    The options are those of :class:`BackwardLSTM`.
     """
 
     def __init__(
@@ -66,6 +67,6 @@ class ForwardLSTM(nn.Module):
     def forward(
         self, targets: Float[Tensor, "batch time input"], batch: SequenceBatch
     ) -> Float[Tensor, "time batch size"]:
-        """States in the order of time, time first."""
+        """The states in temporal order, time first."""
         states = self.lstm(targets.transpose(0, 1))[0]
         return states.to(next(self.lstm.parameters()).dtype)

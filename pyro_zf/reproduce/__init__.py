@@ -1,4 +1,4 @@
-"""The papers' tables and figures, trained anew and set beside what is printed."""
+"""Reproduction of the papers' tables and figures, compared with the published values."""
 
 from pyro_zf.reproduce.published import TABLES, Row, Section, Table
 from pyro_zf.reproduce.render import reproduce

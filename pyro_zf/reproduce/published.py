@@ -1,7 +1,7 @@
-"""The papers' tables, row by row: what they print, and what is trained here to stand beside it.
+"""Rows of the papers' tables, with the published values and the systems that are trained to reproduce them.
 
-Figures are as printed, with the relation that is printed with them (>= for a lower bound of the
-log-likelihood, <= for an upper bound of its negative, ~ for an estimate).
+Values are quoted as published, including their relation sign (>= for a lower bound on the log-likelihood,
+<= for an upper bound on its negative, ~ for an estimate).
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ Kind = Literal["bounds", "interpolation", "kl-curves", "bound-curves", "latents-
 
 @dataclass(frozen=True)
 class Row:
-    """A line of a table.
+    """A row of a table.
 
     Args:
-        label: as in the paper.
-        published: column -> what is printed.
-        system: what is trained here, a key of ``SYSTEMS``; None for others' models.
+        label: label of the row, as in the paper.
+        published: published value by column.
+        system: the system that is trained for comparison, a key of ``SYSTEMS``. None if the model is not
+            part of this package.
     """
 
     label: str
@@ -37,10 +38,10 @@ class Section:
     """The rows of one data set.
 
     Args:
-        dataset: of :class:`~pyro_zf.training.DataConfig`.
-        rows: of the table.
-        splits: that are evaluated.
-        note: of this data set, for the reader.
+        dataset: name of a data set of :class:`~pyro_zf.training.DataConfig`.
+        rows: rows of the table.
+        splits: splits to evaluate.
+        note: remark for the reader about this data set, such as its units.
     """
 
     dataset: str
@@ -67,12 +68,12 @@ class Table:
 
     Args:
         title: paper and number.
-        caption: what it shows.
-        sections: its parts by data set.
-        kind: how it is rendered.
-        seeds: runs of each system.
-        columns: of the paper's figures.
-        notes: what a reader of the comparison has to know.
+        caption: description of the content.
+        sections: parts of the table, one for each data set.
+        kind: how the table or figure is rendered.
+        seeds: default number of runs of each system.
+        columns: columns of the published values.
+        notes: remarks for the reader about the comparison.
     """
 
     title: str
@@ -99,11 +100,14 @@ _PUBLISHED_OURS = {
     "blizzard": (">= 14435", ">= 14226", ">= 15430", ">= 15024"),
     "timit": (">= 68132", ">= 68903", ">= 69530", ">= 70469"),
 }
-_SPEECH_NOTE = "nats per sequence of frames normalised by the training set's mean and deviation, higher is better"
+_SPEECH_NOTE = (
+    "nats per sequence of frames normalised by the training set's mean and standard deviation; "
+    "higher is better"
+)
 
 
 def _tested(systems: Mapping[str, str], published: Sequence[str]) -> tuple[Row, ...]:
-    """A row for each label -> system, and what is printed for the test data."""
+    """Rows of the systems, given by label, with their published test results."""
     return tuple(
         Row(label, {"test": printed}, system)
         for (label, system), printed in zip(systems.items(), published, strict=True)
@@ -114,10 +118,8 @@ def _others(values: Mapping[str, str]) -> tuple[Row, ...]:
     return tuple(Row(label, {"test": printed}) for label, printed in values.items())
 
 
-_AVERAGED = "the same, costs averaged over units"
-_MEAN_NOTE = (
-    'The auxiliary costs are means over the units of a state, see "averaged over units" in table 4.'
-)
+_AVERAGED = "Variational Bi-LSTM, costs averaged over units"
+_MEAN_NOTE = 'The auxiliary costs are averaged over the units of a state; see "averaged over units" in table 4.'
 _ZF, _VBL = "Z-Forcing (Goyal et al. 2017)", "Variational Bi-LSTM (Shabanian et al. 2017)"
 _MNIST_OTHERS = {
     "DBN 2hl": "~ 84.55", "NADE": "88.33", "EoNADE-5 2hl": "84.68", "DLGM 8": "~ 85.51",
@@ -190,7 +192,7 @@ TABLES: dict[str, Table] = {
         ),
         kind="interpolation",
         notes=(
-            "The paper does not say which of its models was used; here the one with the most in z.",
+            "The paper does not say which of its models was used; here it is the one with the highest KL.",
         ),
     ),
     "zf-figure2": Table(
@@ -262,7 +264,7 @@ TABLES: dict[str, Table] = {
             ),
         ),
         columns=("valid", "test"),
-        notes=("The paper does not say of which bound its perplexities are.",),
+        notes=("The paper does not say from which bound its perplexities are computed.",),
     ),
     "vbl-table4": Table(
         f"Table 4 of {_VBL}",
@@ -310,13 +312,13 @@ TABLES: dict[str, Table] = {
         ),
         columns=("test",),
         notes=(
-            "Of the paper's five figures, three can be read in the copy that was at hand, 59.97, "
-            "77.24 and 86.72, and not which gamma they are of; all are above 51.60.",
+            "Of the paper's five values, only three are legible in the available copy: 59.97, 77.24 and "
+            "86.72. Their values of gamma are not legible. All three are above 51.60.",
         ),
     ),
     "vbl-table6": Table(
         f"Table 6 of {_VBL}",
-        "KL divergence of the Variational Bi-LSTM, the best model by validation.",
+        "KL divergence of the Variational Bi-LSTM, for the model with the best validation result.",
         tuple(
             Section(
                 name,
@@ -334,7 +336,7 @@ TABLES: dict[str, Table] = {
             )
         ),
         columns=("KL",),
-        notes=("The paper does not say on which split, nor per what.",),
+        notes=("The paper states neither the split nor the unit of these values.",),
     ),
     "vbl-figure2": Table(
         f"Figure 2 of {_VBL}",

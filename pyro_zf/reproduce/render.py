@@ -1,4 +1,4 @@
-"""One table or figure from beginning to end: train, evaluate, write."""
+"""Train, evaluate and write one table or figure."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ __all__ = ["reproduce"]
 
 log = logging.getLogger(__name__)
 
-#: Ends of the interpolations, written for this.
+#: End points of the interpolations. The sentences were made up for this purpose.
 SENTENCES = (
     ("this is the worst film i have seen .", "i loved it and will watch it again !"),
     ("the plot makes no sense .", "a great cast and a very good story ."),
@@ -55,23 +55,23 @@ def reproduce(
     data_dir: Path | None = None,
     device: str = "auto",
 ) -> list[Path]:
-    """Train what a table or figure needs, evaluate it, and write it as Markdown, JSON and a picture.
+    """Train and evaluate the runs of a table or figure, and write it as Markdown, JSON and a picture.
 
-    Runs lie in ``folder/runs/SCALE`` and are shared by the tables. What is trained, or evaluated,
-    already is taken as it is; a run that was cut off is taken up where it stopped.
+    Runs are stored in ``folder/runs/SCALE`` and shared by all tables. Existing runs and evaluations are
+    reused, and an interrupted run is resumed.
 
     Args:
         name: a key of :data:`~pyro_zf.reproduce.TABLES`.
         scale: ``"smoke"``, ``"small"`` or ``"paper"``.
-        folder: of the results.
-        dataset: only this part of the table.
-        seeds: runs of each system; by default three for a figure, one for a table.
-        num_samples: k of the IWAE; by default 25, and 2 at scale smoke.
-        data_dir: where to look for the data.
-        device: where to train.
+        folder: folder of the results.
+        dataset: restrict the table to this data set.
+        seeds: number of runs of each system. By default, three for a figure and one for a table.
+        num_samples: number of samples k of the IWAE. By default, 25, or 2 at scale ``"smoke"``.
+        data_dir: folder of the data.
+        device: device for training and evaluation.
 
     Returns:
-        list[Path]: the Markdown, the JSON and the picture.
+        list[Path]: paths of the Markdown file, the JSON file and the picture.
     """
     table = TABLES[name]
     device = resolve_device(device)
@@ -154,7 +154,7 @@ def _figure(table: Table, results: Results) -> Figure:
     for dataset, section in sections.items():
         for label, of_system in _by_label(section, results[dataset]).items():
             if table.kind == "kl-curves":
-                # Of training batches, which are more frequent; per step, as these differ in length.
+                # Training batches are logged more often. Their lengths differ, so use nats per step.
                 made = [_curve(r, "kl_nats_per_step", "train") for r in of_system]
             else:
                 made = [_bound_curve(r) for r in of_system]
@@ -193,7 +193,7 @@ def _curve(result: Result, key: str, event: str = "valid", sign: float = 1.0) ->
 def _interpolated(
     results: Results, device: str, where: dict[str, Any]
 ) -> tuple[Figure, str, list[dict[str, Any]]]:
-    """Sentences between sentences, as in the paper's table, and how long they are."""
+    """Interpolations between sentences as in the paper's table, and a figure of their lengths."""
     ((result, *_),) = results.values()
     _, splits, model, _ = load_run(result.run, device=device, **where)
     weights = torch.linspace(0, 1, POINTS)

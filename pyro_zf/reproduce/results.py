@@ -1,4 +1,4 @@
-"""From runs to what is written: results, tables in Markdown, figures, and a verdict."""
+"""Results of runs: evaluation, Markdown tables and verdicts."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from pyro_zf.training.evaluation import (
 
 __all__ = ["SYMBOLS", "Result", "Results", "evaluated", "markdown", "verdicts"]
 
-#: Sequences at a time in an evaluation.
+#: Batch size of evaluations.
 BATCH = 50
-#: What is compared in the figures: with, and without.
+#: Comparisons in the figures: the system with a component, the system without it, the component.
 _PAIRS: dict[str, tuple[tuple[str, str, str], ...]] = {
     "kl-curves": (
         ("zf-aux", "zf", "the auxiliary cost"),
@@ -36,21 +36,21 @@ _PAIRS: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("vbl-mean", "vbl-no-aux", "the auxiliary costs"),
     ),
 }
-#: What text is measured in, by data set.
+#: Measure of the text data sets.
 SYMBOLS = {"imdb": "perplexity", "ptb": "bits_per_character"}
 
 
 @dataclass(frozen=True)
 class Result:
-    """A run and what was found of it.
+    """A run with its evaluations.
 
     Args:
-        training: what was trained.
-        run: its folder.
-        config: its settings.
-        summary: what it ended with.
-        evaluations: split -> what was found.
-        events: of its training.
+        training: the training that the run belongs to.
+        run: folder of the run.
+        config: settings of the run.
+        summary: summary that was written at the end of the run.
+        evaluations: results of the evaluations by split.
+        events: events of the training.
     """
 
     training: Training
@@ -61,8 +61,11 @@ class Result:
     events: list[dict[str, Any]]
 
     def bound(self, name: str, split: str) -> tuple[float, float | None]:
-        """As the papers print it, with its standard error: speech as log-likelihood, images as its
-        negative, words as perplexity, characters as bits."""
+        """A bound in the units of the papers, with its standard error.
+
+        Speech is measured by log-likelihood, images by its negative, words by perplexity, and characters
+        by bits per character.
+        """
         found = self.evaluations[split]
         dataset = self.training.dataset
         if dataset in SYMBOLS:
@@ -72,11 +75,11 @@ class Result:
         return sign * found[key], found[f"{key}_stderr"]
 
     def kl(self, split: str) -> float:
-        """Nats per sequence."""
+        """KL divergence in nats per sequence."""
         return float(self.evaluations[split]["kl_nats_per_sequence"])
 
 
-#: Section -> its results, seed by seed.
+#: Results of all seeds, by data set.
 Results = dict[str, list[Result]]
 
 
@@ -88,15 +91,15 @@ def evaluated(
     device: str,
     **where: Any,
 ) -> Result:
-    """Evaluate a finished run, unless that was done before; what is found is kept with the run.
+    """Evaluate a finished run and save the evaluation with it, or load an existing evaluation.
 
     Args:
-        training: what was trained.
-        run: its folder.
-        splits: to evaluate on, as many sequences as the run validated or tested on.
-        num_samples: k of the IWAE.
-        device: where.
-        **where: of :func:`~pyro_zf.training.load_run`: ``data_dir``.
+        training: the training that the run belongs to.
+        run: folder of the run.
+        splits: splits to evaluate, with as many sequences as the run used for validation or testing.
+        num_samples: number of samples k of the IWAE.
+        device: device of the evaluation.
+        **where: ``data_dir`` for :func:`~pyro_zf.training.load_run`.
     """
     config = json.loads((run / "config.json").read_text())
     summary = json.loads((run / "summary.json").read_text())
@@ -126,7 +129,7 @@ def evaluated(
 
 
 def markdown(name: str, table: Table, results: Results, num_samples: int, command: str) -> str:
-    """The table, ours beside theirs, with all that one has to know to read it."""
+    """Markdown table of published and reproduced results, with the settings and notes to read it."""
     lines = [f"### {table.title}", "", table.caption, "", f"```bash\n{command}\n```", ""]
     for section in table.sections:
         if found := results.get(section.dataset):
@@ -186,7 +189,7 @@ def _row(
 
 
 def _with_spread(values: list[float], stderr: float | None, digits: int) -> str:
-    """Of one run its standard error, of several their deviation."""
+    """Format a mean with the standard deviation over runs, or the standard error of a single run."""
     mean = f"{statistics.fmean(values):,.{digits}f}"
     if len(values) > 1:
         return f"{mean} ± {statistics.stdev(values):,.{digits}f}"
@@ -194,7 +197,7 @@ def _with_spread(values: list[float], stderr: float | None, digits: int) -> str:
 
 
 def _provenance(result: Result) -> str:
-    """What was trained on what, in a sentence or two."""
+    """Short description of the data and the trained models."""
     config, summary = result.config, result.summary
     number = ", ".join(
         f"{e['num_sequences']:,} {summary['unit']}s of {split}"
@@ -204,7 +207,7 @@ def _provenance(result: Result) -> str:
     small = (
         ""
         if config["preset"] == "paper"
-        else ", far smaller than the paper's and trained far shorter"
+        else ", much smaller than the paper's model and trained for far fewer updates"
     )
     return (
         f"Data: {summary['data']}; {number}.{others} Ours: LSTM {config['options']['hidden_size']}, hidden layers "
@@ -214,7 +217,7 @@ def _provenance(result: Result) -> str:
 
 
 def _marginal(result: Result) -> str:
-    """What a model scores that knows no past."""
+    """Score of a marginal model, which ignores the past."""
     found = result.evaluations[list(result.evaluations)[-1]]
     dataset = result.training.dataset
     if dataset in SYMBOLS:
@@ -226,7 +229,7 @@ def _marginal(result: Result) -> str:
 
 
 def verdicts(table: Table, results: Results) -> list[str]:
-    """What the runs say of the papers' claims, seed by seed, whichever way it comes out."""
+    """Compare the runs with the papers' claims, seed by seed."""
     lines = []
     if table.kind == "latents-curves":
         lines += [_of_sources(found) for found in results.values()]
@@ -246,7 +249,7 @@ def verdicts(table: Table, results: Results) -> list[str]:
 
 
 def _of_sources(found: list[Result]) -> str:
-    """Bits per character with z from the posterior, from the prior, and at its mean."""
+    """Bits per character with z from the posterior, from the prior, and at the prior's mean."""
     last = [[e for e in r.events if e["event"] == "valid"][-1] for r in found]
     shown = [
         f"{name} {', '.join(f'{e[key]:.3f}' for e in last)}"
@@ -256,13 +259,15 @@ def _of_sources(found: list[Result]) -> str:
             ("mean of the prior", "prior_mean_elbo_bits_per_character"),
         )
     ]
-    return f"Last validation, bits per character, seed by seed, z from: {'; '.join(shown)}."
+    return (
+        f"Bits per character of the last validation, by seed, by source of z: {'; '.join(shown)}."
+    )
 
 
 def _verdict(section: Section, what: str, pairs: list[tuple[Result, Result]]) -> str:
     split = section.splits[-1]
     kl = [a.kl(split) - b.kl(split) for a, b in pairs]
-    # Up is better, whatever is printed.
+    # Higher is better for sign * bound, whatever the unit.
     sign = 1.0 if section.dataset in ("timit", "blizzard") else -1.0
     bound = [a.bound("elbo", split)[0] - b.bound("elbo", split)[0] for a, b in pairs]
     higher, better = sum(d > 0 for d in kl), sum(sign * d > 0 for d in bound)
@@ -270,7 +275,7 @@ def _verdict(section: Section, what: str, pairs: list[tuple[Result, Result]]) ->
     digits = 3 if section.dataset == "ptb" else 2
     return (
         f"{section.dataset}, {split}: with {what} the KL is higher in {higher} of {number} seeds "
-        f"({_differences(kl, 2)} nats) and the ELBO better in {better} of {number} "
+        f"({_differences(kl, 2)} nats) and the ELBO is better in {better} of {number} "
         f"({_differences(bound, digits)} in the units above): "
         f"{_in_words(higher, number, 'the KL')}, {_in_words(better, number, 'the bound')}."
     )
@@ -282,9 +287,17 @@ def _differences(values: list[float], digits: int) -> str:
 
 def _in_words(count: int, number: int, what: str) -> str:
     if number < 3:
-        return f"{what} on too few seeds to say"
+        return f"{what}: too few seeds to conclude"
     if count == number:
-        return f"{what} rises in every seed" if what == "the KL" else f"{what} gains in every seed"
+        return (
+            f"{what} is higher in every seed"
+            if what == "the KL"
+            else f"{what} is better in every seed"
+        )
     if count == 0:
-        return f"{what} falls in every seed" if what == "the KL" else f"{what} loses in every seed"
+        return (
+            f"{what} is lower in every seed"
+            if what == "the KL"
+            else f"{what} is worse in every seed"
+        )
     return f"{what} shows no consistent effect"

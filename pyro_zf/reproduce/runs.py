@@ -1,4 +1,4 @@
-"""Runs that a table needs: trained once, taken up where they stopped, shared by tables."""
+"""Training of the runs of the tables. Runs are trained once, resumed if interrupted, and shared."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["trained"]
 
 log = logging.getLogger(__name__)
 
-#: Settings that say where and how a run is computed, not what it is.
+#: Settings of where and how a run is computed, which do not define the run.
 _ANYWHERE = (
     "output_dir", "resume", "data_dir", "data", "workers", "device", "checkpoint_minutes",
     "num_figures",
@@ -24,18 +24,18 @@ _ANYWHERE = (
 
 
 def trained(training: Training, scale: Scale, folder: Path, **options: Any) -> Path:
-    """The run folder of a training that is finished, after it was trained if need be.
+    """Train a run unless it is finished already, and return its folder.
 
-    Another process that wants the same run waits.
+    A lock makes other processes that need the same run wait.
 
     Args:
-        training: what to train.
-        scale: how large.
-        folder: of all runs.
-        options: of :class:`~pyro_zf.training.TrainConfig`, for where it is computed.
+        training: the run to train.
+        scale: scale of the run.
+        folder: folder of all runs.
+        options: options of :class:`~pyro_zf.training.TrainConfig` about where and how to compute.
 
     Raises:
-        UsageError: if there is a run of that name with other settings.
+        UsageError: if a run of the same name exists with other settings.
     """
     run = folder / scale / training.name
     run.parent.mkdir(parents=True, exist_ok=True)
@@ -58,5 +58,5 @@ def _check_same(run: Path, wanted: TrainConfig) -> None:
         if name not in ("options", *_ANYWHERE) and ours.get(name) != theirs.get(name):
             raise UsageError(
                 f"{run} is a run with {name} {theirs.get(name)}, not {ours.get(name)}: remove it, or "
-                "take another --output-dir"
+                "choose another --output-dir"
             )

@@ -1,4 +1,4 @@
-"""What is trained for the papers' tables: systems by name, and how large at which scale."""
+"""Systems that are trained for the papers' tables, and their settings at each scale."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ Scale = Literal["smoke", "small", "paper"]
 SCALES: tuple[Scale, ...] = ("smoke", "small", "paper")
 
 _NO_AUX = {"alpha": 0.0, "beta": 0.0}
-#: Of the papers' annealing, the start; how fast it goes depends on the length of training.
+#: Initial KL weight of the papers' annealing. Its speed depends on the length of training.
 _ANNEALED = {"kl_start": 0.2}
 
-#: Variational Bi-LSTM with auxiliary costs that are means over the units of a state. Equations 5 and 6 are
-#: sums, but with sums and the printed weights of 1 the costs outweigh the likelihood of text a hundredfold
-#: and z is spent on them, which the printed KL (0.001 on Penn Treebank) excludes.
+#: Variational Bi-LSTM with auxiliary costs averaged over the units of a state. Equations 5 and 6 are sums,
+#: but with sums and the published weights of 1, the costs outweigh the likelihood of text a hundredfold
+#: and z mainly encodes their targets. The published KL (0.001 on Penn Treebank) rules this out.
 _MEAN: dict[str, Any] = {"model": "variational-bilstm", "averaged": True}
 
 #: Options of :class:`~pyro_zf.training.TrainConfig` by system; ``averaged`` divides the weights of the
-#: auxiliary costs by the units of the LSTM.
+#: auxiliary costs by the number of units of the LSTM.
 SYSTEMS: dict[str, dict[str, Any]] = {
     "rnn": {"model": "rnn"},
     "rnn-gauss": {"model": "rnn", "emission": "gaussian"},
@@ -53,14 +53,14 @@ SYSTEMS: dict[str, dict[str, Any]] = {
 _SMOKE: dict[str, Any] = {
     "preset": "small", "hidden_size": 8, "mlp_size": 8, "latent_size": 2, "batch_size": 8,
     "max_steps": 4, "valid_interval": 2, "log_interval": 2, "train_sequences": 16,
-    "valid_sequences": 8, "test_sequences": 8, "num_figures": 4,
+    "valid_sequences": 8, "test_sequences": 8, "num_figures": 0,
 }  # fmt: skip
 _SMALL: dict[str, Any] = {
     "preset": "small", "hidden_size": 128, "mlp_size": 128, "log_interval": 25,
     "valid_sequences": 500, "test_sequences": 1000, "num_figures": 16,
 }  # fmt: skip
 _UPDATES = {"mnist": 3000, "timit": 1000, "blizzard": 1500, "imdb": 750, "ptb": 1500}
-#: Options by scale and data set. Paper: those of the preset.
+#: Options by scale and data set. Scale "paper" uses those of the preset.
 _SETTINGS: dict[Scale, dict[str, dict[str, Any]]] = {
     "smoke": {
         "mnist": _SMOKE,
@@ -82,9 +82,9 @@ class Training:
     """One run: a system on a data set, with a seed.
 
     Args:
-        dataset: of :class:`~pyro_zf.training.DataConfig`.
+        dataset: name of a data set of :class:`~pyro_zf.training.DataConfig`.
         system: a key of :data:`SYSTEMS`.
-        seed: of weights, order and noise.
+        seed: seed of the weights, the order of the data and the noise.
         extra: further options.
     """
 
@@ -95,7 +95,7 @@ class Training:
 
     @property
     def name(self) -> str:
-        """Its folder."""
+        """Name of the run folder."""
         return f"{self.dataset}-{self.system}-seed{self.seed}"
 
     def config(self, scale: Scale, output_dir: Path, **options: Any) -> TrainConfig:
@@ -109,7 +109,7 @@ class Training:
             for letter in ("alpha", "beta", "gamma"):
                 values[letter] = values.get(letter, published.get(letter, 0.0)) / size
         if "kl_start" in values and (updates := values.get("max_steps")):
-            # The papers' 16,000 updates of annealing are half of a training here.
+            # The papers anneal for 16,000 updates; here annealing takes half of the training.
             values["kl_increment"] = (1 - values["kl_start"]) / (updates / 2)
         return TrainConfig.of(
             dataset=cast(Dataset, self.dataset), seed=self.seed, output_dir=output_dir, **values

@@ -174,7 +174,7 @@ class Recurrence:
     def circumstances(self) -> tuple[Any, ...]:
         """All that states along given latents depend on; two that are equal compute the same."""
         given = tuple((id(x), _state_of(x)) for x in self.given.values())
-        parameters = tuple(_state_of(p) for p in self.system.parameters())
+        parameters = tuple((id(p), _state_of(p)) for p in self.system.parameters())
         batch = (id(self.batch), _state_of(self.batch.inputs))
         device = self.batch.inputs.device.type
         mode = (torch.is_grad_enabled(), torch.is_autocast_enabled(device))

@@ -1,4 +1,4 @@
-"""Training runs: settings, loop, checkpoints and what a run leaves behind."""
+"""Training runs: settings, training loop, checkpoints and the files of a run."""
 
 from pyro_zf.training.checks import UsageError
 from pyro_zf.training.config import TrainConfig, read_config, resolve, resolve_device

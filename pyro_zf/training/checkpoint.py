@@ -1,4 +1,4 @@
-"""Checkpoints: tensors and plain types, whole or not there."""
+"""Checkpoints of tensors and plain types, which are written atomically."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ __all__ = [
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Write to another file, then rename: a reader finds the old one or the new one, never half."""
+    """Save a checkpoint atomically.
+
+    The content is written to a temporary file that is then renamed, so a reader never sees a partial file.
+    """
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
@@ -35,39 +38,43 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
 
 
 def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
-    """Read a checkpoint onto a device; nothing in it is executed.
+    """Load a checkpoint onto a device. No code in the file is executed.
 
     Raises:
-        DataError: if the file is damaged or no checkpoint.
+        DataError: if the file is damaged or is not a checkpoint.
     """
     try:
         content: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-    except Exception as error:  # what an unpickler raises on a damaged file is not documented
-        raise DataError(f"{path} is damaged or no checkpoint ({type(error).__name__})") from error
+    except (
+        Exception
+    ) as error:  # the exceptions that unpickling a damaged file raises are undocumented
+        raise DataError(
+            f"{path} is damaged or not a checkpoint ({type(error).__name__})"
+        ) from error
     if not isinstance(content, dict):
-        raise DataError(f"{path} is no checkpoint: it holds a {type(content).__name__}")
+        raise DataError(f"{path} is not a checkpoint: it contains a {type(content).__name__}")
     return content
 
 
 def load_weights(model: torch.nn.Module, checkpoint: dict[str, Any], path: Path) -> None:
-    """Put the weights of a checkpoint into a model.
+    """Load the weights of a checkpoint into a model.
 
     Raises:
-        DataError: if they are not weights of that model.
+        DataError: if the weights do not fit the model.
     """
     try:
         model.load_state_dict(checkpoint["model"])
     except (KeyError, RuntimeError) as error:
-        raise DataError(f"{path} and config.json beside it are of different models") from error
+        raise DataError(f"{path} and its config.json belong to different models") from error
 
 
 def random_state() -> dict[str, Any]:
-    """State of PyTorch's random number generators."""
+    """Return the state of PyTorch's random number generators."""
     return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
 
 
 def restore_random_state(state: dict[str, Any]) -> None:
-    """Undo what has been drawn since :func:`random_state`."""
+    """Restore a state of the random number generators that :func:`random_state` returned."""
     torch.set_rng_state(state["cpu"].cpu())
     for index, cuda in enumerate(state["cuda"][: torch.cuda.device_count()]):
         torch.cuda.set_rng_state(cuda.cpu(), index)

@@ -1,4 +1,4 @@
-"""What is refused before a run begins, each in one line. ``config`` is a ``TrainConfig``."""
+"""Validation of settings before a run begins. ``config`` is a ``TrainConfig`` throughout."""
 
 from __future__ import annotations
 
@@ -25,11 +25,14 @@ __all__ = [
 
 
 class UsageError(Exception):
-    """Settings that contradict each other; the message is one line."""
+    """Invalid or contradictory settings. The message is a single line."""
 
 
 def without_effect(config: Any) -> list[str]:
-    """Settings for latents that were given to a system without any, as it is in a loop over systems."""
+    """Options for latent variables that have no effect because the model has none.
+
+    They are ignored rather than rejected, so that the same options can be passed to several models in a loop.
+    """
     if model_class(config.model).has_latents:
         return []
     names = (
@@ -40,10 +43,10 @@ def without_effect(config: Any) -> list[str]:
 
 
 def aux_weights(config: Any) -> dict[str, float] | None:
-    """The auxiliary costs of ``--aux`` with their weights; None if it was not given.
+    """Parse the auxiliary costs and weights of ``--aux``; None if the option was not given.
 
     Raises:
-        UsageError: for a cost that there is not, or what is no NAME=WEIGHT.
+        UsageError: if a cost is unknown or an item does not have the form NAME=WEIGHT.
     """
     if config.aux is None:
         return None
@@ -58,9 +61,9 @@ def aux_weights(config: Any) -> dict[str, float] | None:
             ) from None
         check_name("aux", name, AUX_COSTS)
         if not 0 <= weight < math.inf:
-            raise UsageError(f"--aux {text}: the weight must be a number and not negative")
+            raise UsageError(f"--aux {text}: the weight must be a non-negative finite number")
         if name in weights:
-            raise UsageError(f"--aux gives {name} twice")
+            raise UsageError(f"--aux specifies {name} twice")
         weights[name] = weight
     if not config.aux:
         raise UsageError("--aux needs NAME=WEIGHT, for example b=0.001, or none")
@@ -74,16 +77,17 @@ def check_options(
     shown: str,
     hints: Mapping[str, str],
 ) -> None:
-    """Refuse options that were given and that a choice does not have.
+    """Reject options that were given but do not apply to a choice.
 
     Args:
         config: the settings.
-        only_of: option -> the choices that have it.
-        choice, shown: what was chosen, and how to call it.
-        hints: option -> what else to say.
+        only_of: maps an option to the choices that it applies to.
+        choice: the choice that was made.
+        shown: how to refer to this choice in the message.
+        hints: maps an option to text that is appended to the message.
 
     Raises:
-        UsageError: for the first of them.
+        UsageError: for the first such option.
     """
     for option, choices in only_of.items():
         if getattr(config, option) != getattr(type(config), option) and choice not in choices:
@@ -94,10 +98,10 @@ def check_options(
 
 
 def check_names(config: Any) -> None:
-    """Refuse names that there are not, and settings that do not go together.
+    """Reject unknown names and incompatible settings.
 
     Raises:
-        UsageError: for the first of them.
+        UsageError: for the first problem found.
     """
     check_name("model", config.model, MODELS)
     check_name("objective", config.objective, OBJECTIVES)
@@ -115,53 +119,49 @@ def check_names(config: Any) -> None:
         for name in ("aux", "free_bits", "valid_latents"):
             if getattr(config, name) != getattr(type(config), name):
                 raise UsageError(
-                    f"--{name.replace('_', '-')} is for latents, and {config.model} has none"
+                    f"--{name.replace('_', '-')} applies to latents, but {config.model} has none"
                 )
     if config.aux is not None and any(letter in config.options for letter in model.letters):
-        raise UsageError(
-            "--aux takes the place of --alpha, --beta and --gamma: give one or the other"
-        )
+        raise UsageError("--aux replaces --alpha, --beta and --gamma: give one or the other")
     if config.free_bits and config.objective != "elbo":
-        raise UsageError(f"--free-bits belongs to --objective elbo, not to {config.objective}")
+        raise UsageError(f"--free-bits requires --objective elbo, not {config.objective}")
     if not model.has_latents and config.objective == "fivo":
-        raise UsageError(
-            f"--objective fivo filters latents, and {config.model} has none: take elbo"
-        )
+        raise UsageError(f"--objective fivo filters latents, but {config.model} has none: use elbo")
     if config.objective in ("iwae", "fivo") and config.num_particles == 1 and model.has_latents:
         raise UsageError(
-            f"--objective {config.objective} with one particle is elbo-mc: give --num-particles"
+            f"--objective {config.objective} with one particle equals elbo-mc: set --num-particles"
         )
     annealed = (config.aux_start, config.aux_stop) != (1.0, 1.0)
     if annealed and model.has_latents and not model.letters and not aux_weights(config):
         raise UsageError(
-            f"--aux-start and --aux-stop: {config.model} has no auxiliary costs; give some by --aux"
+            f"--aux-start and --aux-stop: {config.model} has no auxiliary costs; add some with --aux"
         )
     aux_weights(config)
 
 
 def check_name(option: str, name: str, known: Mapping[str, object]) -> None:
-    """Refuse a name that is none of those that are known.
+    """Reject an unknown name.
 
     Raises:
-        UsageError: with the nearest that is.
+        UsageError: if the name is unknown; the message suggests the closest known name.
     """
     if name not in known:
         raise UsageError(f"--{option} {there_are(name, known)}")
 
 
 def there_are(name: str, known: Iterable[str]) -> str:
-    """What to say of a name that is none of those that are known."""
+    """Message for an unknown name. It lists the known names and suggests the closest one."""
     names = list(known)
     near = difflib.get_close_matches(name, names, n=1)
     hint = f"; did you mean {near[0]}?" if near else ""
-    return f"{name}: there are {', '.join(names)}{hint}"
+    return f"{name}: must be one of {', '.join(names)}{hint}"
 
 
 def check_numbers(config: Any) -> None:
-    """Refuse numbers that are out of range.
+    """Reject numbers that are out of range.
 
     Raises:
-        UsageError: for the first of them.
+        UsageError: for the first such number.
     """
 
     def given(name: str) -> Any:
@@ -170,35 +170,37 @@ def check_numbers(config: Any) -> None:
     for name in (
         "num_particles", "hidden_size", "latent_size", "mlp_size", "batch_size", "learning_rate",
         "accumulate", "log_interval", "clip_norm", "max_steps", "max_epochs", "max_minutes",
-        "checkpoint_minutes", "train_sequences", "valid_sequences", "test_sequences", "embedding_size", "num_figures",
+        "checkpoint_minutes", "train_sequences", "valid_sequences", "test_sequences", "embedding_size",
         "time_chunk", "valid_interval", "num_layers", "backward_size", "latent_embedding_size",
     ):  # fmt: skip
         value = given(name)
         if value is not None and not 0 < value < math.inf:
-            raise UsageError(f"--{name.replace('_', '-')} must be above zero, it is {value}")
+            raise UsageError(
+                f"--{name.replace('_', '-')} must be a positive finite number, got {value}"
+            )
     for name in (
         "alpha", "beta", "gamma", "kl_start", "kl_increment", "aux_start", "aux_stop",
-        "aux_increment", "free_bits", "mlp_depth", "emission_depth", "seed",
+        "aux_increment", "free_bits", "mlp_depth", "emission_depth", "seed", "num_figures",
     ):  # fmt: skip
         value = given(name)
         if value is not None and not 0 <= value < math.inf:
             raise UsageError(
-                f"--{name.replace('_', '-')} must be a number and not negative, it is {value}"
+                f"--{name.replace('_', '-')} must be a non-negative finite number, got {value}"
             )
     for name in ("word_dropout", "skip_gradient"):
         value = given(name)
         if value is not None and not 0 <= value <= 1:
-            raise UsageError(f"--{name.replace('_', '-')} is a probability, it is {value}")
+            raise UsageError(f"--{name.replace('_', '-')} must be a probability, got {value}")
     if config.seed >= 2**63:
-        raise UsageError(f"--seed must be below 2**63, it is {config.seed}")
+        raise UsageError(f"--seed must be below 2**63, got {config.seed}")
     if config.cuda_graph == "on":
         if not config.device.startswith("cuda"):
-            raise UsageError(f"--cuda-graph on needs a GPU, and the device is {config.device}")
+            raise UsageError(f"--cuda-graph on needs a GPU, but the device is {config.device}")
         if config.accumulate > 1:
-            raise UsageError("--cuda-graph on records whole batches: leave --accumulate")
+            raise UsageError("--cuda-graph on records whole batches: omit --accumulate")
     assert config.batch_size is not None
     if config.accumulate > config.batch_size:
         raise UsageError(
-            f"--accumulate {config.accumulate} asks for more parts than the batch of "
-            f"{config.batch_size} has sequences"
+            f"--accumulate {config.accumulate} requests more parts than there are sequences in a batch "
+            f"({config.batch_size})"
         )

@@ -120,7 +120,8 @@ class TrainConfig(DataConfig):
     test_sequences: int | None = None
     """Number of sequences to test on at the end, selected in the same way. Default: all."""
     num_figures: int = 64
-    """Number of sequences to generate for the pictures, sounds or texts at the end of training."""
+    """Number of sequences to generate for the pictures, sounds or texts at the end of training; 0 for
+    no figures."""
 
     @classmethod
     def of(cls, **settings: Any) -> TrainConfig:
@@ -166,8 +167,9 @@ class TrainConfig(DataConfig):
             raise UsageError(f"{where} is not valid JSON: {error}") from error
         if plain.pop("format", None) != FORMAT:
             raise UsageError(
-                f"{where} was written by an earlier version of pyro_zf, whose settings and weights have "
-                "different names: train the model again, or use that version"
+                f'{where} has no entry "format": {FORMAT}: it was written by an earlier version of '
+                "pyro_zf, whose settings and weights have different names (train the model again, or use "
+                "that version), or by hand (add the entry)"
             )
         types = get_type_hints(cls)
         check_name("model", plain.get("model", cls.model), MODELS)
@@ -219,7 +221,8 @@ def resolve(config: TrainConfig) -> TrainConfig:
     options = {k: v for k, v in values.items() if k in known} | config.options
     own = [f.name for f in dataclasses.fields(config)]
     settings = {k: v for k, v in values.items() if k in own and getattr(config, k) is None}
-    for name in ("data_dir", "data"):  # absolute: a run may be resumed from another working directory
+    # Absolute paths, since a run may be resumed from another working directory.
+    for name in ("data_dir", "data"):
         if (path := getattr(config, name)) is not None:
             settings[name] = Path(path).expanduser().absolute()
     config = dataclasses.replace(config, preset=preset, device=device, options=options, **settings)
@@ -236,7 +239,7 @@ def resolve_device(name: str) -> str:
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
-        raise UsageError(f"--device {name}: must be one of auto, cpu, cuda and cuda:N")
+        raise UsageError(f"--device {name}: must be one of auto, cpu, cuda, cuda:N")
     index = int(name.partition(":")[2] or 0)
     if name != "cpu" and index >= torch.cuda.device_count():
         raise UsageError(

@@ -115,9 +115,9 @@ def check_data(config: DataConfig) -> None:
     for option in ("segment", "vocabulary_size", "sample_rate", "frame_size"):
         value = getattr(config, option)
         if value is not None and value < 1:
-            raise UsageError(f"--{option.replace('_', '-')} must be at least 1, but is {value}")
+            raise UsageError(f"--{option.replace('_', '-')} must be at least 1, got {value}")
     if config.workers is not None and config.workers < 0:
-        raise UsageError(f"--workers must not be negative, it is {config.workers}")
+        raise UsageError(f"--workers must not be negative, got {config.workers}")
 
 
 def build_data(config: DataConfig) -> Splits:
@@ -188,5 +188,6 @@ def check_same_data(run: Path, trained_on: Any, found: dict[str, Any]) -> None:
         differs = "" if name == "name" else f" with {'' if name == 'content' else 'an'}other {name}"
         raise DataError(
             f"{run} was trained on {trained_on['name']}, but the data found are "
-            f"{found['name']}{differs}; specify the original data with --data-dir or --data"
+            f"{found['name']}{differs}; specify the original data, prepared in the same way, with "
+            "--data-dir or --data"
         )

@@ -80,7 +80,7 @@ def evaluate_model(
     dataset = splits[config.split]
     batches = make_batches(dataset, config.batch_size, limit=config.max_sequences)
     if config.fivo and isinstance(batches, StreamBatches):
-        raise UsageError(f"--fivo filters whole sequences, and {splits.source.name} is one stream")
+        raise UsageError(f"--fivo filters whole sequences, but {splits.source.name} is one stream")
     with ExitStack() as stack:
         if isinstance(model, LatentSequenceModel):
             try:
@@ -149,7 +149,9 @@ def _closer_look(
     # The generator is seeded again so that the result does not depend on the number of samples above.
     torch.manual_seed(config.seed)
     size = -(-number // -(-number // config.batch_size))  # batches of nearly equal size
-    if number > size and number % size == 1:  # z is shuffled within a batch, which needs two sequences
+    if (
+        number > size and number % size == 1
+    ):  # z is shuffled within a batch, which needs two sequences
         number -= 1
     batches = list(Batches(splits[config.split], size, limit=number).epoch(0, 0, device))
     numbers: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""The training loop, from settings to a finished run folder. Reads from top to bottom."""
+"""The training loop, from settings to a finished run folder, in the order of execution."""
 
 from __future__ import annotations
 
@@ -58,16 +58,16 @@ log = logging.getLogger(__name__)
 
 
 class TrainingError(Exception):
-    """Training that cannot go on; the message is one line."""
+    """Training cannot continue. The message is a single line."""
 
 
 class Interrupted(Exception):
-    """Training that was told to stop, after it saved a checkpoint."""
+    """Training was stopped by a signal and has saved a checkpoint."""
 
 
 @dataclass
 class Progress:
-    """Where a run stands; all that a checkpoint holds beside tensors and settings."""
+    """Progress of a run, which is stored in checkpoints next to the tensors and settings."""
 
     step: int = 0
     epoch: int = 0
@@ -79,20 +79,20 @@ class Progress:
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
-    """Train, validate each epoch, test the best model, and draw what it generates.
+    """Train a model, validate it regularly, test the best state, and save figures and generated sequences.
 
     Args:
-        config: as given on the command line; see :class:`TrainConfig`.
+        config: settings as given on the command line; see :class:`TrainConfig`.
 
     Returns:
         dict: the content of ``summary.json``.
 
     Raises:
-        UsageError, DataError: for settings or data that are wrong.
-        TrainingError: if the loss is no longer a number.
-        Interrupted: on SIGINT or SIGTERM, once a checkpoint is written.
+        UsageError, DataError: if the settings or the data are invalid.
+        TrainingError: if the loss is not finite.
+        Interrupted: on SIGINT or SIGTERM, after a checkpoint has been saved.
     """
-    # Settings, folder
+    # Settings and run folder
     resuming = config.resume is not None
     config = resumed(config) if resuming else resolve(config)
     device = torch.device(config.device)
@@ -100,7 +100,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         f"{config.dataset}-{config.model}-{datetime.now():%Y%m%d-%H%M%S}"
     )
     if not resuming and (run / "config.json").exists():
-        raise UsageError(f"{run} holds a run already; go on with it by --resume {run}")
+        raise UsageError(f"{run} already contains a run; resume it with --resume {run}")
 
     # Data, model, optimiser
     keep_freed_memory()
@@ -115,9 +115,10 @@ def train(config: TrainConfig) -> dict[str, Any]:
     carried = CarriedState(model.model) if isinstance(train_batches, StreamBatches) else None
     if carried is not None and config.objective == "fivo":
         raise UsageError(
-            "--objective fivo filters whole sequences: give --carry-state False, for independent segments"
+            "--objective fivo filters whole sequences: use --carry-state False for independent segments"
         )
-    # Without gradients a larger batch fits into the same memory; streams are better long than many.
+    # Without gradients, a larger batch fits into the same memory. The number of streams stays the same, since
+    # a few long streams are better than many short ones.
     eval_batch = config.batch_size if carried else 4 * config.batch_size
     valid_batches = make_batches(splits.valid, eval_batch, limit=config.valid_sequences)
     test_batches = make_batches(splits.test, eval_batch, limit=config.test_sequences)
@@ -139,13 +140,13 @@ def train(config: TrainConfig) -> dict[str, Any]:
     graphed = None
     if by_graphs:
         graphed = GraphedSVI(svi, carried, strict=config.cuda_graph == "on")
-        # What is recorded are the tensors, so that other weights must be written into them.
+        # The graph records these tensors, so new weights must be written into them in place.
         model.kl_weight, model.aux_weight = (torch.ones((), device=device) for _ in range(2))
     kl_weight = LinearSchedule(config.kl_start, max(config.kl_start, 1.0), config.kl_increment)
     aux_weight = LinearSchedule(config.aux_start, config.aux_stop, config.aux_increment)
     word_dropout = WordDropout(config.word_dropout, splits.hidden_symbol)
     progress = Progress()
-    losses = torch.zeros(config.log_interval, device=device)  # since the last entry of the log
+    losses = torch.zeros(config.log_interval, device=device)  # since the last training entry
     num_losses = 0
     last, best = run / "checkpoints" / "last.pt", run / "checkpoints" / "best.pt"
     if resuming:
@@ -154,7 +155,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         load_weights(model, checkpoint, last)
         for saved, own in zip(
             checkpoint["optimizer"]["param_groups"], optimiser.param_groups, strict=True
-        ):  # how it computes is a matter of this machine, not of the run
+        ):  # these flags depend on the current device, not on the run
             saved.update({name: own[name] for name in ("fused", "capturable", "foreach")})
         optimiser.load_state_dict(checkpoint["optimizer"])
         restore_random_state(checkpoint["random"])
@@ -178,17 +179,17 @@ def train(config: TrainConfig) -> dict[str, Any]:
         log.warning("%s has no latents: %s %s not used", config.model, ", ".join(ignored), are)
 
     def mean_loss() -> float:
-        """Of the updates since the last entry of the log; here the host waits for the device."""
+        """Mean loss of the updates since the last training entry. This synchronises with the device."""
         loss = losses[:num_losses].mean().item() if num_losses else 0.0
         if not math.isfinite(loss):
             raise TrainingError(
-                f"the loss is {loss} within the {num_losses} updates up to step {progress.step}; "
-                f"the last good state is {last if last.exists() else 'that of the start'}"
+                f"the loss is {loss} within the {num_losses} updates up to update {progress.step}; "
+                f"the last valid state is {last if last.exists() else 'the initial one'}"
             )
         return loss
 
     def save(path: Path) -> None:
-        mean_loss()  # never a state that is lost already
+        mean_loss()  # raises if the loss is not finite, so that such a state is never saved
         content = {
             "format": 1,
             "step": progress.step,
@@ -205,14 +206,14 @@ def train(config: TrainConfig) -> dict[str, Any]:
 
     last.parent.mkdir(parents=True, exist_ok=True)
     if not resuming:
-        save(last)  # before config.json: what has one can be resumed
+        save(last)  # before config.json, so that every folder with a config.json can be resumed
     write_text(run / "config.json", config.to_json())
     if splits.vocabulary is not None:
         write_text(run / "vocabulary.json", json_text({"symbols": splits.vocabulary}) + "\n")
     record = Record(run, last_step=progress.step if resuming else None)
 
     def set_weights(step: int) -> None:
-        """Those of an update, whatever came before."""
+        """Set the weights of the KL and auxiliary terms for an update."""
         if graphed is None:
             model.kl_weight, model.aux_weight = kl_weight(step), aux_weight(step)
         else:
@@ -232,7 +233,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         nats = -numbers["elbo_nats_per_sequence"]
         record.write("valid", progress.step, epoch=progress.epoch, **numbers)
         log.info(
-            "epoch %d, step %d: validation %s, KL %.2f",
+            "epoch %d, update %d: validation %s, KL %.2f",
             progress.epoch, progress.step, brief(numbers, splits), numbers["kl_nats_per_sequence"],
         )  # fmt: skip
         if diagnostics:
@@ -301,20 +302,20 @@ def train(config: TrainConfig) -> dict[str, Any]:
                 num_losses, sequences, window_start = 0, 0, time.monotonic()
             if config.valid_interval and progress.step % config.valid_interval == 0:
                 validate()
-            # Read once: a signal between saving and stopping would lose the updates between.
+            # Read the flag only once: a signal after the save would otherwise stop without a checkpoint.
             stopping = stop.requested
             if stopping or time.monotonic() - saved > 60 * config.checkpoint_minutes:
                 save(last)
                 saved = time.monotonic()
             if stopping:
                 record.close()
-                raise Interrupted(f"stopped at step {progress.step}; go on by --resume {run}")
+                raise Interrupted(f"stopped at update {progress.step}; resume with --resume {run}")
 
         if progress.validated_step != progress.step:
             validate()
         save(last)
 
-    # Test the best model, draw pictures
+    # Test of the best model, and figures
     load_weights(model, load_checkpoint(best, device), best)
     set_weights(progress.best_step)
     bounds = bounds_with_own_noise(model, test_batches, config.seed, device)
@@ -323,8 +324,12 @@ def train(config: TrainConfig) -> dict[str, Any]:
     numbers |= diagnostics.numbers() if diagnostics else {}
     record.write("test", progress.best_step, **numbers)
     record.close()
-    with own_noise(config.seed, device):
-        figures = save_run_figures(run, model.eval(), splits, read_metrics(run), config.num_figures)
+    figures: list[Path] = []
+    if config.num_figures:
+        with own_noise(config.seed, device):
+            figures = save_run_figures(
+                run, model.eval(), splits, read_metrics(run), config.num_figures
+            )
     summary = {
         "dataset": config.dataset,
         "data": splits.source.name,

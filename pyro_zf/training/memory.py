@@ -1,4 +1,4 @@
-"""How this process keeps memory."""
+"""Configuration of the memory allocator of the C library."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ _NEVER = 2**31 - 1
 
 
 def keep_freed_memory() -> bool:
-    """Make the C library keep what is freed, for the process, instead of handing it back at once.
+    """Make the C library keep freed memory in the process instead of returning it to the operating system.
 
-    Every update allocates the same large tensors. Handed back and asked for again, their pages are
-    cleared by the kernel each time, which takes as long as computing on them. The process then stays
-    at its peak of memory until it ends.
+    Every update allocates the same large tensors. If their memory is returned and requested again, the kernel
+    clears the pages each time, which takes as long as the computation itself. With this setting, the process
+    retains its peak memory until it ends.
 
     Returns:
-        bool: whether it could be asked for; it can with glibc.
+        bool: whether the allocator accepted the setting; glibc does.
     """
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt

@@ -1,4 +1,4 @@
-"""Bounds as numbers with their units, and as sentences."""
+"""Formatting of bounds as numbers with units, and as one-line summaries."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ __all__ = [
 
 
 def text_numbers(name: str, nats_per_step: float, step_unit: str) -> dict[str, float]:
-    """Perplexity a word, or bits a character, of a bound in nats per step; nothing for other data.
+    """Perplexity per word or bits per character from a bound in nats per step; empty for other data.
 
-    Every symbol that is predicted counts once, ends of sentences included and beginnings not. From
-    a lower bound of the log-likelihood, both are upper bounds.
+    Every predicted symbol counts once. This includes the ends of sentences but not their beginnings. If the
+    bound is a lower bound of the log-likelihood, both numbers are upper bounds.
     """
     if step_unit == "word":
         return {f"{name}_perplexity": math.exp(min(-nats_per_step, 700.0))}
@@ -32,7 +32,7 @@ def text_numbers(name: str, nats_per_step: float, step_unit: str) -> dict[str, f
 
 
 def training_numbers(bounds: Bounds, splits: Splits) -> dict[str, float]:
-    """What is noted of a validation or a test."""
+    """The metrics that are logged for a validation or a test."""
     numbers = {}
     for name in ("elbo", "kl"):
         estimate = bounds.per_sequence(name)
@@ -46,9 +46,10 @@ def training_numbers(bounds: Bounds, splits: Splits) -> dict[str, float]:
 
 
 def marginal_numbers(splits: Splits, split: str, bounds: Bounds | None = None) -> dict[str, Any]:
-    """The log-likelihood of a model that knows no past, in the same units, on the whole split.
+    """The log-likelihood of a baseline without memory on the whole split, in the same units.
 
-    Segments of a stream are those of ``bounds``: how many there are depends on how it was read.
+    For a stream, the number of segments is taken from ``bounds``, since it depends on how the stream was
+    batched.
     """
     nats = -splits.marginal_nats(split)
     statistics = splits.statistics(split)
@@ -64,7 +65,7 @@ def marginal_numbers(splits: Splits, split: str, bounds: Bounds | None = None) -
 
 
 def brief(numbers: dict[str, Any], splits: Splits) -> str:
-    """A validation in one line."""
+    """Summary of a validation in one line."""
     for name, unit in _SYMBOLS.items():
         if f"elbo_{name}" in numbers:
             return f"{unit} <= {numbers[f'elbo_{name}']:.3f}"
@@ -77,7 +78,7 @@ _SYMBOLS = {"perplexity": "perplexity", "bits_per_character": "bits per characte
 
 
 def baseline_line(splits: Splits) -> str:
-    """What a model without past scores on the test split, in one line."""
+    """Score of the baseline without memory on the test split, in one line."""
     numbers = marginal_numbers(splits, "test")
     symbols = "".join(
         f", {words} {numbers[f'marginal_{name}']:.3f}"
@@ -92,7 +93,7 @@ def baseline_line(splits: Splits) -> str:
 
 
 def headline(summary: dict[str, Any]) -> str:
-    """The test of a run in one line: the bound with its unit, and what a model without past scores."""
+    """Test result of a run in one line: the bound with its unit, and the score of the baseline."""
     unit, step_unit = summary["unit"], summary["step_unit"]
     nats, error = (
         summary["test_elbo_nats_per_sequence"], summary["test_elbo_nats_per_sequence_stderr"]

@@ -1,4 +1,4 @@
-"""Which options there are: those of a training run, and those that each system declares."""
+"""Options of training runs, and the options that each model declares."""
 
 from __future__ import annotations
 
@@ -24,27 +24,30 @@ __all__ = [
 
 
 def model_class(name: str) -> type[SequenceModel]:
-    """The class of a system; names are checked elsewhere."""
+    """Return the class of a model. The name must be valid; it is checked elsewhere."""
     return MODELS[name]
 
 
 def option_types(name: str) -> dict[str, Any]:
-    """The options of a system, with their types."""
+    """Return the options of a model with their types."""
     options = model_class(name).Options
     hints = get_type_hints(options)
     return {field.name: hints[field.name] for field in dataclasses.fields(options)}
 
 
 def systems_with(option: str) -> list[str]:
-    """The systems that have an option."""
+    """Return the names of the models that have an option."""
     return [name for name in MODELS if option in option_types(name)]
 
 
 def misplaced(option: str, model: str, known: list[str]) -> str:
-    """What to say of an option that neither training nor a system has: who has it, or the nearest name."""
+    """Message for an option that does not apply to training or to a model.
+
+    It names the models that have this option or, if there are none, the closest known option.
+    """
     flag = "--" + option.replace("_", "-")
     if others := systems_with(option):
-        hint = "; other systems take --aux NAME=WEIGHT" if option in ("alpha", "beta") else ""
+        hint = "; use --aux NAME=WEIGHT for other models" if option in ("alpha", "beta") else ""
         return f"{flag} is an option of {', '.join(others)}, not of {model}{hint}"
     near = difflib.get_close_matches(option, [*known, *option_types(model)], n=1)
     hint = f"; did you mean --{near[0].replace('_', '-')}?" if near else ""
@@ -53,12 +56,12 @@ def misplaced(option: str, model: str, known: list[str]) -> str:
 
 @functools.cache
 def docs_of(options: type) -> dict[str, str]:
-    """The docstrings of the fields of a dataclass, those it inherits included."""
+    """Return the docstrings of the fields of a dataclass, including inherited fields."""
     docs: dict[str, str] = {}
     for cls in reversed(options.__mro__[:-1]):
         try:
             source = textwrap.dedent(inspect.getsource(cls))
-        except (OSError, TypeError):  # made in an interpreter
+        except (OSError, TypeError):  # defined interactively, so there is no source
             continue
         body = ast.parse(source).body[0]
         assert isinstance(body, ast.ClassDef)
@@ -74,13 +77,13 @@ def docs_of(options: type) -> dict[str, str]:
 
 
 def has_type(value: Any, hint: Any) -> bool:
-    """Whether a value, of those that JSON has, is of a type."""
+    """Whether a value that was read from JSON has a type."""
     origin = get_origin(hint)
     if origin in (Union, UnionType):
         return any(has_type(value, option) for option in get_args(hint))
     if origin is Literal:
         return value in get_args(hint)
-    if origin is tuple:  # (str, ...): JSON has lists
+    if origin is tuple:  # tuple[str, ...], which JSON stores as a list
         return isinstance(value, (list, tuple)) and all(isinstance(x, str) for x in value)
     if origin is dict:
         return isinstance(value, dict)

@@ -1,4 +1,4 @@
-"""Settings by data set, with their source."""
+"""Preset settings for each data set, with their sources."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _BLIZZARD = {
 }  # fmt: skip
 #: Section 4.2.
 _IMDB = {**_SMALL, "hidden_size": 500, "latent_size": 64, "mlp_size": 500, "embedding_size": 300}
-#: Goyal et al. 2017 has no run on Penn Treebank: sizes of Shabanian et al. 2017.
+#: Goyal et al. 2017 report no results on Penn Treebank; these sizes are from Shabanian et al. 2017.
 _PTB = {**_SMALL, "hidden_size": 1024, "latent_size": 128, "mlp_size": 1024, "batch_size": 50}
 
 
@@ -48,12 +48,13 @@ def _epochs(settings: dict[str, Any], number: int) -> dict[str, Any]:
     return {**{k: v for k, v in settings.items() if k != "max_minutes"}, "max_epochs": number}
 
 
-#: Data set -> preset -> settings of training, and sizes of any system. What the paper of a system gives
-#: beside them stands with the system (:meth:`~pyro_zf.models.SequenceModel.preset`).
+#: Maps a data set and a preset to training settings and to layer sizes that apply to every model. Additional
+#: settings from the paper of a model are declared by that model
+#: (:meth:`~pyro_zf.models.SequenceModel.preset`).
 #:
-#: Source: Goyal et al. 2017, section 4.1 (MNIST: LSTM 1024, learning rate 1e-3, batch 32, no KL annealing,
-#: latent size as for speech); the width of the hidden layers for MNIST is not published. Systems whose papers
-#: give no settings for a data set take these, as a comparison wants.
+#: Source: Goyal et al. 2017, section 4.1 (MNIST: LSTM with 1024 units, learning rate 1e-3, batch size 32, no
+#: KL annealing, latent size as for speech). The width of the hidden layers for MNIST is not published. Models
+#: whose papers give no settings for a data set use these settings too, so that results can be compared.
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "mnist": {"paper": _PIXELS, "small": _ROWS},
     "timit": {"paper": _epochs(_TIMIT, 100), "small": {**_SMALL, "segment": 40}},

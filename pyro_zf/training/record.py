@@ -1,4 +1,4 @@
-"""What a run leaves in its folder: metrics.jsonl, TensorBoard events, summary.json."""
+"""Files that a run writes to its folder: metrics.jsonl, TensorBoard events and summary.json."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ __all__ = ["Record", "json_text", "read_metrics", "write_text"]
 
 
 class Record:
-    """Writes the events of a run, one a line, and their numbers to TensorBoard.
+    """Writes the events of a run to metrics.jsonl, one per line, and their metrics to TensorBoard.
 
     Args:
         run: the run folder.
-        last_step: events after this update are of a session that was cut off before it saved; they
-            are dropped, and so is the test of a session that had ended.
+        last_step: last update of a run that is resumed. Later events come from a session that was interrupted
+            before it saved a checkpoint; they are dropped, as is the test event of a session that had
+            finished.
     """
 
     def __init__(self, run: Path, last_step: int | None = None) -> None:
@@ -37,7 +38,7 @@ class Record:
         )
 
     def write(self, event: str, step: int, **numbers: Any) -> None:
-        """One event with its numbers; their names carry the unit."""
+        """Write an event with its metrics, whose names include the unit."""
         line = json_text({"event": event, "step": step, **numbers})
         with self.path.open("a") as file:
             file.write(line + "\n")
@@ -50,7 +51,7 @@ class Record:
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """The events of a run. A last line that was cut off is left out."""
+    """Read the events of a run. Lines that were not written completely are skipped."""
     events = []
     path = run / "metrics.jsonl"
     for line in path.read_text().splitlines() if path.exists() else []:
@@ -62,7 +63,7 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
 
 
 def json_text(content: dict[str, Any], indent: int | None = None) -> str:
-    """JSON, in which a number that is none (the standard error of one value) is null."""
+    """Serialise to JSON. Non-finite numbers, such as the standard error of one value, become null."""
     finite = {
         k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in content.items()
     }
@@ -70,7 +71,7 @@ def json_text(content: dict[str, Any], indent: int | None = None) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file as a whole: a reader finds the old one or the new one."""
+    """Write a file atomically: a reader sees either the old or the new content."""
     temporary = path.with_name(f".{path.name}.part")
     temporary.write_text(text)
     os.replace(temporary, path)

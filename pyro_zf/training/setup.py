@@ -1,4 +1,4 @@
-"""From settings to data and model."""
+"""Construction of data and models from settings."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _EMISSIONS = {"binary": "bernoulli", "real": "gaussian", "categorical": "categor
 
 
 def build_model(config: TrainConfig, splits: Splits) -> SequenceModel:
-    """The model of a resolved configuration, freshly initialised.
+    """Build and initialise the model of a resolved configuration.
 
     Raises:
-        UsageError: if its parts do not go together, or not with the data.
+        UsageError: if the components of the model are incompatible with each other or with the data.
     """
     options = dict(config.options)
     emission = options.setdefault("emission", _EMISSIONS[splits.kind])
@@ -36,14 +36,14 @@ def build_model(config: TrainConfig, splits: Splits) -> SequenceModel:
     if kinds is not None and splits.kind not in kinds:
         fitting = [n for n, e in EMISSIONS.items() if splits.kind in declared(e, "kinds", ())]
         raise UsageError(
-            f"--emission {emission} is for {' and '.join(kinds)} data, and {splits.source.name} is "
-            f"{splits.kind}; take {' or '.join(fitting)}"
+            f"--emission {emission} is for {' and '.join(kinds)} data, but {splits.source.name} is "
+            f"{splits.kind}; use {' or '.join(fitting)}"
         )
     model: Any = model_class(config.model)
     options |= {"time_chunk": config.time_chunk, "covariate_size": splits.covariate_size}
     if model.has_latents:
         aux = aux_weights(config)
-        if aux is not None:  # in place of the letters
+        if aux is not None:  # these replace alpha, beta and gamma
             options |= {letter: aux.pop(cost, 0.0) for letter, cost in model.letters.items()}
         options |= {"aux": aux, "core": None if config.core == "auto" else config.core}
     given = {name: value for name, value in options.items() if value is not None}
@@ -52,7 +52,7 @@ def build_model(config: TrainConfig, splits: Splits) -> SequenceModel:
         if isinstance(built, LatentSequenceModel):
             recurrence_in_use(built)
             for source in config.valid_latents:
-                with built.drawing_latents_from(source):  # one that there is not is said here
+                with built.drawing_latents_from(source):  # raises if the source is not supported
                     pass
         return built
     except ValueError as error:
@@ -66,10 +66,10 @@ def load_run(
     data_dir: Path | None = None,
     data: Path | None = None,
 ) -> tuple[TrainConfig, Splits, SequenceModel, int]:
-    """Settings, data, trained model and its number of updates, from a run folder.
+    """Load the settings, the data, the trained model and its number of updates from a run folder.
 
     Raises:
-        DataError: if the folder holds no run or no such checkpoint, or its data are not to be had.
+        DataError: if the folder does not contain a run or the checkpoint, or the data are not available.
     """
     config = read_config(run)
     if data_dir is not None:

@@ -1,4 +1,4 @@
-"""Stopping when one is told to, between two updates."""
+"""Graceful stop on a signal, between two updates."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ __all__ = ["Stop", "stop_on_signal"]
 
 
 class Stop:
-    """Whether one is to stop."""
+    """Flag that is set when a stop is requested."""
 
     requested = False
 
 
 @contextmanager
 def stop_on_signal() -> Iterator[Stop]:
-    """Ask the loop to stop after the update under way, whose parameters are half written."""
+    """Request a stop after the current update instead of interrupting it while parameters are written."""
     stop = Stop()
     before: dict[int, Any] = {}
 
     def request(number: int, frame: Any) -> None:
         stop.requested = True
-        signal.signal(number, before[number])  # a second one stops at once
+        signal.signal(number, before[number])  # a second signal stops immediately
 
     try:
         for number in (int(signal.SIGINT), int(signal.SIGTERM)):
             before[number] = signal.signal(number, request)
-    except ValueError:  # not in the main thread: the caller handles signals
+    except ValueError:  # not in the main thread, so the caller handles signals
         pass
     try:
         yield stop

@@ -1,4 +1,4 @@
-"""Bounds of validation and test, on noise of their own."""
+"""Bounds for validation and test, computed with a separate random state."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from pyro_zf.training.numbers import text_numbers
 
 __all__ = ["bounds_with_own_noise", "latent_diagnostics", "own_noise", "without_posterior"]
 
-#: Sequences whose latents are looked at, at each validation.
+#: Number of sequences for the diagnostics of the latents at each validation.
 DIAGNOSED = 64
 
 
 @contextmanager
 def own_noise(seed: int, device: torch.device) -> Iterator[None]:
-    """Noise of a seed; the random numbers of training go on afterwards as if nothing had been."""
+    """Use noise from a given seed, and restore the random state of training afterwards."""
     with (
         pyro.validation_enabled(False),
         torch.random.fork_rng([device] if device.type == "cuda" else []),
@@ -36,7 +36,7 @@ def own_noise(seed: int, device: torch.device) -> Iterator[None]:
 def bounds_with_own_noise(
     model: SequenceModel, batches: Batches | StreamBatches, seed: int, device: torch.device
 ) -> Bounds:
-    """ELBO, KL and auxiliary costs, one sample a sequence."""
+    """ELBO, KL and auxiliary costs, estimated with one sample per sequence."""
     model.eval()
     with own_noise(seed, device):
         bounds = evaluate(model.model, model.guide, batches.epoch(0, 0, device))
@@ -47,7 +47,7 @@ def bounds_with_own_noise(
 def latent_diagnostics(
     model: SequenceModel, dataset: SequenceDataset, seed: int, device: torch.device
 ) -> Diagnostics | None:
-    """Of a few sequences of a split; None where there are no latents, or only one sequence."""
+    """Diagnostics on a few sequences of a split; None if there are no latents or fewer than two sequences."""
     if not isinstance(model, LatentSequenceModel) or len(dataset) < 2:
         return None
     batch = next(iter(Batches(dataset, DIAGNOSED, limit=DIAGNOSED))).to(device)
@@ -67,7 +67,7 @@ def without_posterior(
     sources: Sequence[LatentSource],
     splits: Splits,
 ) -> dict[str, Any]:
-    """The bound with z drawn as at test time: from the prior, or at its mean.
+    """The bound with z drawn as at test time: from the prior, or set to its mean.
 
     See :meth:`~pyro_zf.models.LatentSequenceModel.drawing_latents_from`.
     """

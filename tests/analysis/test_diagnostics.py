@@ -1,4 +1,4 @@
-"""Diagnostics of models whose answer is known, and by a second road."""
+"""Diagnostics of models with known answers, and checks against independent computations."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ K, MARGIN, SCALE = 4, 9.0, 1e-3
 
 
 class Copying(Cell):
-    """Its state is the latent."""
+    """A cell whose state is the latent."""
 
     state_sizes = (K,)
 
@@ -50,7 +50,7 @@ class Copying(Cell):
 
 
 class Sender(nn.Module):
-    """z is the symbol's corner, all but exactly."""
+    """A posterior that puts z almost exactly at the corner of the symbol."""
 
     reads: ClassVar[str] = "target"
 
@@ -66,7 +66,7 @@ class Receiver(nn.Module):
 
 
 class Corners(nn.Module):
-    """What the senders of equally frequent symbols make together."""
+    """A prior that is the aggregate posterior of :class:`Sender` for equally frequent symbols."""
 
     def forward(self, h: Tensor) -> Any:
         corners = torch.eye(K).expand(*h.shape[:-1], K, K)
@@ -86,7 +86,7 @@ def copying(prior: Any) -> LatentSequenceModel:
 
 
 def symbols(num_steps: int, repeats: int = 3) -> SequenceBatch:
-    """Each symbol equally often at each step."""
+    """Sequences in which each symbol is equally frequent at each step."""
     return SequenceBatch.from_targets(
         torch.arange(K).repeat(repeats).unsqueeze(1).repeat(1, num_steps)
     )
@@ -101,7 +101,7 @@ def test_a_model_that_copies_through_z_carries_log_k() -> None:
     assert found.mutual_information == pytest.approx(math.log(K), abs=1e-6)
     assert found.mutual_information_limit == pytest.approx(math.log(3 * K))
     assert found.active_units == K
-    # Of the paths of three steps there are K too.
+    # There are K different paths of three steps too.
     found = diagnose(copying("standard-normal"), [symbols(num_steps=3)])
     assert found.mutual_information == pytest.approx(math.log(K), abs=1e-6)
     different = SequenceBatch.from_targets(torch.cartesian_prod(torch.arange(K), torch.arange(K)))
@@ -126,7 +126,7 @@ def test_the_loss_by_shuffling_is_that_of_the_wrong_symbol() -> None:
 
 
 def ignoring(model: LatentSequenceModel) -> LatentSequenceModel:
-    """One whose decoder does not read z and whose posterior is its prior."""
+    """Make the decoder ignore z and the posterior equal to the prior."""
     for network in (model.cell.lstm,):  # type: ignore[union-attr]
         network.weight_ih_l0.data[:, -model.latent_size :] = 0
     model.latent_source = "prior"
@@ -152,17 +152,17 @@ def test_a_decoder_that_ignores_z(prior: str, lengths: list[int] | None) -> None
 
 
 def test_a_prior_that_reads_the_past_does_not_count_as_information() -> None:
-    """Its latents differ between sequences, and add nothing; the plain estimates say they do."""
+    """The latents differ between sequences but add no information; estimates from z itself say they do."""
     model = ignoring(ZForcing(DATA, **SIZES))
-    with torch.no_grad():  # a prior that shouts what it has seen
+    with torch.no_grad():  # a prior that depends strongly on the past
         model.prior.network[-1].weight.mul_(50)  # type: ignore[index, operator]
     found = diagnose(model, [random_batch(num_sequences=20)])
     assert found.active_units == 0
     assert found.mutual_information == pytest.approx(0.0, abs=1e-9)
 
 
-def test_the_noise_of_a_path_is_no_activity() -> None:
-    """Copies of one sequence have nothing to tell apart, however noisy their latents are."""
+def test_noise_of_a_path_does_not_count_as_activity() -> None:
+    """Identical sequences have no active units, however noisy their latents are."""
     torch.manual_seed(0)
     model = ZForcing(DATA, **SIZES).eval()
     with torch.no_grad():
@@ -173,13 +173,13 @@ def test_the_noise_of_a_path_is_no_activity() -> None:
     copies = SequenceBatch.from_targets(one.expand(1500, -1, -1))
     different = SequenceBatch.from_targets(torch.rand(1500, 12, DATA).round())
     paths = posterior_path(model, copies, at_mean=False)
-    assert paths.var(0).mean() > 0.1, "their latents differ"
+    assert paths.var(0).mean() > 0.1, "the latents differ"
     assert diagnose(model, [copies]).active_units == 0
     assert diagnose(model, [different]).active_units == model.latent_size
 
 
 class Followed(Messenger):
-    """Puts each z where its deviation from the prior says, what follows z at its mean; keeps what that made of it."""
+    """Sets each z by a given deviation from the prior and b~ to its mean; records latents and scales."""
 
     def __init__(self, deviations: Tensor) -> None:
         super().__init__()
@@ -205,7 +205,7 @@ class Followed(Messenger):
 def test_information_by_the_density_of_the_guide(
     make: Any, prior: str, lengths: list[int] | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each deviation by the model's own prior, scored by the guide for each sequence."""
+    """Apply each deviation to the prior of the model, and score it under the guide of each sequence."""
     options = {k: v for k, v in SIZES.items() if k not in ("alpha", "beta")}
     model = make(DATA, prior=prior, **options).eval()
     with torch.no_grad():
@@ -228,7 +228,7 @@ def test_information_by_the_density_of_the_guide(
     ours = mutual_information(model, batch)
     monkeypatch.undo()
     mask = torch.ones(number, 4, dtype=torch.bool) if batch.mask is None else batch.mask
-    # Step by step: what is drawn for a sequence depends on where its path has been.
+    # Sample step by step, since the posterior at a step depends on the path so far.
     deviations = torch.zeros(4, number, model.latent_size)
     scores = torch.zeros(number, number)
     with poutine.block(), local_parameters(), model.using_layout("steps"):
@@ -263,7 +263,7 @@ def test_information_by_the_density_of_the_guide(
 
 @contextmanager
 def constant_noise() -> Iterator[None]:
-    """The same whatever the shapes, and however often it is drawn."""
+    """Constant noise for all shapes and all draws."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.Tensor, "normal_", lambda self, *_: self.fill_(0.3))
         yield
@@ -324,7 +324,7 @@ def test_padding_is_invisible(lengths: list[int], more: int) -> None:
 
 
 def test_what_z_tells_of_b() -> None:
-    """A network that gives the best Gaussian without z gains nothing; one trained on z does."""
+    """The best Gaussian without z gains nothing; a network trained on z does."""
     model = ZForcing(DATA, **SIZES).eval()
     batch = random_batch(num_sequences=30)
     cost: Any = model.aux["b"]
@@ -346,7 +346,7 @@ def test_what_z_tells_of_b() -> None:
         optimiser.step()
     assert diagnose(model, [batch]).aux["b"].gain > 1.0
     model.set_aux_weight("b", 0.0)
-    assert diagnose(model, [batch]).aux == {}, "a network that is not trained says nothing"
+    assert diagnose(model, [batch]).aux == {}, "an inactive cost is not reported"
 
 
 def test_overlap_and_kl_by_integration() -> None:
@@ -381,7 +381,7 @@ def test_batches_of_different_lengths() -> None:
 
 
 class Apart(ZForcing):
-    """A guide of one's own: the whole path is one distribution, whose steps do not wait."""
+    """A custom guide: one distribution for the whole path, with independent steps."""
 
     form: Any = staticmethod(lambda mean: dist.Normal(mean, 0.5).to_event(2))
 

@@ -1,4 +1,4 @@
-"""Figures show what they are given."""
+"""Tests of the contents of figures."""
 
 from __future__ import annotations
 
@@ -54,11 +54,11 @@ def test_curves() -> None:
     events = [event("train", 10 * i, -200.0 + i) for i in range(20)] + [event("valid", 190, -150.0)]
     figure = curves(events, unit="image")
     train, valid = figure.axes[0].lines
-    assert train.get_ydata()[-1] == 181.0, "minus the bound: lower is better"
+    assert train.get_ydata()[-1] == 181.0, "the curve shows -ELBO"
     assert list(valid.get_xdata()) == [190]
     assert figure.axes[1].get_ylabel() == "nats per image"
     assert drawn(figure)
-    assert drawn(curves([])), "a run that ended before its first entry"
+    assert drawn(curves([])), "a run without any events"
 
 
 def test_kl_per_step() -> None:

@@ -1,4 +1,4 @@
-"""What is generated follows from what is given, and from how values are taken."""
+"""Tests of generation, decoding, interpolation and free-running scores."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_temperature(name: str) -> None:
     torch.testing.assert_close(same.log_prob(value), distribution.log_prob(value))
     torch.manual_seed(0)
     cold = tempered(distribution, 1e-6).sample()
-    if name == "logistic":  # its most probable level is not the mean
+    if name == "logistic":  # the most probable level differs from the mean
         torch.testing.assert_close(tempered(distribution, 1e-6).sample(), cold)
     elif name != "flow":
         torch.testing.assert_close(cold, mode_of(distribution), atol=1e-4, rtol=0)
@@ -128,7 +128,7 @@ def test_every_system_generates_continues_and_interpolates(combination: Combinat
 
 
 @pytest.mark.parametrize("make", [MODELS["paper"], lambda: VariationalBiLSTM(DATA, **BARE)])
-def test_nothing_is_left_to_chance_at_the_mode(make: Any) -> None:
+def test_decoding_at_the_mode_is_deterministic(make: Any) -> None:
     model = make().eval()
     certain = Decoding(argmax=True, latent_temperature=0.0)
     values = Values("binary", DATA)
@@ -138,7 +138,7 @@ def test_nothing_is_left_to_chance_at_the_mode(make: Any) -> None:
 
 
 class Watching(Decoding):
-    """Keeps the latents as they go by."""
+    """Records the latents."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -149,7 +149,7 @@ class Watching(Decoding):
 
 
 def test_a_beginning_keeps_the_latents_of_its_posterior() -> None:
-    """Those of the guide lie far away; those that follow are the prior's."""
+    """Latents of the beginning come from the guide, far from the prior; later ones from the prior."""
     model, prefix = OwnGuide(DATA, **SIZES).eval(), random_batch(num_sequences=2, num_steps=3)
     watching = Watching()
     continue_prefix(model, prefix, 2, watching)
@@ -167,7 +167,7 @@ def test_latents_that_hold_the_sequence_reconstruct_it() -> None:
     found = reconstruct(model, copies(y), certain)
     assert (found.from_latents == y).all()
     assert (found.teacher_forced == y).all()
-    # The latents of two steps are drawn anew: the others still say what they said.
+    # The latents of two steps are resampled; the other steps are still reconstructed.
     anew = resample_latents(model, copies(y), [2, 5], certain)
     kept = [0, 2, 3, 5]
     assert (anew[:, kept] == y[:, kept]).all()
@@ -194,7 +194,7 @@ def test_the_path_between_two_sequences() -> None:
 
 
 class LastCorner(torch.nn.Module):
-    """A prior around the last symbol."""
+    """A prior centred on the corner of the last symbol."""
 
     def forward(self, h: torch.Tensor) -> Any:
         return dist.Normal(torch.eye(K)[-1].expand(*h.shape[:-1], K), 1.0).to_event(1)
@@ -202,10 +202,8 @@ class LastCorner(torch.nn.Module):
 
 @settings(max_examples=25, deadline=None)
 @given(st.tuples(st.integers(1, 5), st.integers(1, 5)), st.integers(0, 2))
-def test_where_one_sequence_has_ended_the_prior_takes_its_part(
-    lengths: tuple[int, int], more: int
-) -> None:
-    """At a = 0 the first is decoded as far as it goes, at a = 1 the second."""
+def test_the_prior_replaces_a_sequence_that_has_ended(lengths: tuple[int, int], more: int) -> None:
+    """At a = 0 the first sequence is decoded up to its end, at a = 1 the second."""
     torch.manual_seed(sum(lengths))
     model = copying(LastCorner())
     y = torch.randint(0, K - 1, (2, max(lengths)))
@@ -221,7 +219,7 @@ def test_where_one_sequence_has_ended_the_prior_takes_its_part(
 
 
 def test_generation_mode_is_scored_against_the_truth() -> None:
-    """A decoder that reads z alone loses nothing by its own past; one that needs the past does."""
+    """A decoder that reads only z loses nothing without the true past; one that reads the past does."""
     y = torch.randint(K, (6, 5))
     scores = free_running(copying("standard-normal"), copies(y))
     torch.testing.assert_close(scores.from_posterior, scores.teacher_forced, atol=0.05, rtol=0)
@@ -234,7 +232,7 @@ def test_generation_mode_is_scored_against_the_truth() -> None:
 
 
 def test_generation_mode_by_hand() -> None:
-    """A deterministic network: its own draws are known, and so is what the truth scores after them."""
+    """With a deterministic network, its samples and the score of the truth after them are known."""
     rnn = RNN(DATA, hidden_size=6, mlp_size=5).eval()
     batch = random_batch(num_sequences=3, num_steps=4)
     torch.manual_seed(5)
@@ -284,7 +282,7 @@ def test_beginnings_have_one_length() -> None:
         continue_prefix(MODELS["paper"](), batch, 2)
 
 
-def test_handlers_around_a_call_see_nothing_of_it() -> None:
+def test_handlers_around_a_call_see_no_sites() -> None:
     import pyro
 
     model = VariationalBiLSTM(DATA, **BARE).eval()

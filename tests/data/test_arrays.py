@@ -1,4 +1,4 @@
-"""Arrays of the user: what is inferred, what is read, what is refused."""
+"""Tests of user arrays: inferred kinds, reading, and rejected input."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def rows_of(data: Any, split: str) -> np.ndarray:
 )  # fmt: skip
 def test_the_kind_is_inferred(array: np.ndarray, kind: str, size: int, write: Any) -> None:
     data = load_hdf5(write(x=array))
-    assert (data.kind, data.data_size) == (kind, size), "symbols have a start symbol beside them"
+    assert (data.kind, data.data_size) == (kind, size), "symbols include a start symbol"
     assert [len(data[s]) for s in SPLITS] == [36, 2, 2]
     assert kind in data.findings[0]
     found = np.concatenate([rows_of(data, s) for s in SPLITS])
@@ -62,7 +62,7 @@ def test_the_kind_is_inferred(array: np.ndarray, kind: str, size: int, write: An
         expected = ((expected - train.mean(0)) / train.std(0))[rows]
         np.testing.assert_allclose(found, expected, atol=1e-5)
     rows = np.concatenate([data[s].rows for s in SPLITS])  # type: ignore[attr-defined]
-    assert sorted(rows) == list(range(40)), "each row in one split"
+    assert sorted(rows) == list(range(40)), "each row is in exactly one split"
 
 
 def test_given_splits_lengths_and_keys(write: Any) -> None:
@@ -81,7 +81,7 @@ def test_given_splits_lengths_and_keys(write: Any) -> None:
     assert real.mean(0).abs().max() < 1e-5
     assert (real.std(0, correction=0) - 1).abs().max() < 1e-5
     two = write(a=REAL, b=SYMBOLS)
-    with pytest.raises(DataError, match=r"has 2 arrays \(a, b\): name one by --hdf5-key"):
+    with pytest.raises(DataError, match=r"has 2 arrays \(a, b\): select one with --hdf5-key"):
         load_hdf5(two)
     assert load_hdf5(two, "b").kind == "categorical"
     assert load_hdf5(two, "b", "real").kind == "real"
@@ -99,11 +99,11 @@ def test_sequences_without_steps_are_left_out(write: Any) -> None:
     data = load_hdf5(write(x=REAL, x_lengths=lengths))
     assert sum(len(data[s]) for s in SPLITS) == 26
     assert all(data[s].lengths.min() > 0 for s in SPLITS)  # type: ignore[union-attr]
-    assert data.findings[-1] == "14 sequences of length 0 were left out"
+    assert data.findings[-1] == "14 sequences of length 0 were skipped"
     assert sum(data.statistics(s).num_sequences for s in SPLITS) == 26
     with pytest.raises(DataError, match="has no steps: all lengths are 0"):
         load_hdf5(write(x=REAL, x_lengths=0 * lengths))
-    with pytest.raises(DataError, match="no sequence of valid that has a step is left"):
+    with pytest.raises(DataError, match="no sequence of valid with at least one step is left"):
         load_hdf5(write(train=REAL, valid=REAL, valid_lengths=0 * lengths, test=REAL))
 
 
@@ -153,8 +153,11 @@ def broken(value: float) -> np.ndarray:
         ({"x": REAL[:0]}, r"x has shape \(0, 6, 2\)"),
         ({"x": h5py.Empty("f")}, "x has shape None"),
         ({"x": REAL[:2]}, "x has 2 sequences; at least 3 are needed"),
-        ({"x": np.full((5, 2), b"a")}, "x holds .*, which are no numbers"),
-        ({"train": REAL, "valid": REAL, "test": REAL[..., :1]}, "differ in the values of a step"),
+        ({"x": np.full((5, 2), b"a")}, "x holds .*, which is not numeric"),
+        (
+            {"train": REAL, "valid": REAL, "test": REAL[..., :1]},
+            "differ in the number of values per step",
+        ),
         ({}, r"has 0 arrays \(none\)"),
     ],
 )
@@ -170,23 +173,23 @@ def test_arrays_that_are_refused(
     assert not prepared.exists() or [p.name for p in prepared.iterdir()] == [".locks"]
 
 
-def test_kinds_that_do_not_fit_and_files_that_are_none(write: Any, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="is not binary: its values run from 0 to 8"):
+def test_wrong_kinds_and_invalid_files(write: Any, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="is not binary: its values range from 0 to 8"):
         load_hdf5(write(x=SYMBOLS), kind="binary")
     with pytest.raises(
-        DataError, match="is not categorical: that is whole numbers from 0 to 99999"
+        DataError, match="is not categorical, which requires whole numbers from 0 to 99999"
     ):
         load_hdf5(write(x=SYMBOLS + 10**12), kind="categorical")
     with pytest.raises(DataError, match="is not categorical"):
         load_hdf5(write(x=REAL), kind="categorical")
-    with pytest.raises(DataError, match="is no file"):
+    with pytest.raises(DataError, match="is not a file"):
         load_hdf5(tmp_path / "other.h5")
     (tmp_path / "text.h5").write_text("hello")
-    with pytest.raises(DataError, match="is no HDF5 file, or damaged"):
+    with pytest.raises(DataError, match="is damaged or not an HDF5 file"):
         load_hdf5(tmp_path / "text.h5")
     whole = write(x=REAL).read_bytes()
     (tmp_path / "half.h5").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(DataError, match="is no HDF5 file, or damaged"):
+    with pytest.raises(DataError, match="is damaged or not an HDF5 file"):
         load_hdf5(tmp_path / "half.h5")
 
 

@@ -1,4 +1,4 @@
-"""Wrong data: one line, exit code 2, nothing half-written, and what is good is still of use."""
+"""Invalid data: a one-line error, exit code 2, no partial files, and valid files are still used."""
 
 from __future__ import annotations
 
@@ -43,17 +43,17 @@ def not_finite(path: Path) -> None:
 
 
 BAD_SOUNDS: dict[str, tuple[Callable[[Path], object], str]] = {
-    "truncated": (truncated, "bad.wav is cut off: 5000 of 32044 bytes are there"),
-    "mp3": (mp3, "bad.wav is (MP3 in spite of its name|no sound file.*it begins like an MP3)"),
+    "truncated": (truncated, "bad.wav is truncated: it has 5000 of 32044 bytes"),
+    "mp3": (mp3, "bad.wav is (MP3 despite its name|not a sound file.*it looks like an MP3)"),
     "empty": (lambda p: p.write_bytes(b""), r"bad.wav is empty \(0 bytes\)"),
-    "text": (lambda p: p.write_text("hello " * 100), "bad.wav is no sound file"),
+    "text": (lambda p: p.write_text("hello " * 100), "bad.wav is not a sound file"),
     "no samples": (lambda p: soundfile.write(p, np.zeros(0), 16000), "bad.wav has no samples"),
-    "nan": (not_finite, "bad.wav holds samples that are not finite"),
+    "nan": (not_finite, "bad.wav contains samples that are not finite"),
 }
 
 
 @pytest.mark.parametrize("which", BAD_SOUNDS)
-def test_a_bad_sound_is_skipped_and_said_to_be(
+def test_a_bad_sound_is_skipped_and_reported(
     which: str, tmp_path: Path, cache: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     make, message = BAD_SOUNDS[which]
@@ -63,7 +63,7 @@ def test_a_bad_sound_is_skipped_and_said_to_be(
     assert data.findings[0].startswith("5 recordings, 80,000 samples")
     assert data.findings[1].startswith("1 files were skipped; the first: bad.wav")
     assert len(caplog.records) == 1
-    assert load_wav(folder).findings == data.findings, "said again when it is prepared already"
+    assert load_wav(folder).findings == data.findings, "findings are repeated for prepared data"
 
     alone = tmp_path / "alone"
     for i in range(3):
@@ -90,11 +90,11 @@ def no_sounds(path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (nothing, "no sound files in {}: it holds nothing; what is read is .wav, .flac"),
-        (no_sounds, "no sound files in {}: it holds 2 of .txt, 1 of .jpg; what is read is"),
-        (lambda p: None, "{} is no folder and no zip archive of sound files"),
+        (nothing, "no sound files in {} (found nothing); supported suffixes are .wav, .flac"),
+        (no_sounds, "no sound files in {} (found 2 .txt, 1 .jpg); supported suffixes are"),
+        (lambda p: None, "{} is neither a folder nor a zip archive of sound files"),
         (lambda p: write_sounds(p, 2), "2 sound files cannot be split into"),
-        (lambda p: write_sounds(p, 4, seconds=0.01), "nothing is left for the train split"),
+        (lambda p: write_sounds(p, 4, seconds=0.01), "no sequence is left for the train split"),
     ],
 )
 def test_the_command_ends_with_2(
@@ -126,23 +126,26 @@ def test_the_command_ends_with_2(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["prepare", "timti"], "error: timti: there are mnist, timit"),
+        (["prepare", "timti"], "error: timti: must be one of mnist, timit"),
         (["prepare", "timti"], "did you mean timit?"),
-        (["prepare", "wav"], "--dataset wav needs --data, a folder of sounds of yours"),
-        (["train", "--dataset", "text"], "--dataset text needs --data, a file of UTF-8"),
+        (["prepare", "wav"], "--dataset wav needs --data, the path of a folder of sound files"),
+        (
+            ["train", "--dataset", "text"],
+            "--dataset text needs --data, the path of a UTF-8 text file",
+        ),
         (
             ["train", "--dataset", "ptb", "--protocol", "srnn"],
             "--protocol is an option of timit, blizzard, imdb, not of --dataset ptb",
         ),
-        (["train", "--dataset", "timit", "--protocol", "vrnn"], "TIMIT has default and srnn"),
-        (["train", "--dataset", "wav", "--data-dir", "x"], "your own files are named by --data"),
+        (["train", "--dataset", "timit", "--protocol", "vrnn"], "TIMIT supports default and srnn"),
+        (["train", "--dataset", "wav", "--data-dir", "x"], "use --data for your own files"),
         (
             ["train", "--dataset", "mnist", "--data", "x"],
             "--data is an option of wav, text, hdf5, not of --dataset mnist",
         ),
         (
             ["train", "--dataset", "timit", "--segment", "0"],
-            "--segment must be at least 1, it is 0",
+            "--segment must be at least 1, got 0",
         ),
         (
             ["train", "--dataset", "imdb", "--vocabulary-size", "0"],
@@ -194,12 +197,12 @@ def test_a_damaged_cache_is_made_anew(
     folder = write_sounds(tmp_path / "sounds")
     before = load_wav(folder)
     findings, row = before.findings, before.train[0]  # type: ignore[index]
-    del before  # a file that is open in this process is its business
+    del before  # close the file that is open in this process
     gc.collect()
     (path,) = (cache / "prepared").glob("*.h5")
     damage(path)
     after = load_wav(folder)
-    assert "is damaged: it is made anew" in caplog.text
+    assert "is damaged or has another format: it is prepared again" in caplog.text
     assert after.findings == findings
     np.testing.assert_array_equal(after.train[0], row)  # type: ignore[index]
 
@@ -215,14 +218,16 @@ def test_flipped_bits_are_found(tmp_path: Path, cache: Path) -> None:
     content[place] ^= 0xFF
     path.write_bytes(content)
     for workers in (0, 2):
-        with pytest.raises(DataError, match="is damaged: delete it and it is made anew") as error:
+        with pytest.raises(
+            DataError, match="is damaged: delete it, and it will be prepared again"
+        ) as error:
             list(make_batches(load_wav(folder).train, 4, workers=workers))
         assert str(error.value).startswith(str(path))
         assert "\n" not in str(error.value)
 
 
 def in_child(act: Callable[[], object]) -> str:
-    """What is raised in a process of its own, where limits and rights can be taken away."""
+    """Error raised by ``act`` in a child process, where limits and rights can be restricted."""
     reading, writing = os.pipe()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -252,34 +257,36 @@ def test_a_full_disk(room: int, tmp_path: Path, cache: Path) -> None:
     folder = write_sounds(tmp_path / "sounds", number=10, seconds=30.0)
 
     def act() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))  # files end there
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))  # maximum size of a file
         load_wav(folder)
 
     message = in_child(act)
-    assert message.startswith("DataError: could not write prepared data into ")
-    assert "free some space there, or name another folder by $PYRO_ZF_CACHE" in message
+    assert message.startswith("DataError: could not write prepared data to ")
+    assert "free some disk space, or specify another folder with $PYRO_ZF_CACHE" in message
     assert "\n" not in message
-    assert [p.name for p in (cache / "prepared").iterdir()] == [".locks"], "nothing half-written"
+    assert [p.name for p in (cache / "prepared").iterdir()] == [".locks"], "no partial files"
     left = cache / "prepared" / ".wav-{}.killed.part"
     key = load_wav(folder).source.key
     (cache / "prepared" / f"wav-{key}.h5").unlink()
     Path(str(left).format(key)).touch()
-    assert load_wav(folder).findings[0].startswith("10 recordings"), "and all is well afterwards"
+    assert load_wav(folder).findings[0].startswith("10 recordings"), "a later attempt succeeds"
     names = sorted(p.name for p in (cache / "prepared").iterdir())
-    assert names == [".locks", f"wav-{key}.h5"], "what a killed process left is gone"
-    assert (cache / "prepared" / names[1]).stat().st_size < 11_000_000, "nothing is kept in reserve"
+    assert names == [".locks", f"wav-{key}.h5"], "files of a killed process are removed"
+    assert (cache / "prepared" / names[1]).stat().st_size < 11_000_000, (
+        "unused space is not allocated"
+    )
     mode = (cache / "prepared" / names[1]).stat().st_mode & 0o777
-    assert mode == 0o666 & ~umask(), "others may share the cache"
+    assert mode == 0o666 & ~umask(), "the cache can be shared with others"
 
 
 def test_no_permission(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_sounds(tmp_path / "sounds")
-    with monkeypatch.context() as patch:  # who has lost root may not find what is imported late
+    with monkeypatch.context() as patch:  # without root, late imports may fail
         patch.setenv("PYRO_ZF_CACHE", str(tmp_path / "other"))
         load_wav(folder)
     cache.mkdir()
     cache.chmod(0o555)
-    if os.geteuid() == 0:  # who has lost root has to get there all the same
+    if os.geteuid() == 0:  # the folder must be accessible without root
         top = Path(tempfile.gettempdir())
         for path in [folder, *folder.parents]:
             if path == top:
@@ -292,7 +299,7 @@ def test_no_permission(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPa
         load_wav(folder)
 
     message = in_child(act)
-    assert message.startswith("DataError: no permission to write prepared data into "), message
+    assert message.startswith("DataError: no permission to write prepared data to "), message
     assert "$PYRO_ZF_CACHE" in message
     assert "\n" not in message
 
@@ -324,7 +331,7 @@ def test_two_processes_prepare_once(tmp_path: Path, cache: Path) -> None:
 
 
 class Flaky(http.server.SimpleHTTPRequestHandler):
-    """Breaks off after 40,000 bytes; knows ranges."""
+    """Closes the connection after 40,000 bytes and supports range requests."""
 
     ranges: list[str | None] = []  # noqa: RUF012
 
@@ -350,7 +357,7 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, str]:
     return folder, hashlib.sha256(content).hexdigest()
 
 
-def test_a_broken_connection_is_taken_up(
+def test_a_broken_connection_is_resumed(
     served: tuple[Path, str], serve: Serve, tmp_path: Path
 ) -> None:
     folder, sha256 = served
@@ -362,7 +369,7 @@ def test_a_broken_connection_is_taken_up(
     assert all(30_000 < b - a <= 40_000 for a, b in itertools.pairwise(places))
 
 
-def test_what_a_killed_process_left_is_taken_up(
+def test_the_download_of_a_killed_process_is_resumed(
     served: tuple[Path, str], serve: Serve, tmp_path: Path
 ) -> None:
     folder, sha256 = served
@@ -388,7 +395,7 @@ def test_a_wrong_checksum_and_then_a_mirror(
     (other / "data.bin").write_bytes(b"something else")
     wrong, right = (serve(f) + "data.bin" for f in (other, folder))
     with pytest.raises(
-        DataError, match=r"its sha256 is not the published one\); to place it by hand"
+        DataError, match=r"its SHA-256 does not match the published one\); to install it manually"
     ):
         fetch([wrong], sha256, tmp_path / "to", "data.bin")
     assert [p.name for p in (tmp_path / "to").iterdir()] == [".locks"]

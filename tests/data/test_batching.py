@@ -1,4 +1,4 @@
-"""Batches: every sequence whole, once an epoch, with little padding, the same again."""
+"""Batches contain each sequence whole and once per epoch, with little padding, reproducibly."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SYMBOLS = Values("categorical", 1000, start=999)
 
 
 def sequences(lengths: list[int]) -> list[np.ndarray]:
-    """Each begins with its own number, so that it can be told apart."""
+    """Sequences that begin with their own index, by which they are identified."""
     return [(np.arange(n) + 7 * i) % 999 for i, n in enumerate(lengths)]
 
 
@@ -64,7 +64,9 @@ def read(batches: Batches | StreamBatches, epoch: int = 0, first: int = 0) -> li
         )
         for u, y, n in zip(batch.inputs, batch.targets, lengths, strict=True):
             assert (y[n:] == 0).all()
-            assert u[1:n].tolist() == y[: n - 1].tolist(), "inputs are the targets one step late"
+            assert u[1:n].tolist() == y[: n - 1].tolist(), (
+                "inputs are the targets of the previous step"
+            )
             rows.append(y[:n].tolist())
     return rows
 
@@ -85,7 +87,7 @@ def test_every_sequence_comes_whole_and_once(
     in_memory: bool, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     with monkeypatch.context() as patch:
-        if not in_memory:  # blocks of a few sequences, of which few are kept
+        if not in_memory:  # small blocks, of which few are cached
             patch.setattr(blocks, "IN_MEMORY", 0)
             patch.setattr(blocks, "BLOCK_BYTES", 40)
             patch.setattr(blocks, "KEPT_BYTES", 100)
@@ -97,13 +99,15 @@ def test_every_sequence_comes_whole_and_once(
             rows = read(batches, epoch)
             assert sorted(rows) == sorted(expected)
             if seed is None and not bucketed:
-                assert rows == expected, "without a seed in their own order"
+                assert rows == expected, "original order without a seed"
             assert rows == read(Batches(data, batch_size, seed, bucketed=bucketed), epoch)
             sizes = [len(index) for index in batches.order(epoch)]
             assert len(sizes) == len(batches)
             assert all(n == batch_size for n in sizes[:-1])
         done = sum(len(index) for index in batches.order(1)[:2])
-        assert read(batches, 1, first=2) == read(batches, 1)[done:], "from the middle of an epoch"
+        assert read(batches, 1, first=2) == read(batches, 1)[done:], (
+            "start in the middle of an epoch"
+        )
         statistics = data.statistics()
         assert statistics.num_steps == sum(lengths)
         assert statistics.num_sequences == len(lengths)
@@ -132,7 +136,7 @@ def test_every_symbol_of_a_stream_is_predicted_once(
                 before = seen[row][-1] if seen[row] else None
                 first = int(batches.starts[row])
                 expected = before if before is not None else (first - 1) % 900 if first else 999
-                assert u[0] == expected, "the true symbol before, or the start"
+                assert u[0] == expected, "the previous true symbol, or the start symbol"
             seen[row] += y[:n].tolist()
     joined = list(itertools.chain(*seen))
     if limit is None:
@@ -149,13 +153,13 @@ def test_independent_segments_cover_the_text() -> None:
     rows = sorted(read(batches))
     assert list(itertools.chain(*rows)) == list(range(23))
     first = next(b for b in batches.epoch(0) if (b.targets[:, 0] == 0).any())
-    assert 49 in first.inputs, "the first symbol of all follows the start symbol"
+    assert 49 in first.inputs, "the first symbol of the text follows the start symbol"
 
 
 def test_streams_are_made_only_where_states_are_carried() -> None:
     values = Values("categorical", 50)
     assert isinstance(make_batches(TextStream(np.arange(9), values, 3), 2), StreamBatches)
-    with pytest.raises(DataError, match="a segment has at least one step, not 0"):
+    with pytest.raises(DataError, match="a segment must have at least one step, got 0"):
         TextStream(np.arange(9), values, 0)
 
 
@@ -164,14 +168,14 @@ def test_padding_on_the_lengths_of_timit(timit_lengths: list[int]) -> None:
     few = Batches(in_array(timit_lengths), 16, seed=0, bucketed=True)
     shuffled = Batches(in_array(timit_lengths), 16, seed=0)
     assert padding_ratio(few) < 0.10
-    assert padding_ratio(shuffled) > 0.25, "what it would be"
-    # As many as the whole corpus has for training, of the same distribution.
+    assert padding_ratio(shuffled) > 0.25, "padding without grouping by length"
+    # As many lengths as the training set of the whole corpus, with the same distribution.
     many = np.random.default_rng(0).choice(timit_lengths, 4620).tolist()
     for epoch in range(3):
         batches = Batches(in_array(many), 32, seed=0, bucketed=True)
         assert padding_ratio(batches, epoch) < 0.03
     first, second = (batches.order(epoch) for epoch in (0, 1))
-    assert not np.array_equal(first[0], second[0]), "not the same batches in every epoch"
+    assert not np.array_equal(first[0], second[0]), "batches differ between epochs"
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +193,7 @@ def test_workers_give_the_same_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     state = torch.get_rng_state()
     with_workers = read(Batches(data, 3, seed=1, workers=2), 4)
     assert with_workers == read(Batches(data, 3, seed=1), 4)
-    assert torch.equal(state, torch.get_rng_state()), "the random numbers of training are untouched"
+    assert torch.equal(state, torch.get_rng_state()), "the random state of training is not changed"
     with pytest.raises(ValueError, match="workers must not be negative"):
         Batches(data, 3, workers=-1)
 
@@ -225,7 +229,7 @@ def test_marginals_in_closed_form() -> None:
         expected
     )
     constant = Statistics.of("real", 1, [np.full((5, 1), 3.0)])
-    assert constant.moments() == (3.0, 1.0), "nothing is divided by zero"
+    assert constant.moments() == (3.0, 1.0), "no division by zero"
 
 
 def test_bits_are_bytes_until_they_are_on_their_device(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,11 +250,11 @@ def test_bits_are_bytes_until_they_are_on_their_device(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("own", [False, True])
-def test_grey_levels_stay_what_they_are(own: bool) -> None:
-    """Numbers that are not whole are no bits, whatever they are called."""
+def test_grey_levels_are_not_stored_as_bits(own: bool) -> None:
+    """Fractional values are not stored as bits, even if the data are declared binary."""
 
     class Own:
-        """A data set of one's own, that knows nothing of bytes."""
+        """A custom data set without support for bytes."""
 
         def __init__(self, data: ArrayDataset) -> None:
             self.data = data

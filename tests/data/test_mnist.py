@@ -1,4 +1,4 @@
-"""MNIST: where it is looked for, what is refused, what a download leaves behind."""
+"""Tests of MNIST: search paths, rejected files, and the results of a download."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def empty_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 def amat_bytes(bits: np.ndarray) -> bytes:
-    """The published text: digits with one space between, a line an image."""
+    """The published text format: digits separated by spaces, one image per line."""
     text = np.full((len(bits), 2 * bits.shape[1]), ord(" "), dtype=np.uint8)
     text[:, ::2] = bits + ord("0")
     text[:, -1] = ord("\n")
@@ -38,7 +38,7 @@ def amat_bytes(bits: np.ndarray) -> bytes:
 
 @pytest.fixture(scope="session")
 def amat_folder(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The published amat files, made of the real bits and checked against the published hashes."""
+    """The published amat files, rebuilt from the real bits and checked against the published hashes."""
     folder = tmp_path_factory.mktemp("amat")
     with h5py.File(real_data / "binarized_mnist.h5") as file:
         for split in SPLITS:
@@ -76,18 +76,18 @@ def test_download(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setenv("PYRO_ZF_OFFLINE", "0")
-    dead = "http://127.0.0.1:9/"  # the first address is down: the second is a mirror
+    dead = "http://127.0.0.1:9/"  # the first address is down; the second is a mirror
     data = load_mnist(urls=(dead, serve(amat_folder)))
     assert np.array_equal(data.test.targets, load_mnist(real_data).test.targets)
     left = {p.name: p.stat().st_size for p in empty_cache.iterdir() if p.name != ".locks"}
     assert list(left) == ["binarized_mnist.h5"], "the text files are not kept"
-    assert left["binarized_mnist.h5"] < 7_000_000, "eight bits a byte"
+    assert left["binarized_mnist.h5"] < 7_000_000, "eight bits per byte"
     again = load_mnist(urls=())  # from the cache
     assert np.array_equal(again.train.targets, data.train.targets)
 
 
 class HalfWay(http.server.SimpleHTTPRequestHandler):
-    """Closes the connection in the middle of a file."""
+    """Handler that closes the connection in the middle of a file."""
 
     def copyfile(self, source, outputfile) -> None:  # type: ignore[no-untyped-def]
         outputfile.write(source.read(1000))
@@ -95,7 +95,7 @@ class HalfWay(http.server.SimpleHTTPRequestHandler):
 
 
 class Page(http.server.SimpleHTTPRequestHandler):
-    """Answers everything with a page of HTML."""
+    """Handler that answers every request with an HTML page."""
 
     def do_GET(self) -> None:
         self.send_response(200)
@@ -113,9 +113,9 @@ class Broken(http.server.SimpleHTTPRequestHandler):
     [
         (
             HalfWay,
-            r"the connection broke after 1000 of 40000 bytes|ChunkedEncodingError|ConnectionError",
+            r"the connection was lost after 1000 of 40000 bytes|ChunkedEncodingError|ConnectionError",
         ),
-        (Page, "it answered with a web page"),
+        (Page, "the server returned a web page"),
         (Broken, "HTTP status 500"),
         (http.server.SimpleHTTPRequestHandler, "HTTP status 404"),
     ],
@@ -133,7 +133,7 @@ def test_a_download_that_fails_says_why_and_leaves_nothing(
     with pytest.raises(DataError, match=reason) as error:
         load_mnist(urls=(serve(folder, handler),))
     assert "\n" not in str(error.value)
-    assert "to place it by hand" in str(error.value)
+    assert "to install it manually" in str(error.value)
     assert "pip install" in str(error.value)
     assert [p.name for p in empty_cache.iterdir() if p.name != ".locks"] == []
 
@@ -187,13 +187,13 @@ def test_packed_bits(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda p: p.write_bytes(b"not hdf5"), "is no HDF5 file with train, valid and test"),
+        (lambda p: p.write_bytes(b"not hdf5"), "is not an HDF5 file with train, valid and test"),
         (lambda p: write_h5(p, test=np.zeros((7, 784), np.uint8)), r"test has shape \(7, 784\)"),
         (
             lambda p: write_h5(p, valid=np.full((10_000, 784), 9, np.uint8)),
-            "valid has shape .* highest value 9",
+            "valid has shape .* and maximum 9",
         ),
-        (lambda p: h5py.File(p, "w").close(), "is no HDF5 file with train, valid and test"),
+        (lambda p: h5py.File(p, "w").close(), "is not an HDF5 file with train, valid and test"),
     ],
 )
 def test_a_wrong_file_is_named(
@@ -215,14 +215,14 @@ def test_a_short_amat_file_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("unchecked")
 def test_other_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(DataError, match=r"--data-dir names .*missing, which is no folder"):
+    with pytest.raises(DataError, match=r"--data-dir names .*missing, which is not a folder"):
         load_mnist(tmp_path / "missing")
-    with pytest.raises(DataError, match="a step is a pixel or a row"):
+    with pytest.raises(DataError, match="it must be pixel or row"):
         load_mnist(frame="column")  # type: ignore[arg-type]
-    with pytest.raises(DataError, match="it is fixed or stochastic"):
+    with pytest.raises(DataError, match="it must be fixed or stochastic"):
         load_mnist(binarization="none")  # type: ignore[arg-type]
     monkeypatch.setattr(mnist_module.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(DataError, match="forbids a download"):
+    with pytest.raises(DataError, match="disables downloads"):
         load_mnist()
 
 
@@ -239,7 +239,7 @@ def test_batches_are_a_function_of_seed_and_epoch() -> None:
     assert order == rows(Batches(data, 3, seed=1), epoch=2)
     assert order != rows(batches, epoch=3)
     assert order != rows(Batches(data, 3, seed=2), epoch=2)
-    assert order[6:] == rows(batches, epoch=2, first=2), "from the middle of an epoch"
+    assert order[6:] == rows(batches, epoch=2, first=2), "start in the middle of an epoch"
     assert len(batches) == 4
     subset = Batches(data, 3, limit=4)
     assert subset.num_sequences == 4

@@ -1,4 +1,4 @@
-"""Sounds: what is found, how it is read and cut, which recordings go where."""
+"""Tests of speech data: file discovery, reading, cutting and splits."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_the_sample_of_timit(real_data: Path, cache: Path) -> None:
     assert sum(frames.values()) == 39_123
     assert data.findings[0] == "160 recordings, 7,841,548 samples (8.2 minutes at 16000 Hz)"
     speakers = re.findall(r"of (\d+) speakers?,", " ".join(data.findings))
-    assert sum(map(int, speakers)) == 16, "no speaker in two splits"
+    assert sum(map(int, speakers)) == 16, "no speaker is in two splits"
     assert not data.source.comparable
     batch = next(iter(make_batches(data.train, 200)))
     assert batch.targets is not None
@@ -51,10 +51,10 @@ def test_the_sample_of_timit(real_data: Path, cache: Path) -> None:
     )
     everything = np.concatenate([np.concatenate(stored(data, s)).ravel() for s in SPLITS])
     assert everything.std() == pytest.approx(546.2, abs=1), (
-        "of all samples, rests of frames too: 546.2"
+        "the deviation of all samples, including those of incomplete frames, is 546.2"
     )
     again = load_timit(real_data / "timit_nltk_sample")
-    assert again.source.key == data.source.key, "prepared once"
+    assert again.source.key == data.source.key, "data are prepared only once"
     assert len(list((cache / "prepared").glob("timit-*.h5"))) == 1
 
 
@@ -67,7 +67,7 @@ def test_the_protocol_of_the_published_numbers(real_data: Path, cache: Path) -> 
     assert len(data.test) == 40, "whole utterances"
     default = load_timit(real_data)
     assert sorted(data.test.lengths) == sorted(default.test.lengths), "the same test set"
-    # 5 % of 120 training utterances; segments run across utterances, so that almost nothing is lost.
+    # 5 % of 120 training utterances. Segments run across utterances, so almost no samples are lost.
     used = [int(f.split(" from ")[1].split()[0]) for f in data.findings if " from " in f]
     assert used == [114, 6, 40]
     assert len(data.train) * 40 <= 39_123
@@ -87,7 +87,7 @@ def test_chunks_of_the_released_code_are_cut_within_utterances(
 
 
 def write_timit(root: Path, layout: str) -> Path:
-    """Speakers with two utterances each, in one of the layouts that are about."""
+    """Write speakers with two utterances each, in one of the common layouts."""
     for split, speakers in {"train": ["fcjf0", "mabc1", "fxyz0"], "test": ["mdef0"]}.items():
         for speaker in speakers:
             folder = f"{split}/dr1/{speaker}"
@@ -117,7 +117,7 @@ def test_any_layout_of_timit(layout: str, above: str, tmp_path: Path, cache: Pat
 
 
 def test_the_counts_of_the_whole_corpus(tmp_path: Path, cache: Path) -> None:
-    """As many speakers and utterances as LDC93S1 has, of two frames each."""
+    """Counts for as many speakers and utterances as in LDC93S1, with two frames each."""
     content = io.BytesIO()
     soundfile.write(content, tone(0.025), 16000, format="NIST", subtype="PCM_16")
     letters = string.ascii_uppercase
@@ -130,7 +130,7 @@ def test_the_counts_of_the_whole_corpus(tmp_path: Path, cache: Path) -> None:
     data = load_timit(tmp_path, protocol="srnn", segment=2)
     assert [len(data[s]) for s in SPLITS] == [4389, 231, 1680]
     assert data.source.name == "TIMIT, protocol srnn"
-    assert not data.source.comparable, "with other segments"
+    assert not data.source.comparable, "segments differ from the published ones"
     data = load_timit(tmp_path)
     assert [len(data[s]) for s in SPLITS] == [4390, 230, 1680], "23 of 462 speakers"
 
@@ -138,7 +138,7 @@ def test_the_counts_of_the_whole_corpus(tmp_path: Path, cache: Path) -> None:
 def test_a_broken_timit_is_refused(tmp_path: Path, cache: Path) -> None:
     with pytest.raises(DataError, match=r"no TIMIT in .*LDC93S1.*--data-dir"):
         load_timit()
-    with pytest.raises(DataError, match=r"no utterances of TIMIT in .*: it holds nothing"):
+    with pytest.raises(DataError, match=r"no utterances of TIMIT in .* \(found nothing\)"):
         load_timit(tmp_path)
     root = write_timit(tmp_path / "timit", "upper")
     (root / "TEST").rename(root / "other")
@@ -149,9 +149,9 @@ def test_a_broken_timit_is_refused(tmp_path: Path, cache: Path) -> None:
     with pytest.raises(DataError, match="speaker fcjf0 is in both TRAIN and TEST"):
         load_timit(tmp_path)
     write_sounds(tmp_path / "b" / "timit")
-    with pytest.raises(DataError, match=r"none is named like TIMIT's .*--dataset wav"):
+    with pytest.raises(DataError, match=r"none is named like those of TIMIT .*--dataset wav"):
         load_timit(tmp_path / "b")
-    with pytest.raises(DataError, match="TIMIT has default and srnn"):
+    with pytest.raises(DataError, match="TIMIT supports default and srnn"):
         load_timit(tmp_path, protocol="vrnn")
 
 
@@ -172,23 +172,23 @@ def test_one_speaker(real_data: Path, cache: Path) -> None:
     assert len(across.train) == math.ceil(2945 * 2_040_064 / 2_266_880)
     sizes = {s: len(across[s]) / 2945 for s in SPLITS}
     assert sizes == pytest.approx(SHARES, abs=1e-3)
-    with pytest.raises(DataError, match="Blizzard has default and vrnn"):
+    with pytest.raises(DataError, match="Blizzard supports default and vrnn"):
         load_blizzard(real_data, protocol="srnn")
 
 
-def test_a_folder_that_is_named_is_the_one(
+def test_only_a_given_folder_is_searched(
     real_data: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYRO_ZF_DATA", str(real_data))
     write_sounds(tmp_path / "mine", number=5, seconds=2.0)
     assert load_blizzard(tmp_path / "mine").findings[0].startswith("5 recordings")
     assert load_blizzard().findings[0].startswith("554 recordings")
-    with pytest.raises(DataError, match="none is named like TIMIT's"):
+    with pytest.raises(DataError, match="none is named like those of TIMIT"):
         load_timit(tmp_path / "mine")
     assert "160 utterances" in load_timit().source.name
     (tmp_path / "empty").mkdir()
     for load in (load_blizzard, load_timit):
-        with pytest.raises(DataError, match=r"in .*empty: it holds nothing"):
+        with pytest.raises(DataError, match=r"in .*empty \(found nothing\)"):
             load(tmp_path / "empty")
 
 
@@ -210,7 +210,7 @@ def test_mixed_sounds(tmp_path: Path, cache: Path) -> None:
         soundfile.write(folder / f"{subtype}.WAV", tone(0.5), 16000, subtype=subtype)
     (folder / "notes.txt").write_text("not a sound")
     data = load_wav(folder, segment=20)
-    assert data.sample_rate == 16000, "that of most"
+    assert data.sample_rate == 16000, "the most frequent rate"
     assert data.findings[0].startswith("12 recordings")
     assert data.unit == "sequence"
     assert data.num_steps == 20
@@ -298,7 +298,7 @@ def test_prepared_anew_when_files_change(
     assert len(set(keys)) == 4
     assert load_wav(folder, frame_size=50).data_size == 50
     monkeypatch.chdir(tmp_path)
-    assert load_wav("a").source.key == keys[0], "wherever it is named from"
+    assert load_wav("a").source.key == keys[0], "independent of the working directory"
 
 
 def test_timit_is_split_anew_when_its_table_of_speakers_comes(tmp_path: Path, cache: Path) -> None:

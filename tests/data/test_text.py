@@ -1,4 +1,4 @@
-"""Texts: tokens, vocabularies, splits."""
+"""Tests of texts: tokens, vocabularies and splits."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_penn_treebank(real_data: Path) -> None:
     assert sizes == {"train": 5_017_482, "valid": 393_042, "test": 442_423}
     assert data.data_size == 50
     assert data.source.comparable
-    for split in ("valid", "test"):  # the published character files, another road to the same text
+    for split in ("valid", "test"):  # the published character files contain the same text
         import gzip
 
         path = real_data / "ptb" / f"ptb.char.{split}.txt.gz"
@@ -40,7 +40,7 @@ def test_penn_treebank(real_data: Path) -> None:
         int(b.lengths.sum()) if b.lengths is not None else b.inputs.numel()
         for b in streams.epoch(0)
     )
-    assert counted == 442_423, "every character once"
+    assert counted == 442_423, "every character is counted once"
     independent = make_batches(load_ptb(real_data, segment=50, carried=False).test, 64)
     counted = sum(
         int(b.lengths.sum()) if b.lengths is not None else b.inputs.numel()
@@ -52,10 +52,12 @@ def test_penn_treebank(real_data: Path) -> None:
 
 
 def test_another_penn_treebank_is_refused(tmp_path: Path, cache: Path) -> None:
-    with pytest.raises(DataError, match=r"ptb.train.txt is not in .*forbids a download.*by hand"):
+    with pytest.raises(DataError, match=r"ptb.train.txt is not in .*disables downloads.*manually"):
         load_ptb(tmp_path)
     (tmp_path / "ptb.train.txt").write_text("no it was n't\n")
-    with pytest.raises(DataError, match=r"sha256 is not that of Mikolov's.*--dataset text"):
+    with pytest.raises(
+        DataError, match=r"SHA-256 does not match that of Mikolov's.*--dataset text"
+    ):
         load_ptb(tmp_path)
     (tmp_path / "ptb.train.txt").unlink()
     (tmp_path / "PTB.train.txt.gz").write_bytes(b"nothing zipped")
@@ -91,7 +93,7 @@ def write_jsonl(path: Path, texts: list[str]) -> None:
             file.write(json.dumps({"text": text}) + "\n")
 
 
-def test_reviews_by_any_road(tmp_path: Path, cache: Path) -> None:
+def test_reviews_in_any_format(tmp_path: Path, cache: Path) -> None:
     texts = reviews(60)
     write_jsonl(tmp_path / "aclimdb_reviews.jsonl.xz", texts)
     first = load_imdb(tmp_path, vocabulary_size=20)
@@ -110,7 +112,7 @@ def test_reviews_by_any_road(tmp_path: Path, cache: Path) -> None:
             rows = zip(sentences(data, split), sentences(first, split), strict=True)
             assert all(a == b for a, b in rows)
     found = load_imdb(tmp_path / "b" / "aclImdb", vocabulary_size=20)
-    assert found.vocabulary == first.vocabulary, "the folder itself"
+    assert found.vocabulary == first.vocabulary, "same result from the folder itself"
     for i, path in enumerate(folder.iterdir()):
         path.write_text(f"Completely different words here now, {i}.")
     assert "completely" in (load_imdb(tmp_path / "b", vocabulary_size=20).vocabulary or ())
@@ -139,8 +141,8 @@ def test_sentences_of_reviews(tmp_path: Path, cache: Path) -> None:
     assert all(
         s.endswith(" <eos>") and "<bos>" not in s for s in itertools.chain(*everything.values())
     )
-    assert "67 reviews (5 of them copies of others)" in data.findings[0]
-    # No review in two splits, its copies included.
+    assert "67 reviews (5 of them duplicates)" in data.findings[0]
+    # No review is in two splits, including its copies.
     wide = load_imdb(tmp_path, vocabulary_size=1000)
     owner: dict[str, set[str]] = {}
     for split in SPLITS:
@@ -154,7 +156,7 @@ def test_sentences_of_reviews(tmp_path: Path, cache: Path) -> None:
     assert shares["train"] >= 45
     assert shares["valid"] >= 1
     assert shares["test"] >= 3
-    # The vocabulary is that of training alone.
+    # The vocabulary is built from training data only.
     counts = Counter(" ".join(sentences(wide, "train")).split())
     del counts["<eos>"]
     assert set(wide.vocabulary or ()) == {"<bos>", "<eos>", "<unk>", *counts}
@@ -188,29 +190,31 @@ def test_damaged_reviews(tmp_path: Path, cache: Path) -> None:
     with pytest.raises(DataError, match=r"no reviews in .* \(looked for aclImdb_v1.tar.gz"):
         load_imdb(tmp_path)
     (tmp_path / "aclImdb_v1.tar.gz").write_bytes(b"\x1f\x8bno archive")
-    with pytest.raises(DataError, match="is damaged or no archive of reviews"):
+    with pytest.raises(DataError, match="is damaged or not an archive of reviews"):
         load_imdb(tmp_path)
     (tmp_path / "aclImdb_v1.tar.gz").unlink()
     write_jsonl(tmp_path / "aclimdb_reviews.jsonl.xz", reviews(60))
     whole = (tmp_path / "aclimdb_reviews.jsonl.xz").read_bytes()
     (tmp_path / "aclimdb_reviews.jsonl.xz").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(DataError, match="is damaged or no archive of reviews"):
+    with pytest.raises(DataError, match="is damaged or not an archive of reviews"):
         load_imdb(tmp_path)
     write_jsonl(tmp_path / "aclimdb_reviews.jsonl.xz", ["One."])
-    with pytest.raises(DataError, match=r"xz: 1 reviews with 1 short sentences leave none for"):
+    with pytest.raises(
+        DataError, match=r"xz: 1 reviews with 1 short sentences leave no sentence for"
+    ):
         load_imdb(tmp_path)
     write_jsonl(tmp_path / "aclimdb_reviews.jsonl.xz", [f"Number {i}." for i in range(5)])
     assert [len(load_imdb(tmp_path)[s]) for s in SPLITS] == [3, 1, 1]
     with lzma.open(tmp_path / "aclimdb_reviews.jsonl.xz", "wt") as file:
         file.write('{"text": null}\n')
-    with pytest.raises(DataError, match="is damaged or no archive of reviews"):
+    with pytest.raises(DataError, match="is damaged or not an archive of reviews"):
         load_imdb(tmp_path)
     for path in (cache / "prepared").glob("*.h5"):
         path.unlink()
     assert [p.name for p in (cache / "prepared").iterdir()] == [".locks"]
     with pytest.raises(DataError, match="--vocabulary-size must be at least 1"):
         load_imdb(tmp_path, vocabulary_size=0)
-    with pytest.raises(DataError, match="IMDB has default and sentences"):
+    with pytest.raises(DataError, match="IMDB supports default and sentences"):
         load_imdb(tmp_path, protocol="srnn")
 
 
@@ -237,7 +241,7 @@ def test_words(tmp_path: Path) -> None:
     assert len(short.train) == 36
     with pytest.raises(DataError, match="no line is left for the train split"):
         load_text(path, max_tokens=5)
-    with pytest.raises(DataError, match="--carry-state goes with a stream"):
+    with pytest.raises(DataError, match="--carry-state requires a stream"):
         load_text(path, carried=True)
     path.write_text('The <unk> cat says "N".\r\n' * 30)
     other = load_text(path)
@@ -267,7 +271,10 @@ def test_characters_and_folders(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"good line\nbad \xff line\n" * 2, r"no UTF-8: byte 0xff at offset 14 \(line 2\).*iconv"),
+        (
+            b"good line\nbad \xff line\n" * 2,
+            r"not valid UTF-8: byte 0xff at offset 14 \(line 2\).*iconv",
+        ),
         (b"", r"has no text \(0 bytes\)"),
         (b"\n \n", r"has no text \(3 bytes\)"),
         (b"one\ntwo\n", "has 2 lines with text; at least 3 are needed"),
@@ -279,7 +286,7 @@ def test_texts_that_are_refused(content: bytes, message: str, tmp_path: Path) ->
     with pytest.raises(DataError, match=message) as error:
         load_text(path)
     assert "\n" not in str(error.value)
-    with pytest.raises(DataError, match="is no file"):
+    with pytest.raises(DataError, match="is not a file"):
         load_text(tmp_path / "other.txt")
 
 

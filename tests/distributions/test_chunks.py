@@ -1,4 +1,4 @@
-"""Heads and likelihoods some steps at a time: the same numbers from less memory."""
+"""Chunked emissions give the same numbers with less memory."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_the_same_loss_and_gradients(combination: Combination) -> None:
 
 
 def bytes_kept(model: Any, batch: SequenceBatch) -> int:
-    """Of what a backward needs beside parameters, each storage once."""
+    """Memory that the backward pass needs besides parameters, counting each storage once."""
     storages: dict[int, int] = {}
     parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
 
@@ -71,12 +71,12 @@ def test_it_saves_memory(make: Any) -> None:
     assert chunked < 0.4 * bytes_kept(model, batch)
 
 
-def test_what_lies_between_is_computed_again() -> None:
+def test_intermediate_values_are_recomputed() -> None:
     sizes: list[int] = []
 
     def function(x: Tensor) -> Tensor:
         sizes.append(len(x))
-        return (x * torch.rand_like(x)).sum(-1)  # noise comes again too
+        return (x * torch.rand_like(x)).sum(-1)  # the noise is replayed too
 
     x = torch.ones(5, 3, requires_grad=True)
     y = by_chunks(function, [x], 2)
@@ -90,7 +90,7 @@ def test_what_lies_between_is_computed_again() -> None:
     assert len(sizes) == 9
 
 
-def test_a_chunked_emission_is_a_distribution_like_another() -> None:
+def test_a_chunked_emission_behaves_like_any_distribution() -> None:
     model = ZForcing(4, hidden_size=6, latent_size=2, mlp_size=5)
     features = torch.randn(7, 3, 6)
     whole = model.emitted(features, random_batch(num_sequences=3))
@@ -105,6 +105,6 @@ def test_a_chunked_emission_is_a_distribution_like_another() -> None:
     torch.testing.assert_close(chunked.log_prob(y), whole.log_prob(y))
     torch.testing.assert_close(chunked.expand((2, 3)).log_prob(y), whole.expand((2, 3)).log_prob(y))
     assert chunked.conditionals(y).batch_shape == (7, 3)
-    for number in (2, 7):  # draws of a distribution, more than it is expanded to
+    for number in (2, 7):  # more samples than the distribution is expanded to
         many = chunked.sample((number,))
         torch.testing.assert_close(chunked.log_prob(many), whole.log_prob(many))

@@ -1,4 +1,4 @@
-"""The diagonal Gaussian by log scales against the stock one."""
+"""The diagonal Gaussian parametrised by log scales against that of Pyro."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_it_goes_through_transforms_of_functions() -> None:
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
-def test_gradients_that_are_differentiated_are_those_of_the_stock_one() -> None:
+def test_second_derivatives_are_those_of_the_stock_one() -> None:
     mean, log_scale, value = (torch.randn(3, 4, requires_grad=True) for _ in range(3))
     gradients = [
         torch.autograd.grad(f(value).square().sum(), (value, mean, log_scale), create_graph=True)
@@ -83,7 +83,7 @@ def test_its_density_by_finite_differences(shape: tuple[int, ...]) -> None:
 
     assert torch.autograd.gradcheck(density, inputs)
     assert torch.autograd.gradgradcheck(density, inputs)
-    # each alone: the others get no gradient then
+    # each argument alone, while the others need no gradient
     for i in range(3):
         some = [x if i == j else x.detach() for j, x in enumerate(inputs)]
         assert torch.autograd.gradcheck(density, some)

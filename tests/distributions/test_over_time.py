@@ -1,4 +1,4 @@
-"""The distribution of a sequence behaves as a distribution."""
+"""The distribution of a whole sequence follows the interface of distributions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bounds over a data set: chunks, units, standard errors."""
+"""Tests of bounds over a data set: chunks, units and standard errors."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def test_chunks_change_nothing_but_the_noise() -> None:
     for chunk in (1, 4):
         parts = batch_bounds(model.model, model.guide, batch, num_samples=6, chunk=chunk)
         assert parts.iwae.shape == whole.iwae.shape
-        # elbo <= iwae needs the Monte-Carlo KL on the same samples; allow for the analytic one
+        # ELBO <= IWAE holds for the Monte-Carlo KL on the same samples; allow for the analytic one
         assert ((parts.iwae - parts.elbo) > -1.0).all()
-    # with one value as noise all samples are equal, and so is every bound
+    # with constant noise all samples are equal, and so are all bounds
     normal, torch.Tensor.normal_ = torch.Tensor.normal_, lambda self: self.fill_(0.2)
     try:
         one = batch_bounds(model.model, model.guide, batch, 1)
@@ -60,9 +60,9 @@ def test_units_and_standard_errors() -> None:
     assert per_sequence.mean == pytest.approx(-6.0)
     assert per_sequence.stderr == pytest.approx(2 / math.sqrt(3))
     assert per_step.mean == pytest.approx(-2.0)
-    assert per_step.stderr == pytest.approx(0.0, abs=1e-12), "every sequence has -2 nats a step"
+    assert per_step.stderr == pytest.approx(0.0, abs=1e-12), "every sequence has -2 nats per step"
     kl_per_step = bounds.per_step("kl")
-    kl = torch.tensor([3.0, 10.0, 6.0])  # the sums of 1..2, 1..4 and 1..3
+    kl = torch.tensor([3.0, 10.0, 6.0])  # sums of 1..2, 1..4 and 1..3
     ratio = 19 / 9
     residual = kl - ratio * torch.tensor([2.0, 4.0, 3.0])
     assert kl_per_step.mean == pytest.approx(ratio)
@@ -83,14 +83,14 @@ def test_evaluate_weighs_sequences_alike_whatever_the_batches() -> None:
     assert total == pytest.approx(torch.cat([first, second]).mean().item())
 
 
-def test_nothing_is_kept_of_a_graph() -> None:
+def test_no_graph_is_kept() -> None:
     model, batch = MODELS["paper"](), random_batch()
     bounds = batch_bounds(model.model, model.guide, batch)
     assert not any(getattr(bounds, name).requires_grad for name in ("elbo", "iwae", "kl"))
 
 
 class LargestTensor(TorchDispatchMode):
-    """Records the size of the largest tensor that any operation makes."""
+    """Records the size of the largest tensor that any operation returns."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -113,7 +113,7 @@ def test_no_tensor_grows_with_the_number_of_samples() -> None:
         return recorder.size
 
     assert largest(60, chunk=5) == largest(5, chunk=5)
-    assert largest(60, chunk=60) > largest(60, chunk=5), "the recorder records"
+    assert largest(60, chunk=60) > largest(60, chunk=5), "the recorder works"
 
 
 _PEAK = """
@@ -138,7 +138,7 @@ def test_the_memory_of_thousands_of_samples_is_that_of_a_few() -> None:
         )
         for k in (40, 3000)
     ]
-    assert peaks[1] < peaks[0] + 20  # megabytes; all samples at once would take 1,500
+    assert peaks[1] < peaks[0] + 20  # MB; all samples at once would need 1,500
 
 
 def test_errors() -> None:

@@ -1,4 +1,4 @@
-"""The filtering bound: resampling, errors, what it leaves out. Its limits are in test_exact_likelihood."""
+"""Tests of FIVO: resampling, errors, excluded terms. test_exact_likelihood tests its limits."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.helpers import MODELS, SIZES, assert_close, attributes, loss_and_grad
 
 
 def test_ancestors() -> None:
-    """As many offspring as the weights say, give or take one; none where weights are even."""
+    """Offspring differ from their expected number by less than one; even weights are not resampled."""
     torch.manual_seed(0)
     weight = torch.softmax(2 * torch.randn(50, 6), dim=0)
     weight[:, 0] = 1 / 50
@@ -30,7 +30,7 @@ def test_ancestors() -> None:
     assert always.tolist() == (effective < 50 * (1 - 1e-9)).tolist()
 
 
-def test_equal_particles_are_one() -> None:
+def test_equal_particles_give_the_bound_of_one() -> None:
     model, batch = MODELS["paper"](alpha=0.0, beta=0.0), random_batch()
     with attributes(
         torch.distributions.normal, _standard_normal=lambda shape, **_: torch.full(shape, 0.3)
@@ -48,13 +48,13 @@ class OwnGuide(ZForcing):
 
 
 def test_a_guide_of_ones_own_is_refused() -> None:
-    """The filter would take the posterior in its place, in silence."""
+    """The filter would silently use the posterior instead."""
     model = OwnGuide(4, **SIZES)
     with pytest.raises(TypeError, match="without programs of its own"):
         model.loss_module(TraceFIVO(3))(random_batch())
 
 
-def test_log_weights_are_of_full_precision_under_autocast() -> None:
+def test_log_weights_have_full_precision_under_autocast() -> None:
     torch.set_default_dtype(torch.float32)
     model = VRNN(4, hidden_size=6, latent_size=3, mlp_size=5)
     batch = SequenceBatch.from_targets(torch.ones(2, 3, 4), torch.tensor([0, 0]))
@@ -63,7 +63,7 @@ def test_log_weights_are_of_full_precision_under_autocast() -> None:
 
 
 def test_lengths() -> None:
-    """What lies behind the end changes nothing, whatever is resampled meanwhile."""
+    """Padding changes nothing, whatever is resampled in the meantime."""
     model = MODELS["paper"]()
     batch = random_batch(lengths=[7, 3, 1, 5, 2])
     torch.manual_seed(1)
@@ -74,7 +74,7 @@ def test_lengths() -> None:
     )
     torch.manual_seed(1)
     padded = particle_filter(model, longer, 6, resample_below=1.0)
-    # The last step of the shorter batch is not followed by resampling, which draws one number more.
+    # The last step of the shorter batch is not resampled, which would draw one more random number.
     assert_close(padded.bound[1:], whole.bound[1:], "bounds")
     assert_close(padded.aux[1:], whole.aux[1:], "auxiliary costs")
 

@@ -1,4 +1,4 @@
-"""Replayed updates against ordinary ones. The recorder stands in for CUDA graphs, on a CPU."""
+"""Replayed updates against ordinary ones. On a CPU the recorder takes the place of CUDA graphs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SIZES: dict[str, Any] = {"hidden_size": 5, "latent_size": 3, "mlp_size": 4}
 
 
 class Pair:
-    """The same model twice: trained by ordinary updates, and by replayed ones."""
+    """Two copies of a model, trained by ordinary and by replayed updates."""
 
     def __init__(self, model: SequenceModel, objective: Any, carry: bool = False, **options: Any):
         self.models = (model, copy.deepcopy(model))
@@ -99,7 +99,7 @@ def bits(*shape: int, lengths: list[int] | None = None) -> SequenceBatch:
         (family, objective)
         for family in ("zforcing", "variational-bilstm", "srnn", "vrnn", "rnn")
         for objective in OBJECTIVES
-        if (family, objective) != ("rnn", "fivo")  # it has no latents to filter
+        if (family, objective) != ("rnn", "fivo")  # it has no latents
     ],
 )
 def test_replayed_updates_are_ordinary_ones(family: str, objective: str) -> None:
@@ -117,25 +117,25 @@ def test_each_shape_has_its_own_graph_and_rare_ones_have_none() -> None:
         pair = Pair(ZForcing(4, **SIZES), TraceMeanField_ELBO(), warmup=1, max_graphs=2)
         for seed, rows in enumerate([3, 2, 3, 2, 5, 3, 5, 5, 2]):
             pair.step(bits(rows, 4, 4), seed)
-    assert pair.recorded == 2  # 3 and 2; 5 comes too late
+    assert pair.recorded == 2  # 3 and 2; 5 is beyond the limit
 
 
-def test_losses_and_batches_are_left_alone() -> None:
+def test_losses_and_batches_are_not_overwritten() -> None:
     with pyro.validation_enabled(False):
         pair = Pair(ZForcing(4, **SIZES), TraceMeanField_ELBO(), warmup=1)
         batches = [bits(3, 4, 4) for _ in range(4)]
         before = [b.inputs.clone() for b in batches]
         losses = [pair.graphed.step(batch) for batch in batches]
-    assert len({float(loss) for loss in losses}) == 4, "each has a loss of its own"
+    assert len({float(loss) for loss in losses}) == 4, "each update returns its own loss"
     for batch, inputs in zip(batches, before, strict=True):
         assert torch.equal(batch.inputs, inputs)
 
 
 def test_a_graph_is_for_one_program() -> None:
-    """What changes the program, and not only its numbers, is recorded anew."""
+    """Changes of the program, as opposed to its values, lead to a new recording."""
     with pyro.validation_enabled(False):
         pair = Pair(ZForcing(4, **SIZES), TraceMeanField_ELBO(), warmup=0)
-        for engine in pair.engines:  # an update makes the state of the optimiser
+        for engine in pair.engines:  # an update creates the state of the optimiser
             torch.manual_seed(0)
             engine.step(bits(2, 4, 4))
         batch = bits(3, 4, 4)
@@ -146,10 +146,10 @@ def test_a_graph_is_for_one_program() -> None:
     assert pair.recorded == 3
 
 
-def test_lengths_and_dropped_inputs_are_read_anew() -> None:
+def test_lengths_and_dropped_inputs_are_updated() -> None:
     dropout = WordDropout(0.5)
     with pyro.validation_enabled(False):
-        # On a CPU a batch checks its lengths by reading them; on a GPU it does not.
+        # A batch reads its lengths to check them, but only on a CPU.
         pair = Pair(ZForcing(4, **SIZES), TraceMeanField_ELBO(), warmup=1, may_read=True)
         for seed, lengths in enumerate([[4, 2, 1], [1, 4, 3], [4, 0, 2], [2, 2, 4]]):
             pair.step(dropout(bits(3, 4, 4, lengths=lengths)), seed)
@@ -171,13 +171,13 @@ def test_states_are_carried_through_replays() -> None:
                 losses.append(engine.step(own))
             assert_close(losses[1], losses[0], f"loss of update {seed}")
             for c, own in zip(pair.carried, given, strict=True):
-                assert len(c._left) == 1  # nothing is kept for batches that are gone
+                assert len(c._left) == 1  # states of deleted batches are released
                 c.keep([own])
     assert pair.recorded == 1
 
 
-def test_a_weight_that_is_a_number_stays_what_it_was() -> None:
-    """Why the trainer makes them tensors: and that the recorder would see one that is none."""
+def test_a_replay_keeps_the_value_of_a_number() -> None:
+    """A replay repeats the recorded value of a Python number, which is why the trainer uses tensors."""
     with pyro.validation_enabled(False):
         pair = Pair(ZForcing(4, **SIZES), TraceMeanField_ELBO(), warmup=1)
         for seed in range(3):

@@ -1,4 +1,4 @@
-"""Objectives beside Pyro's own, and what they cost."""
+"""Tests of the objectives: agreement with those of Pyro, errors and synchronisations."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.helpers import MODELS, assert_close, loss_and_gradients, random_batch
 
 
 class CountSynchronisations(TorchDispatchMode):
-    """Counts reads of a number from a tensor."""
+    """Counts conversions of tensors to Python numbers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ def test_an_update_never_waits_for_the_device(name: str) -> None:
     assert counter.count == 0
     with CountSynchronisations() as counter:
         torch.ones(()).item()
-    assert counter.count == 1, "the counter counts"
+    assert counter.count == 1, "the counter works"
 
 
 def test_one_particle_is_the_elbo() -> None:
@@ -109,7 +109,7 @@ def test_gradients_by_finite_differences() -> None:
     model, batch = MODELS["paper"](), random_batch(lengths=[7, 3, 1, 5, 2])
     parameters = [p for n, p in model.named_parameters() if not n.startswith("aux.b")]
     direction = [torch.randn_like(p) for p in parameters]
-    model.alpha = 0.0  # its target is detached, so its cost is not a function of the parameters
+    model.alpha = 0.0  # its target is detached, so its gradient is not that of a function
     for objective in (Trace_ELBO(), TraceMeanField_ELBO(), TraceIWAE(3)):
         _, gradients = loss_and_gradients(model, objective, batch)
         slope = sum(
@@ -137,8 +137,8 @@ def test_errors() -> None:
         MODELS["paper"]().loss_module(RenyiELBO(0.0, num_particles=2))
 
 
-def test_particles_go_back_one_by_one() -> None:
-    """As in the stock class; a graph is kept where that is asked for."""
+def test_particles_are_differentiated_one_by_one() -> None:
+    """As in the stock class. A graph is retained if requested."""
     model, batch = MODELS["paper"](layout="time"), random_batch()
     results = []
     for objective in (TraceMeanField_ELBO(3), pyro.infer.TraceMeanField_ELBO(3)):
@@ -150,7 +150,7 @@ def test_particles_go_back_one_by_one() -> None:
     for ours, stock in zip(results[0][1], results[1][1], strict=True):
         assert_close(ours, stock, "gradient")
     anchor = torch.ones((), requires_grad=True)
-    shared = anchor.exp()  # differentiated by each particle: a graph that must be kept
+    shared = anchor.exp()  # differentiated once for each particle, so the graph must be retained
 
     def program(given):  # type: ignore[no-untyped-def]
         pyro.sample("y", pyro.distributions.Normal(shared, 1.0), obs=torch.zeros(()))
@@ -162,7 +162,7 @@ def test_particles_go_back_one_by_one() -> None:
     assert anchor.grad == pytest.approx(float(shared.detach() ** 2))
 
 
-def test_densities_of_latents_are_not_computed_in_vain() -> None:
+def test_unneeded_densities_of_latents_are_not_computed() -> None:
     model, batch = MODELS["paper"](layout="time"), random_batch()
     objective = TraceMeanField_ELBO(max_plate_nesting=1)
     for validate in (False, True):

@@ -1,4 +1,4 @@
-"""Free bits, word dropout, annealing: with every family."""
+"""Free bits, word dropout and annealing for every family."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def family(name: str, prior: str = "gaussian") -> tuple[LatentSequenceModel, Seq
 @pytest.mark.parametrize("prior", ["gaussian", "mixture"])
 @pytest.mark.parametrize("name", LATENT_FAMILIES)
 def test_free_bits(name: str, prior: str) -> None:
-    """max(lambda, KL) at each real step, in both layouts, with and without a closed form."""
+    """Free bits use max(lambda, KL) at each real step, in both layouts, with or without a closed form."""
     model, batch = family(name, prior)
     model.eval()
     torch.manual_seed(1)
     bounds = batch_bounds(model.model, model.guide, batch)
     kl = bounds.kl_per_step
     assert batch.mask is not None
-    # Between two of them: on one of them, rounding decides which side it is on.
+    # Halfway between two values, so that rounding does not decide the side.
     free = kl[batch.mask].sort().values[-4:-2].mean().item()
     assert free > 0
     for layout in ("steps", "time"):
@@ -74,10 +74,10 @@ def test_word_dropout() -> None:
     assert batch.mask is not None
     dropped = WordDropout(0.3, replacement=9)(batch)
     assert dropped.targets is batch.targets or torch.equal(dropped.targets, batch.targets)  # type: ignore[arg-type]
-    assert torch.equal(dropped.inputs[:, 0], batch.inputs[:, 0]), "the start symbol stays"
+    assert torch.equal(dropped.inputs[:, 0], batch.inputs[:, 0]), "the start symbol is kept"
     changed = dropped.inputs != batch.inputs
     assert (dropped.inputs[changed] == 9).all()
-    assert not changed[~batch.mask].any(), "padding stays"
+    assert not changed[~batch.mask].any(), "padding is kept"
     assert abs(changed[:, 1:][batch.mask[:, 1:]].double().mean() - 0.3) < 0.03
     assert torch.equal(dropped.clean_inputs, batch.inputs)
     again = WordDropout(0.3, replacement=8)(dropped)
@@ -101,10 +101,10 @@ def test_word_dropout_hides_inputs_from_the_model_only(name: str, layout: str) -
     assert loss != whole
     if isinstance(model, LatentSequenceModel) and name != "variational-bilstm":
         torch.manual_seed(1)
-        for cost in ("b", "h", "activity"):  # leave log p(u | b), which is to score the true inputs
+        for cost in ("b", "h", "activity"):  # keep log p(u | b), which scores the true inputs
             if cost in model.aux:
                 model.set_aux_weight(cost, 0.0)
-        if name != "srnn":  # there, what b reads has the deterministic states in it
+        if name != "srnn":  # in SRNN, b also reads the deterministic states
             ours = batch_bounds(model.model, model.guide, dropped).aux
             assert_close(ours, batch_bounds(model.model, model.guide, batch).aux, "log p(u | b)")
 
@@ -112,7 +112,7 @@ def test_word_dropout_hides_inputs_from_the_model_only(name: str, layout: str) -
 @pytest.mark.parametrize("layout", ["steps", "time"])
 @pytest.mark.parametrize("name", LATENT_FAMILIES)
 def test_aux_weight_annealing(name: str, layout: str) -> None:
-    """A factor on all auxiliary costs, a float or a tensor, up or down."""
+    """The schedule scales all auxiliary costs, by a float or a tensor, upwards or downwards."""
     model, batch = family(name)
     schedule = LinearSchedule(1.0, 0.0, 0.25)
     with model.using_layout(layout), attributes(model, skip_gradient=0.0):  # type: ignore[arg-type]
@@ -135,7 +135,7 @@ def test_aux_weight_annealing(name: str, layout: str) -> None:
 
 
 def test_free_bits_are_in_every_form_of_the_loss() -> None:
-    """As a number, with gradients, in Pyro's SVI and in ours."""
+    """As a number and with gradients, in Pyro's SVI and in that of the package."""
     model, batch = family("zforcing")
     objective = TraceMeanField_ELBO(max_plate_nesting=1, free_bits=50.0)
 

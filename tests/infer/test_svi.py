@@ -1,4 +1,4 @@
-"""The engine: one optimiser, the global norm, accumulation, any ELBO."""
+"""Tests of SVI: optimisers, clipping by global norm, gradient accumulation and objectives."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def halves(batch: SequenceBatch) -> list[SequenceBatch]:
 
 @pytest.mark.parametrize("objective", [Trace_ELBO(), RenyiELBO(0.0, num_particles=2)])
 def test_accumulated_gradients_are_those_of_the_whole_batch(objective) -> None:  # type: ignore[no-untyped-def]
-    batch = random_batch(lengths=[7, 3, 1, 5, 0])  # halves of 2 and of 2 real sequences and a void
+    batch = random_batch(lengths=[7, 3, 1, 5, 0])  # halves of 2 sequences each, and an empty one
     results = []
     for data in (batch, halves(batch)):
         pyro.clear_param_store()
@@ -34,7 +34,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(objective) -> None: 
         model = MODELS["paper"]()
         optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
         svi = SVI(model.model, model.guide, optimiser, objective)
-        # noise of one value, so that it does not depend on how the batch is cut
+        # constant noise, so that it does not depend on how the batch is split
         with attributes(torch.Tensor, normal_=lambda self: self.fill_(0.3)):
             loss = svi.step(data)
         results.append((loss, [p.detach().clone() for p in model.parameters()]))

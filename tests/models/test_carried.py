@@ -1,4 +1,4 @@
-"""States that go from one batch to the next: a sequence in parts is the sequence."""
+"""Carried states: a sequence in parts gives the same results as the whole sequence."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ T, FIRST = 7, 3
 
 
 def parts(batch: SequenceBatch) -> tuple[SequenceBatch, SequenceBatch]:
-    """The first steps of a batch, and the others as its continuation."""
+    """Split a batch into its first steps and their continuation."""
     assert batch.targets is not None
     lengths = batch.lengths
     first = SequenceBatch(
@@ -60,7 +60,7 @@ def real_batch(ragged: bool = False) -> SequenceBatch:
 def log_joint(
     model: Any, batch: SequenceBatch, latents: dict[str, Any]
 ) -> tuple[torch.Tensor, Any]:
-    """log p(y, z) of given latents, without costs and masks, and the last state."""
+    """log p(y, z) for given latents, without auxiliary costs and masks, and the last state."""
     with local_parameters(), poutine.block():
         trace = poutine.trace(poutine.condition(model.model, data=latents)).get_trace(batch)
     trace.compute_log_prob()
@@ -73,7 +73,7 @@ def log_joint(
 
 
 def named(latents: dict[str, torch.Tensor], layout: str) -> dict[str, torch.Tensor]:
-    """Sites of a layout from whole paths (batch, time, size)."""
+    """Values by site name in a layout, from whole paths (batch, time, size)."""
     if layout == "time":
         return latents
     return {f"{k}_{t + 1}": v[:, t] for k, v in latents.items() for t in range(v.shape[1])}
@@ -108,7 +108,7 @@ def test_parts_have_the_joint_density_of_the_whole(name: str, layout: str, ragge
 
 @pytest.mark.parametrize("name", MODELS)
 def test_layouts_agree_on_what_continues(name: str) -> None:
-    """Loss, gradients and last states, with the same noise."""
+    """Layouts agree on loss, gradients and last states, with the same noise."""
     _, second = parts(real_batch(ragged=True))
     results = []
     for layout in LAYOUTS:
@@ -140,7 +140,7 @@ def test_layouts_agree_on_what_continues(name: str) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
 def test_bounds_of_parts_add_up_to_a_bound_of_the_whole(family: str) -> None:
-    """Unbiased for the likelihood of the whole, since the state is chosen by the weights."""
+    """The bound is unbiased for the likelihood of the whole, as the state is resampled by the weights."""
     model, batch, exact = instance(family)
     cut = batch.num_steps // 2
     many = copies(batch, 6000)
@@ -172,17 +172,17 @@ def test_training_carries_and_gradients_end_at_the_border() -> None:
         assert carried.state is not None
         assert [x.shape for x in carried.state] == [(4, 5), (4, 5)]
         assert all(x.grad_fn is None for x in carried.state)
-    assert carried.given_to(first).carried is None, "a new text begins with zeros"
+    assert carried.given_to(first).carried is None, "a new text starts with zero states"
 
 
-def test_what_is_refused() -> None:
+def test_errors() -> None:
     model = make("zforcing", "time")
     _, second = parts(real_batch())
-    with pytest.raises(ValueError, match="the model returned no state to begin it with"):
+    with pytest.raises(ValueError, match="the model returned no state to start it from"):
         evaluate(model.model, model.guide, [second])
     with pytest.raises(ValueError, match="the batch carries 1 states; ZForcing leaves 2"):
         model.model(replace(second, carried=(torch.zeros(4, 5),)))
-    with pytest.raises(ValueError, match="does not go on from a state"):
+    with pytest.raises(ValueError, match="cannot start from the state"):
         batch_bounds(
             model.model, model.guide, replace(second, carried=(torch.zeros(4, 5),) * 2), fivo=True
         )

@@ -1,4 +1,4 @@
-"""Covariates and other latents than z: the laws for every system, and what the networks read."""
+"""Covariates and additional latents: design properties and network inputs for every system."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 class TwoLayersAndStyle(ZForcing):
-    """A latent of the whole sequence, z, and a second latent of each step that reads z."""
+    """A model with a latent per sequence, z, and a second latent per step that reads z."""
 
     cell_reads = ("z", "w")
 
@@ -88,8 +88,8 @@ def test_1_layouts_agree(system: str, per_step: bool) -> None:
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
-def test_every_network_reads_covariates_and_none_those_of_padding(system: str) -> None:
-    """By gradients: of each site of the model and of the guide with respect to the covariates."""
+def test_every_network_reads_covariates_but_not_those_of_padding(system: str) -> None:
+    """Tested by the gradient of each site of model and guide with respect to the covariates."""
     model = build(system)
     model.eval()
     batch = conditioned(per_step=True)
@@ -137,7 +137,7 @@ def test_the_filter_without_resampling_is_the_iwae(system: str, lengths: Tensor 
 
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_generation_is_ancestral(system: str) -> None:
-    """Under the teacher-forced program a generated sequence has the density it was drawn with."""
+    """Generated values have the same density under the teacher-forced program as when sampled."""
     model = build(system)
     c = torch.randn(4, 5, COVARIATES)
     start = SequenceBatch.to_generate(torch.zeros(4, DATA), 5, covariates=c)
@@ -167,7 +167,7 @@ def test_covariates_that_do_not_fit_are_refused() -> None:
 
 
 def test_kl_of_all_latents() -> None:
-    """The KL of a bound is that of each latent; a latent of the sequence counts to no step."""
+    """The KL of a bound sums those of all latents; latents per sequence are not part of any step."""
     model = build("two-layers").eval()
     batch = conditioned(True, None)
     torch.manual_seed(3)

@@ -1,8 +1,8 @@
-"""Law 4 for every family: ELBO <= IWAE <= log p, and IWAE and FIVO rise to it.
+"""Property 4 for every family: ELBO <= IWAE <= log p, and IWAE and FIVO converge to log p.
 
-Each family gets a linear-Gaussian instance. Given the inputs, its targets are then jointly Gaussian, and
-their density is computed here without the package: the equations of the paper are written out as a
-simulation, which is affine in the noise of the latents, and its matrix is read off column by column.
+Each family is tested on a linear-Gaussian instance. Given the inputs, its targets are jointly Gaussian.
+Their density is computed here independently of the package: the equations of the paper are written out as
+a simulation, which is affine in the noise of the latents, and its matrix is computed column by column.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PRIOR_SCALE, EMISSION_SCALE, B_TILDE_SCALE = 0.8, 0.7, 0.5
 
 
 class LinearCell(Cell):
-    """h_t = A h_{t-1} + B r_t + C u_t, where r are the latents that it reads."""
+    """h_t = A h_{t-1} + B r_t + C u_t, where r are the latents read by the cell."""
 
     state_sizes = (H,)
 
@@ -46,7 +46,7 @@ class LinearCell(Cell):
 
 
 class WidePosterior(nn.Module):
-    """Wide enough for every importance weight to be bounded in practice; knows y_t a little."""
+    """A posterior that depends weakly on y_t and is wide enough to bound the importance weights."""
 
     def __init__(self, state_size: int, context_size: int) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class WidePosterior(nn.Module):
 
     @torch.no_grad()
     def start_near(self, prior: nn.Module) -> None:
-        """Take over the prior's mean: importance sampling then converges with few particles."""
+        """Copy the prior's mean, so that importance sampling converges with few particles."""
         self.linear.weight[:, : prior.linear.in_features] = prior.linear.weight
         self.linear.bias.copy_(prior.linear.bias)
 
@@ -85,7 +85,7 @@ def linear_bilstm() -> LatentSequenceModel:
 
 
 class ConstantScale(GaussianHead):
-    """p(b~ | z), linear with a constant scale."""
+    """p(b~ | z) with a linear mean and a constant scale."""
 
     def __init__(self, size: int) -> None:
         super().__init__(nn.Linear(Z, 2 * size))
@@ -221,13 +221,13 @@ def test_iwae_and_fivo_rise_to_the_exact_likelihood(family: str) -> None:
         fivo_gaps.append(exact - fivo.mean().item())
         if k > 1:
             assert bounds.elbo.mean() <= bounds.iwae.mean()
-        for estimate in (bounds.iwae, fivo):  # unbiased for the likelihood itself, whatever k
+        for estimate in (bounds.iwae, fivo):  # unbiased for the likelihood itself, for any k
             ratio = torch.exp(estimate - exact)
             error = 5 * ratio.std().item() / len(ratio) ** 0.5
             assert abs(ratio.mean().item() - 1) < max(error, 1e-3), (k, ratio.mean())
     for gaps in (iwae_gaps, fivo_gaps):
         assert all(a > b for a, b in itertools.pairwise(gaps)), gaps
-        assert gaps[0] > 0.1, "the posterior is too good to show a rise"
+        assert gaps[0] > 0.1, "the posterior is too good to test convergence"
         assert abs(gaps[-1]) < 0.02, gaps
 
 
@@ -240,7 +240,7 @@ def particle_filter_without_gradient(
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_oracle_sees_another_model(family: str) -> None:
-    """With other weights, bounds and oracle part: the test above can fail."""
+    """With other weights, bounds and oracle disagree, so the test above can fail."""
     model, batch, exact = instance(family)
     with torch.no_grad():
         model.emission.linear.weight.add_(0.7)
@@ -249,8 +249,8 @@ def test_the_oracle_sees_another_model(family: str) -> None:
 
 
 def test_filtering_beats_importance_sampling_on_long_sequences() -> None:
-    """What FIVO is for: with the same particles, its bound is the tighter one when T is large."""
-    torch.manual_seed(2)  # a stable instance: one that explodes is no case for a filter
+    """For long sequences, FIVO is tighter than IWAE with the same number of particles."""
+    torch.manual_seed(2)  # a seed with stable dynamics
     model = linear_zforcing().eval()
     long = SequenceBatch.from_targets(1.2 * torch.randn(20, 60, D))
     assert long.targets is not None
@@ -266,7 +266,7 @@ def test_filtering_beats_importance_sampling_on_long_sequences() -> None:
 
 
 def test_fivo_trains() -> None:
-    """Its gradient, without the choice of ancestors, leads uphill."""
+    """Following its gradient, without the term of the ancestors, increases the bound."""
     torch.manual_seed(3)
     model = linear_zforcing()
     batch = SequenceBatch.from_targets(torch.randn(30, 6, D).cumsum(1))

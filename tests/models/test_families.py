@@ -1,4 +1,4 @@
-"""The laws of the design for every system, with parts such that every pair of them occurs."""
+"""The design properties for every system, with combinations that cover every pair of parts."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ids = "-".join
 
 @pytest.mark.parametrize("combination", COMBINATIONS, ids=ids)
 def test_laws(combination: Combination) -> None:
-    """1, 2, 3, 5, 6, 9; law 12 is below, in a fresh process for all of them."""
+    """Properties 1, 2, 3, 5, 6 and 9. Property 12 is tested below, in one fresh process for all."""
     model = combination.build(kl_weight=0.6)
     batch = combination.batch(LENGTHS)
     layouts_agree(model, batch)
@@ -45,7 +45,7 @@ def test_laws(combination: Combination) -> None:
 
 
 def skipping(model: SequenceModel, probability: float) -> dict[str, float]:
-    """Another probability of the skip gradient, where the system has one."""
+    """The probability of the skip gradient as an option, if the system has it."""
     return {"skip_gradient": probability} if isinstance(model, VariationalBiLSTM) else {}
 
 
@@ -85,7 +85,7 @@ def padding_is_invisible(model: SequenceModel, batch: SequenceBatch) -> None:
         "other values": torch.where(mask, batch.targets, junk),
         "more of it": torch.cat([batch.targets, junk], dim=1),
     }
-    # At p = 1 the mask uses up no random numbers, whose number would depend on the padding.
+    # At p = 1 the mask draws no random numbers, whose count would depend on the padding.
     with attributes(model, **skipping(model, 1.0)):
         loss, gradients = loss_and_gradients(model, TraceMeanField_ELBO(), batch)
         for what, targets in padded.items():
@@ -119,7 +119,7 @@ def bounds_have_no_weights_of_training(model: SequenceModel, batch: SequenceBatc
 
 
 def aux_target_is_constant(model: LatentSequenceModel, batch: SequenceBatch) -> None:
-    """The cost of b trains the posterior through z; its target gives the backward network nothing."""
+    """The cost of b trains the posterior through z; its target gives the backward network no gradient."""
     assert model.backward_network is not None
 
     def gradients_of_the_cost(condition: bool) -> None:
@@ -158,7 +158,7 @@ def kl_weight_acts_on_both(
     expected = -(bounds.log_likelihood + bounds.aux).mean()
     with model.using_layout("steps"):
         assert_close(loss(0.0, TraceMeanField_ELBO()), expected, "loss at zero")
-    if posterior != "res_q":  # there the prior's mean is part of the posterior
+    if posterior != "res_q":  # the prior's mean is part of the res_q posterior
         assert all(p.grad is None or p.grad.abs().max() == 0 for p in model.prior.parameters())
 
 
@@ -198,7 +198,7 @@ def test_12_saved_models_give_the_same_bounds_in_a_fresh_process(tmp_path) -> No
 @pytest.mark.parametrize("family", LATENT_FAMILIES)
 @pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["full", "masked"])
 def test_the_filter_without_resampling_is_the_iwae(family: str, lengths: list[int] | None) -> None:
-    """A second formulation of every family: the loop of the filter against the two programs."""
+    """The loop of the filter is compared with the model and guide programs for every family."""
     for posterior in POSTERIORS:
         if not makes_sense(family, "gaussian", posterior):
             continue
@@ -206,7 +206,7 @@ def test_the_filter_without_resampling_is_the_iwae(family: str, lengths: list[in
         model = combination.build(kl_weight=0.7)
         batch = combination.batch(lengths)
         corrupted = WordDropout(0.5)(batch)
-        # At 0 and at 1 the mask is no random one, which the filter draws once for all particles.
+        # At p = 0 and p = 1 the mask is deterministic. The filter draws random masks once for all particles.
         for skip in (0.0, 1.0) if family == "variational-bilstm" else (0.0,):
             with attributes(model, **skipping(model, skip)):
                 loss, gradients = loss_and_gradients(model, TraceIWAE(4), corrupted)
@@ -218,7 +218,7 @@ def test_the_filter_without_resampling_is_the_iwae(family: str, lengths: list[in
 
 @pytest.mark.parametrize("family", LATENT_FAMILIES)
 def test_generation_is_ancestral(family: str) -> None:
-    """What is generated has, under the teacher-forced program, the density it was drawn with."""
+    """Generated values have the same density under the teacher-forced program as when sampled."""
     combination = Combination(family, "gaussian", "smoothing", "gaussian")
     model = combination.build()
     start = SequenceBatch.to_generate(torch.zeros(2, DATA), 5)
@@ -239,9 +239,9 @@ def test_generation_is_ancestral(family: str) -> None:
 def test_a_resampled_particle_takes_all_its_state_along(
     family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In whatever order the particles go on, the bound is the same if all their state goes along.
+    """The bound does not depend on the order of the particles if all of their state is resampled.
 
-    The noise of a step is the same for all particles, so that they differ by their past alone.
+    All particles share the noise of a step, so that they differ only in their past.
     """
     combination = Combination(family, "gaussian", "smoothing", "gaussian")
     model, batch = combination.build().eval(), combination.batch()

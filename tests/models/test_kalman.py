@@ -1,4 +1,4 @@
-"""Law 4: against the exact likelihood of a linear-Gaussian instance, by a Kalman filter."""
+"""Property 4: bounds against the exact likelihood of a linear-Gaussian model by a Kalman filter."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def linear_gaussian_model() -> ZForcing:
 
 
 def kalman_log_likelihood(model: ZForcing, u: Tensor, y: Tensor) -> Tensor:
-    """log p(y_{1:T}) of one sequence; the state is h, its noise that of z through B."""
+    """log p(y_{1:T}) of one sequence. The state is h, and its noise is that of z multiplied by B."""
     A, B, C = model.cell.A, model.cell.B, model.cell.C
     F, f, q = model.prior.linear.weight, model.prior.linear.bias, model.prior.scale**2
     W, w, r = model.emission.linear.weight, model.emission.linear.bias, model.emission.scale**2
@@ -74,7 +74,7 @@ def kalman_log_likelihood(model: ZForcing, u: Tensor, y: Tensor) -> Tensor:
 
 
 def exact_posterior(model: ZForcing, u: Tensor, y: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """p(z_t | h_{t-1}, y_{t:T}) = N(G_t h_{t-1} + g_t, S_t), by an information filter backwards.
+    """p(z_t | h_{t-1}, y_{t:T}) = N(G_t h_{t-1} + g_t, S_t), by a backward information filter.
 
     lambda_t(h) = log p(y_{t:T} | h_{t-1} = h) is a quadratic -h'Ph/2 + p'h + const.
     """
@@ -84,7 +84,7 @@ def exact_posterior(model: ZForcing, u: Tensor, y: Tensor) -> list[tuple[Tensor,
     P, p = torch.zeros(H, H), torch.zeros(H)
     steps = []
     for u_t, y_t in zip(u.flip(0), y.flip(0), strict=True):
-        # quadratic in h_t: the emission and what comes after
+        # quadratic form in h_t: the emission and the later steps
         Q, k = P + W.T @ W / r, p + W.T @ (y_t - w) / r
         # h_t = A h + B z + c;  z ~ N(F h + f, q)
         c = C @ u_t
@@ -100,7 +100,7 @@ def exact_posterior(model: ZForcing, u: Tensor, y: Tensor) -> list[tuple[Tensor,
 
 
 class ExactPosterior(nn.Module):
-    """Knows the sequence: b_t carries t alone, in its first entry."""
+    """The exact posterior of one given sequence; the first entry of b_t is t."""
 
     def __init__(self, steps: list[tuple[Tensor, Tensor, Tensor]]) -> None:
         super().__init__()
@@ -114,7 +114,7 @@ class ExactPosterior(nn.Module):
 
 
 class Clock(nn.Module):
-    """A 'backward network' whose state is the number of the step."""
+    """A backward network whose state is the index of the step."""
 
     def forward(self, targets: Tensor, batch: SequenceBatch) -> Tensor:
         steps = torch.arange(batch.num_steps, dtype=targets.dtype)
@@ -129,13 +129,13 @@ def test_bounds_rise_to_the_exact_likelihood() -> None:
     model, batch = linear_gaussian_model(), sequences(1)
     assert batch.targets is not None
     u, y = batch.inputs[0], batch.targets[0]
-    # Near enough to the exact posterior for importance sampling to converge, wide enough to be safe.
+    # Close enough to the exact posterior for importance sampling to converge, but wider.
     near = [(G, g + 0.4, 1.5 * S) for G, g, S in exact_posterior(model, u, y)]
     model.posterior, model.backward_network = ExactPosterior(near), Clock()
     exact = kalman_log_likelihood(model, u, y)
     gaps = []
     for k in (1, 5, 25, 125, 625):
-        repetitions = 20_000 // k  # of the whole estimate, as so many copies of the sequence
+        repetitions = 20_000 // k  # repetitions of the estimate, as copies of the sequence
         many = SequenceBatch(
             batch.inputs.expand(repetitions, -1, -1), batch.targets.expand(repetitions, -1, -1)
         )
@@ -143,7 +143,7 @@ def test_bounds_rise_to_the_exact_likelihood() -> None:
         gaps.append((exact - bounds.iwae.mean()).item())
         assert (bounds.elbo.mean() - bounds.iwae.mean()).item() <= 1e-9 or k == 1
     assert all(a > b for a, b in itertools.pairwise(gaps)), gaps
-    assert gaps[0] > 1.0, "the posterior is too good to show a rise"
+    assert gaps[0] > 1.0, "the posterior is too good to test convergence"
     assert abs(gaps[-1]) < 0.02, gaps
 
 
@@ -163,7 +163,7 @@ def test_the_exact_posterior_makes_every_bound_exact() -> None:
 
 @pytest.mark.parametrize("wrong", ["A", "B", "C"])
 def test_the_oracle_sees_every_part(wrong: str) -> None:
-    """The exact posterior of another model gives a bound below the likelihood: the test can fail."""
+    """The exact posterior of another model gives a bound below the likelihood, so the test can fail."""
     model, batch = linear_gaussian_model(), sequences(1)
     assert batch.targets is not None
     u, y = batch.inputs[0], batch.targets[0]

@@ -1,4 +1,4 @@
-"""The laws of the design, for every kind of model; numbers are those of the design's section 5."""
+"""The design properties for every kind of model, with their numbers in the names of the tests."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_3_averages_are_over_real_sequences() -> None:
     assert real.targets is not None
     padded_targets = torch.cat([real.targets, torch.ones(2, 7, 4)])
     padded = SequenceBatch.from_targets(padded_targets, torch.tensor([7, 7, 7, 0, 0]))
-    # One sequence at a time, so that the noise of each does not depend on how many there are.
+    # One sequence at a time, so that its noise does not depend on the batch size.
     with attributes(torch.Tensor, normal_=lambda self: self.fill_(0.3)):
         loss, _ = loss_and_gradients(model, TraceMeanField_ELBO(), real)
         padded_loss, _ = loss_and_gradients(model, TraceMeanField_ELBO(), padded)
@@ -135,7 +135,7 @@ def test_5_bounds_have_no_aux_cost_and_no_kl_weight(kind: str, layout: str) -> N
 
 
 def test_5_iwae_weights_have_no_aux_cost() -> None:
-    """The auxiliary costs enter the loss as a plain mean, whatever their size."""
+    """The auxiliary costs enter the loss as a plain mean, not through the weights."""
     model = MODELS["paper"]()
     batch = random_batch()
     torch.manual_seed(2)
@@ -147,7 +147,7 @@ def test_5_iwae_weights_have_no_aux_cost() -> None:
 
 
 def test_6_what_the_aux_cost_trains() -> None:
-    """With the aux cost alone as loss, gradients reach exactly what `detach` says."""
+    """With only the auxiliary cost as loss, gradients reach exactly the parts selected by `detach`."""
 
     def reached(detach: str) -> set[str]:
         pyro.clear_param_store()
@@ -170,7 +170,7 @@ def test_6_what_the_aux_cost_trains() -> None:
 
 
 def test_6_the_target_gives_the_backward_network_no_gradient() -> None:
-    """Through z alone: with z held fixed, the backward network gets nothing from the aux cost."""
+    """With z held fixed, the backward network gets no gradient from the auxiliary cost."""
     model = MODELS["paper"](beta=0.0)
     batch = random_batch()
     z = pyro.poutine.trace(model.guide).get_trace(batch).nodes["z"]["value"].detach()
@@ -191,7 +191,7 @@ def test_9_kl_weight_acts_on_model_and_guide(objective: str, layout: str) -> Non
         with attributes(model, kl_weight=weight):
             return loss_and_gradients(model, OBJECTIVES[objective](), batch)[0]
 
-    if objective != "iwae":  # linear in the weight: the reconstruction and the KL
+    if objective != "iwae":  # reconstruction plus KL is linear in the weight
         assert_close(loss(0.5), (loss(0.0) + loss(1.0)) / 2, "loss at one half")
         torch.manual_seed(1)
         bounds = batch_bounds(model.model, model.guide, batch)

@@ -1,9 +1,9 @@
-"""Weights of the authors' released class give the numbers of that class.
+"""Weights of the authors' released class give the same numbers as that class.
 
-The oracle is written here from the description of that class: one cell whose weights multiply from
-the left, latent features before input features, all Gaussian parameters of prior, posterior and
-auxiliary network clamped at 8, log-variances, a tanh mean of the auxiliary network, one linear layer
-for each output, and a backward network that shares the input layer.
+The oracle is implemented here from the description of that class: one cell whose weights multiply from
+the left, latent features before input features, Gaussian parameters of prior, posterior and auxiliary
+network clamped at 8, log-variances, a tanh mean of the auxiliary network, one linear layer for each
+output, and a backward network that shares the input layer.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ def random_weights(gaussian: bool = True, layers: int = 1) -> dict[str, Tensor]:
         shapes[f"bwd_mod.bias_ih_l{layer}"] = (4 * H,)
         shapes[f"bwd_mod.bias_hh_l{layer}"] = (4 * H,)
     weights = {name: 0.7 * torch.randn(shape) for name, shape in shapes.items()}
-    weights["pri_mod.2.bias"][0] = 9.5  # beyond the clamp
+    weights["pri_mod.2.bias"][0] = 9.5  # above the clamp
     return weights
 
 
 def released_terms(
     w: dict[str, Tensor], x: Tensor, y: Tensor, noise: Tensor, z_force: bool, layers: int = 1
 ) -> dict[str, Tensor]:
-    """Per-sequence terms on time-major x and y; ``noise`` is (time, batch, latent)."""
+    """Terms per sequence for time-major x and y; ``noise`` has shape (time, batch, latent)."""
 
     def layer(name: str, value: Tensor) -> Tensor:
         return value @ w[f"{name}.weight"].T + w[f"{name}.bias"]

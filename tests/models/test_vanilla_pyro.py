@@ -1,4 +1,4 @@
-"""Everything in Pyro that takes a model and a guide takes these."""
+"""Models and guides work with all of Pyro's inference algorithms and handlers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LAYOUTS = pytest.mark.parametrize("layout", ["steps", "time"])
 
 
 def bits() -> SequenceBatch:
-    """Half of the sequences all ones, half all zeros: easy to learn, impossible for the marginal."""
+    """Sequences of all ones or all zeros, which are easy to learn but not by the marginal."""
     targets = torch.ones(16, 6, 4)
     targets[::2] = 0
     return SequenceBatch.from_targets(targets)
@@ -63,7 +63,7 @@ def test_plain_torch_loop_trains(layout: str) -> None:
 
 
 def test_plain_svi_trains_under_local_parameters_too() -> None:
-    """The setting that Pyro recommends keeps SVI from finding parameters that are not registered."""
+    """With the setting that Pyro recommends, SVI finds only parameters that are registered."""
     zf, batch = MODELS["paper"](), bits()
     before = zf.emission.network[0].weight.detach().clone()
     with pyro.settings.context(module_local_params=True):
@@ -112,7 +112,7 @@ def test_unconditioned_observations_are_drawn(layout: str) -> None:
 
 
 def test_condition_and_replay_agree_across_layouts() -> None:
-    """The same path scored by both layouts, given and replayed."""
+    """Both layouts give the same score to a path, whether conditioned or replayed."""
     zf = MODELS["paper"]()
     batch = random_batch(lengths=[7, 3, 1, 5, 2])
     guide = poutine.trace(zf.guide).get_trace(batch)
@@ -165,7 +165,7 @@ class Bits(nn.Module):
 
 @pytest.mark.parametrize("lengths", [None, [7, 3, 1, 5, 2]])
 def test_binary_latents_get_the_score_function_gradient(lengths: list[int] | None) -> None:
-    """Without reparametrisation both layouts fall back on the same score-function estimate."""
+    """Without reparametrisation, both layouts fall back to the same score-function estimate."""
     zf = MODELS["paper"](prior=Bits(6, LATENT), posterior=Bits(12, LATENT))
     batch = random_batch(lengths=lengths)
     results = []
@@ -175,8 +175,8 @@ def test_binary_latents_get_the_score_function_gradient(lengths: list[int] | Non
     (loss, gradients), (other_loss, other_gradients) = results
     assert_close(other_loss, loss, "loss")
     for name, gradient in gradients.items():
-        # Pyro does not mask scores: a site behind the end adds noise of mean zero to the gradient of
-        # the posterior, and of what is upstream of it. One site for the path has no such noise.
+        # Pyro does not mask scores, so sites after the end of a sequence add zero-mean noise to the
+        # gradient of the posterior and its inputs. A single site for the path has no such noise.
         if lengths is None or name.startswith(("emission", "prior", "aux")):
             assert_close(other_gradients[name], gradient, name)
     assert gradients["posterior.net.weight"].abs().max() > 0
@@ -185,7 +185,7 @@ def test_binary_latents_get_the_score_function_gradient(lengths: list[int] | Non
 
 
 def test_the_score_function_gradient_is_right() -> None:
-    """Against the exact gradient: all paths of two steps of two bits, enumerated."""
+    """The gradient agrees with the exact one from enumeration of all paths of two steps of two bits."""
     zf = ZForcing(
         2, hidden_size=6, latent_size=2, mlp_size=5, alpha=0.0, beta=0.0,
         prior=Bits(6), posterior=Bits(12),
@@ -209,7 +209,7 @@ def test_the_score_function_gradient_is_right() -> None:
 
 
 class LaplacePosterior(SmoothingPosterior):
-    """Inherits the stepper of a Gaussian, but is none."""
+    """Inherits the step function of a Gaussian, but is not Gaussian."""
 
     def forward(self, h: torch.Tensor, b: torch.Tensor) -> dist.TorchDistribution:
         normal = super().forward(h, b).base_dist
@@ -228,7 +228,7 @@ def test_a_forward_of_ones_own_is_used_in_both_layouts() -> None:
         assert_close(results[1][1][name], gradient, name)
 
 
-@pytest.mark.parametrize("particles", [4, 7])  # as many as steps: nothing must align by accident
+@pytest.mark.parametrize("particles", [4, 7])  # 7 is also the number of steps
 def test_a_given_path_under_particles(particles: int) -> None:
     zf, batch = MODELS["paper"](), random_batch()
     z = torch.randn(5, 7, LATENT)
@@ -280,7 +280,7 @@ def test_a_prior_without_its_event_dimension_is_refused() -> None:
 
 
 def test_a_guide_of_ones_own() -> None:
-    """A plain function with the same site name, beside the model of the package."""
+    """A plain function with the same site name works with the model of the package."""
     zf = MODELS["paper"]()
     batch = random_batch()
 
@@ -298,8 +298,8 @@ def test_a_guide_of_ones_own() -> None:
     assert (bounds.elbo.mean() <= bounds.iwae.mean()).item()
 
 
-def test_readme_peek_a_prior_in_ten_lines() -> None:
-    """The README's words: a prior is a module whose forward maps h to a distribution."""
+def test_a_prior_in_ten_lines_as_in_the_readme() -> None:
+    """As the README says, a prior is a module whose forward maps h to a distribution."""
 
     class StudentPrior(nn.Module):
         def __init__(self, hidden_size: int, latent_size: int) -> None:

@@ -1,4 +1,4 @@
-"""Variational Bi-LSTM: what it adds to Z-Forcing, and every choice where the paper is silent."""
+"""Variational Bi-LSTM: its additions to Z-Forcing, and choices that the paper leaves open."""
 
 from __future__ import annotations
 
@@ -58,10 +58,9 @@ def test_without_what_it_adds_it_is_z_forcing(
 def gradients_of_the_stochastic_networks(
     model: VariationalBiLSTM, batch: SequenceBatch, layout: Any
 ) -> dict[str, Tensor | None]:
-    """Gradients of the KL and of the two reconstructions with z held fixed where it is read.
+    """Gradients of the KL and of the two reconstructions, with z held fixed where it is read.
 
-    What is left of the loss are terms that reach h and b through the inputs of prior and posterior
-    alone.
+    The remaining terms of the loss reach h and b only through the inputs of prior and posterior.
     """
     with model.using_layout(layout):
         model.zero_grad()
@@ -127,7 +126,7 @@ def skipping(model: VariationalBiLSTM, batch: SequenceBatch, mask: Tensor) -> An
 
 @pytest.mark.parametrize("layout", ["steps", "time"])
 def test_skip_gradient_of_the_whole_objective(layout: Any) -> None:
-    """p = 0 is no mask; no mask changes a value; each step of each sequence has its own entry."""
+    """p = 0 equals no mask; masks change no values; each step of each sequence has its own entry."""
     batch = random_batch()
     model = bilstm(layout=layout)
     shape = (batch.num_sequences, batch.num_steps)
@@ -142,14 +141,14 @@ def test_skip_gradient_of_the_whole_objective(layout: Any) -> None:
         masked_loss, _ = skipping(model, batch, mask)
         assert_close(masked_loss, loss, "the value")
 
-    # One entry, at step 3 of sequence 1: h and b get no gradient from the densities at that step.
+    # With one entry at step 3 of sequence 1, the densities at that step give h and b no gradient.
     one = none.clone()
     one[1, 2] = True
     _, with_one = skipping(model, batch, one)
     name = "backward_network.lstm.weight_hh_l0"
     assert not torch.allclose(with_one[name], unmasked[name])
     assert batch.targets is not None
-    # The other sequences do not notice: their part of the gradient is that without a mask.
+    # The other sequences are not affected: their part of the gradient is that without a mask.
     others = torch.tensor([0, 2, 3, 4])
     difference = with_one[name] - unmasked[name]
     with attributes(torch.Tensor, normal_=lambda self: self.fill_(0.3)):
@@ -185,7 +184,7 @@ def test_masks() -> None:
 
 @pytest.mark.parametrize("layout", ["steps", "time"])
 def test_b_tilde_has_no_kl(layout: str) -> None:
-    """Model and guide draw it from one distribution: neither bound nor KL has a part of it."""
+    """Model and guide use the same distribution for b~, so it cancels from the bound and the KL."""
     model = bilstm(layout=layout).eval()
     batch = random_batch(lengths=LENGTHS)
     torch.manual_seed(2)
@@ -201,7 +200,7 @@ def test_b_tilde_has_no_kl(layout: str) -> None:
     torch.manual_seed(2)
     bounds = batch_bounds(model.model, model.guide, batch)
     assert bounds.kl_per_step.shape == (5, 7)
-    # The stock objective, which knows nothing of this, agrees.
+    # The stock objective agrees.
     torch.manual_seed(2)
     ours = TraceMeanField_ELBO().differentiable_loss(model.model, model.guide, batch)
     torch.manual_seed(2)
@@ -210,7 +209,7 @@ def test_b_tilde_has_no_kl(layout: str) -> None:
 
 
 def test_a_guide_of_ones_own_may_propose_b_tilde() -> None:
-    """Then its density counts: the bound stays one, whatever is proposed."""
+    """Its density then enters the objective, which remains a bound for any proposal."""
     model, batch = bilstm(layout="steps").eval(), random_batch(num_steps=1)
 
     def guide(batch: SequenceBatch) -> None:
@@ -223,7 +222,7 @@ def test_a_guide_of_ones_own_may_propose_b_tilde() -> None:
     own = batch_bounds(model.model, guide, batch, 20_000, chunk=20_000)
     shared = batch_bounds(model.model, model.guide, batch, 20_000, chunk=20_000)
     torch.testing.assert_close(own.iwae, shared.iwae, rtol=0, atol=0.25)
-    # Its KL to the model's own distribution is paid for, beside that of z.
+    # Its KL to the model's distribution is added to that of z.
     of_z = pyro.distributions.Normal(torch.zeros(3), 1.0).to_event(1)
     kl_of_z = torch.distributions.kl_divergence(of_z, model.prior(torch.zeros(6)))
     z = of_z.sample((20_000,))
@@ -237,7 +236,7 @@ def test_a_guide_of_ones_own_may_propose_b_tilde() -> None:
 @pytest.mark.parametrize("layout", ["steps", "time"])
 @pytest.mark.parametrize("training", [True, False])
 def test_a_guide_of_ones_own_may_leave_b_tilde_to_the_model(layout: Any, training: bool) -> None:
-    """With z alone, as for every other system: b~ and the mask then come from the model."""
+    """A guide that samples only z works as for other systems; b~ and the mask come from the model."""
     model = bilstm(layout=layout, alpha=0.0, beta=0.0).train(training)
     batch = random_batch(num_steps=2)
 
@@ -307,7 +306,7 @@ class BitsPrior(nn.Module):
 
 
 class Hot(SmoothingPosterior):
-    """Overrides what its forward uses."""
+    """Overrides the moments that its forward uses."""
 
     def moments(self, features: Tensor) -> tuple[Tensor, Tensor]:
         mean, log_scale = super().moments(features)
@@ -328,7 +327,7 @@ def test_generation_never_touches_the_backward_network() -> None:
     assert model.generate(torch.zeros(3, 4), 5).shape == (3, 5, 4)
     with model.drawing_latents_from("prior-mean"):
         assert model.generate(torch.zeros(3, 4), 5).shape == (3, 5, 4)
-    # Nor does evaluation without a posterior.
+    # Evaluation without a posterior does not use it either.
     for latents in ("prior", "prior-mean"):
         model.set_aux_weight("b", 0.0)
         with model.drawing_latents_from(latents):
@@ -358,7 +357,7 @@ def test_latents_from_the_prior_or_at_its_mean(layout: Any) -> None:
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_latents_from_nowhere() -> None:
+def test_an_unknown_source_of_latents() -> None:
     model: Any = bilstm()
     with pytest.raises(ValueError, match="drawn from one of"), model.drawing_latents_from("mode"):
         pass
@@ -375,7 +374,7 @@ def test_a_prior_without_a_mean_says_so() -> None:
 
 
 def test_the_backward_network_reads_inputs_and_targets() -> None:
-    """b_t has read u_t, y_t, .., y_T: one more than Z-Forcing's, each from its own end."""
+    """b_t reads u_t, y_t, .., y_T, one more than in Z-Forcing, from the end of each sequence."""
     model, batch = bilstm(), random_batch(lengths=LENGTHS)
     b = Recurrence(model, batch).b
     assert batch.targets is not None
@@ -386,7 +385,7 @@ def test_the_backward_network_reads_inputs_and_targets() -> None:
 
 
 def test_costs() -> None:
-    """Both reconstructions, and the activity regularisation that replaces one in the ablation."""
+    """Costs are both reconstructions, and the activity regularisation that replaces one in the ablation."""
     model, batch = bilstm(gamma=0.2).eval(), random_batch()
     guide = poutine.trace(model.guide).get_trace(batch)
     trace = poutine.trace(poutine.replay(model.model, trace=guide)).get_trace(batch)

@@ -1,6 +1,6 @@
-"""Who reads what, system by system: the table of docs/models.md, by gradients.
+"""Gradients test the inputs of each distribution in each system: the table of docs/models.md.
 
-The layouts share the wiring of a system, so their agreement cannot see an error in it.
+The layouts share the wiring of a system, so their agreement does not test it.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from torch import Tensor
 from pyro_zf import SequenceBatch
 from tests.families import LATENT, Combination
 
-T, t = 5, 3  # the step that is looked at, counted from 1
+T, t = 5, 3  # t is the tested step, counted from 1
 
-#: family -> what prior, posterior and emission of step t read: "u", "y" or "z" with an offset.
+#: Inputs of prior, posterior and emission of step t by family: "u", "y" or "z" with an offset.
 PAST_Z = {"z-2", "z-1"}
 PAST_U = {"u-2", "u-1"}
 FUTURE_Y = {"y+0", "y+1", "y+2"}
@@ -29,7 +29,7 @@ READS: dict[tuple[str, str], tuple[set[str], set[str], set[str]]] = {
         PAST_U | PAST_Z | {"u+0"}, PAST_U | PAST_Z | {"u+0", "y+0"},
         PAST_U | PAST_Z | {"u+0", "z+0"},
     ),
-    # a_t reads d_t, .., d_T: all inputs, and no latent but z_{t-1} is seen.
+    # a_t reads d_t, .., d_T and therefore all inputs; z_{t-1} is the only latent that is read.
     ("srnn", "smoothing"): (
         PAST_U | {"u+0", "z-1"}, PAST_U | FUTURE_Y | {"u+0", "u+1", "u+2", "z-1"},
         PAST_U | {"u+0", "z+0"},
@@ -46,7 +46,7 @@ READS: dict[tuple[str, str], tuple[set[str], set[str], set[str]]] = {
 
 
 @pytest.mark.parametrize(("family", "posterior"), READS)
-def test_who_reads_what(family: str, posterior: str) -> None:
+def test_inputs_of_each_distribution(family: str, posterior: str) -> None:
     model = Combination(family, "gaussian", posterior, "gaussian").build(layout="steps").eval()
     u, y, z, b = (
         [torch.randn(1, n, requires_grad=True) for _ in range(T)] for n in (3, 3, LATENT, 5)

@@ -1,4 +1,4 @@
-"""Options, errors, generation and what guide and model share."""
+"""Tests of Z-Forcing: options, errors, generation and states shared by guide and model."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_forget_bias() -> None:
     zf = ZForcing(4, **SIZES, forget_bias=1.5)
     for lstm in (zf.cell.lstm, zf.backward_network.lstm):
         bias = (lstm.bias_ih_l0 + lstm.bias_hh_l0).reshape(4, -1)
-        assert bias[:, 0].tolist() == [0, 1.5, 0, 0]  # gates in the order i, f, g, o
+        assert bias[:, 0].tolist() == [0, 1.5, 0, 0]  # gates are in the order i, f, g, o
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_the_guide_needs_targets() -> None:
 
 @pytest.mark.parametrize("kind", MODELS)
 def test_generation_is_ancestral(kind: str) -> None:
-    """What is generated has, under the teacher-forced program, the density it was drawn with."""
+    """Generated values have the same density under the teacher-forced program as when sampled."""
     zf = MODELS[kind]()
     start = torch.zeros(3, dtype=torch.long) if kind == "categorical" else torch.zeros(3, 4)
     trace = poutine.trace(zf.model).get_trace(SequenceBatch.to_generate(start, 5))
@@ -126,7 +126,7 @@ def test_states_are_computed_once_and_never_stale() -> None:
     with torch.no_grad():
         zf.cell.lstm.weight_hh_l0.add_(0.5)
     changed = scored(guide)
-    assert len(calls) == 2, "changed parameters must not see the states of the old ones"
+    assert len(calls) == 2, "states must be recomputed when the parameters change"
     fresh = guide.copy()
     fresh.nodes["z"]["value"] = guide.nodes["z"]["value"].clone()
     assert scored(fresh) == pytest.approx(changed, rel=1e-12)
@@ -136,17 +136,19 @@ def test_states_are_computed_once_and_never_stale() -> None:
     model = poutine.trace(poutine.replay(zf.model, trace=guide)).get_trace(batch)
     model.log_prob_sum().backward()
     gradient = zf.cell.lstm.weight_hh_l0.grad
-    assert gradient is not None, "states made without a graph must not serve a call that needs one"
+    assert gradient is not None, (
+        "states computed without a graph must not be reused when one is needed"
+    )
     assert gradient.abs().max() > 0
 
     guide = poutine.trace(zf.guide).get_trace(batch)
     other = random_batch()
     before = len(calls)
     poutine.trace(poutine.replay(zf.model, trace=guide)).get_trace(other)
-    assert len(calls) == before + 1, "another batch must not see these states"
+    assert len(calls) == before + 1, "states must not be shared with another batch"
 
 
-def test_states_made_under_other_circumstances_are_not_shared() -> None:
+def test_states_computed_under_other_conditions_are_not_shared() -> None:
     zf, batch = MODELS["paper"](), random_batch()
     calls = []
     run = zf.cell.run
@@ -164,12 +166,12 @@ def test_states_made_under_other_circumstances_are_not_shared() -> None:
     assert replay(guide) == 1, "z was changed in place"
     guide = poutine.trace(zf.guide).get_trace(batch)
     with torch.autocast("cpu", torch.bfloat16):
-        assert replay(guide) == 1, "another precision"
+        assert replay(guide) == 1, "the precision has changed"
     zf.cell.requires_grad_(False)
-    zf.eval()  # else Pyro warns that they are not registered
+    zf.eval()  # otherwise Pyro warns about unregistered parameters
     guide = poutine.trace(zf.guide).get_trace(batch)
     zf.cell.requires_grad_(True)
-    assert replay(guide) == 1, "the parameters want a gradient now"
+    assert replay(guide) == 1, "the parameters need a gradient now"
 
 
 @pytest.mark.parametrize("layout", ["steps", "time"])
@@ -213,7 +215,7 @@ def test_copies_and_pickles_leave_the_shared_states_behind() -> None:
     loss = zf.loss_module(Trace_ELBO())(batch)
     torch.manual_seed(1)
     assert twin.loss_module(Trace_ELBO())(batch).item() == loss.item()
-    with local_parameters():  # Pyro's store makes parameters unpicklable
+    with local_parameters():  # parameters in Pyro's store cannot be pickled
         zf = MODELS["paper"]()
         zf.guide(batch)
     assert isinstance(pickle.loads(pickle.dumps(zf)), ZForcing)

@@ -1,4 +1,4 @@
-"""Densities of the emissions: that they integrate to one, and what a second library says."""
+"""Emission densities integrate to one and agree with scipy."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ H = 3
 
 
 def all_values(name: str, data_size: int) -> Tensor:
-    """Every value that data of a discrete emission can have."""
+    """All possible values of a discrete emission."""
     if name == "categorical":
         return torch.arange(data_size)
     return torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * data_size).reshape(-1, data_size)
@@ -68,7 +68,7 @@ def test_densities_integrate_to_one(name: str, data_size: int) -> None:
 
 @pytest.mark.parametrize("name", EMISSIONS)
 def test_samples_have_the_density(name: str) -> None:
-    """E[p~(y)/p(y)] = 1 for any density p~: by another emission of the same kind, on samples."""
+    """E[p~(y)/p(y)] = 1 under samples from p, where p~ is another emission of the same kind."""
     data_size = 2
     emission, other = (make_emission(name, H, data_size, mlp_size=5) for _ in range(2))
     h = 0.5 * torch.randn(H)
@@ -124,7 +124,7 @@ def test_gaussian_mixture_against_scipy() -> None:
 def test_discretized_logistic_mixture(
     levels: int, seed: int, spread: float, low: float, width: float
 ) -> None:
-    """Sums to one over the levels, and is the difference of scipy's distribution functions."""
+    """Probabilities sum to one over the levels and are differences of scipy's distribution functions."""
     torch.manual_seed(seed)
     logits, mean = torch.randn(3), low + width * torch.rand(3)
     scale = spread * torch.rand(3) + 1e-3
@@ -144,13 +144,13 @@ def test_discretized_logistic_mixture(
     assert nearest.max() < 1e-9
     expected = (grid * log_prob.exp()).sum()
     torch.testing.assert_close(mixture.mean, expected)
-    # From the exact variance: of a level that is hardly ever drawn, samples show none.
+    # Use the exact variance, since rare levels may not occur in the samples.
     variance = ((grid - expected).square() * log_prob.exp()).sum()
     assert abs(samples.mean() - expected) < 6 * (variance / 500).sqrt() + 0.02 * width
 
 
 def test_a_logistic_far_from_the_data_has_gradients() -> None:
-    """In the tails a difference of sigmoids is zero and its log is not; neither is its gradient."""
+    """In the tails, a difference of sigmoids underflows to zero, but log-density and gradient are finite."""
     mean = torch.tensor([-400.0], requires_grad=True)
     mixture = DiscretizedLogisticMixture(torch.zeros(1), mean, torch.ones(1), levels=256)
     log_prob = mixture.log_prob(torch.tensor(0.5))
@@ -168,7 +168,7 @@ def test_a_grid_needs_two_levels() -> None:
 @pytest.mark.parametrize("depth", [1, 2])
 @pytest.mark.parametrize("data_size", [2, 5])
 def test_autoregressive_gaussian(depth: int, data_size: int) -> None:
-    """Each value depends on the state and the values before it, on nothing after; so do samples."""
+    """Densities and samples of each value depend only on the state and the values before it."""
     emission = AutoregressiveGaussianEmission(H, data_size, mlp_size=12, depth=depth)
     h, y = torch.randn(H, requires_grad=True), torch.randn(data_size, requires_grad=True)
     mean, scale = emission(h).moments(y)
@@ -190,7 +190,7 @@ def test_autoregressive_gaussian(depth: int, data_size: int) -> None:
 
 
 def test_autoregressive_gaussian_with_correlation_beats_a_factorised_one() -> None:
-    """What it is for: values of a frame that depend on each other."""
+    """The autoregressive emission models dependence between the values of a frame."""
     torch.manual_seed(0)
     data = torch.randn(400, 1) + 0.05 * torch.randn(400, 4)
     nats = {}
@@ -234,7 +234,7 @@ def test_autoregressive_normal_takes_any_moments() -> None:
 
 
 def test_sixteen_bits_in_single_precision() -> None:
-    """The bin is narrow beside the scale: the two ends must not be subtracted from each other."""
+    """Bins are narrow relative to the scale, so subtracting their ends would lose precision."""
     exact = {}
     for dtype in (torch.float32, torch.float64):
         parameters = (torch.tensor([x], dtype=dtype) for x in (0.0, 0.1, 0.3))

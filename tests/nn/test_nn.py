@@ -1,4 +1,4 @@
-"""The parts by themselves."""
+"""Tests of cells, backward networks and Gaussian heads."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pyro_zf.nn import (
 @pytest.mark.parametrize("name", [*CELLS, "reads the latent before"])
 @pytest.mark.parametrize("layers", [1, 3])
 def test_stepping_is_running(name: str, layers: int) -> None:
-    """The loop over steps and one call of PyTorch's module give the same states, whole and in parts."""
+    """A loop over steps and one call of the PyTorch module give the same states, whole and in parts."""
     cell: Cell = CELLS.get(name, CELLS["lstm"])(3, 2, 5, num_layers=layers)  # type: ignore[call-arg]
     rnn = cell.rnn  # type: ignore[attr-defined]
     if name not in CELLS:

@@ -1,4 +1,4 @@
-"""Priors and posteriors by themselves, and how they are known by name."""
+"""Tests of priors and posteriors, and of their registry."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_a_flow_moves_every_value_and_inverts(size: int) -> None:
     for transform in q.transforms:
         z = transform(z)
     moved = z.unsqueeze(-1) - x.unsqueeze(-2)
-    assert (moved.abs() > 1e-12).all(), "a value comes through as it was"
+    assert (moved.abs() > 1e-12).all(), "a value was not changed"
     base = q.base_dist.log_prob(x)
     total = base
     y = x
@@ -98,7 +98,7 @@ def test_priors_integrate_to_one(name: str) -> None:
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_parts_that_do_not_go_together() -> None:
+def test_incompatible_parts() -> None:
     with pytest.raises(ValueError, match="that of a flow is not known"):
         ZForcing(4, **SIZES, prior="flow", posterior="res_q")
     with pytest.raises(ValueError, match="latent of size 2 or more, not 1"):
@@ -134,7 +134,7 @@ def test_parts_that_do_not_go_together() -> None:
         ZForcing(4, **SIZES, posterior=Sideways(6, 4, Z))
 
 
-def test_a_partial_is_as_good_as_a_class(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_partial_can_replace_a_class(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(POSTERIORS, "mine", functools.partial(FilteringPosterior))
     monkeypatch.setitem(EMISSIONS, "symbols", functools.partial(CategoricalEmission))
     zf = ZForcing(4, **SIZES, posterior="mine", emission="symbols")
@@ -143,7 +143,7 @@ def test_a_partial_is_as_good_as_a_class(monkeypatch: pytest.MonkeyPatch) -> Non
     assert zf.loss_module(TraceMeanField_ELBO())(batch).isfinite()
 
 
-def test_a_function_has_to_say_that_it_makes_symbols(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_function_must_declare_that_it_gives_symbols(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(EMISSIONS, "symbols", lambda *a, **k: CategoricalEmission(*a, **_plain(k)))
     with pytest.raises(ValueError, match=r"the attribute kinds = \('categorical',\)"):
         ZForcing(4, **SIZES, emission="symbols")
@@ -154,7 +154,7 @@ def _plain(options: dict[str, object]) -> dict[str, object]:
 
 
 class Triple(RecognitionPosterior):
-    """Overrides its forward, which drawing all steps at once has to follow."""
+    """Overrides its forward, which sampling all steps at once must respect."""
 
     def forward(self, h: Tensor, g: Tensor) -> dist.TorchDistribution:
         q = super().forward(h, g).base_dist

@@ -1,10 +1,9 @@
-"""Tables and figures of the papers at scale smoke, from real data to what is written."""
+"""Tables and figures of the papers at scale "smoke", from real data to the written files."""
 
 from __future__ import annotations
 
 import json
 import lzma
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("single_precision")
 
 @pytest.fixture
 def corpora(real_data: Path, tmp_path: Path) -> Path:
-    """The real data, of the reviews the first 300."""
+    """The real data, with only the first 300 reviews."""
     folder = tmp_path / "data"
     (folder / "imdb").mkdir(parents=True)
     for name in ("binarized_mnist.h5", "ptb", "timit_nltk_sample", "speech"):
@@ -39,7 +38,7 @@ def corpora(real_data: Path, tmp_path: Path) -> Path:
 
 
 def is_complete(name: str, dataset: str | None, output: Path, printed: str) -> dict[str, Any]:
-    """A table is printed, has all its rows and a picture; its content."""
+    """Check that a table is printed, has all rows and a picture, and return its content."""
     table = TABLES[name]
     sections = [s for s in table.sections if dataset in (None, s.dataset)]
     stem = f"{name}-smoke" + (f"-{dataset}" if dataset else "") + "-seeds1"
@@ -59,7 +58,7 @@ def is_complete(name: str, dataset: str | None, output: Path, printed: str) -> d
     return content
 
 
-# Together with the digits below: every corpus but Blizzard's, and every kind of table.
+# With the digits below, this covers every corpus except Blizzard and every kind of table.
 @pytest.mark.parametrize(
     ("name", "dataset"), [("zf-table3", None), ("vbl-figure3", None), ("vbl-table6", "timit")]
 )
@@ -95,8 +94,7 @@ def test_all_tables_of_a_data_set(
         is_complete(name, "mnist", output, printed)
     runs = output / "runs" / "smoke"
 
-    # Again: everything is there. A run that was cut off is taken up where it stopped.
-    shutil.rmtree(runs / "mnist-vbl-seed0" / "figures")
+    # The second call reuses everything. An interrupted run is resumed.
     (runs / "mnist-vbl-seed0" / "summary.json").unlink()
     before = {p: p.stat().st_mtime_ns for p in runs.glob("*/checkpoints/last.pt")}
     path = output / "vbl-table2-smoke-mnist-seeds1.md"
@@ -109,13 +107,13 @@ def test_all_tables_of_a_data_set(
     events = read_metrics(runs / "mnist-vbl-seed0")
     assert [e["step"] for e in events if e["event"] == "valid"] == [2, 4]
 
-    # An evaluation of other sequences, by hand, is not taken for the table's.
+    # A manual evaluation of other sequences is not used for the table.
     few = ["evaluate", str(runs / "mnist-vbl-seed0"), "--num-samples", "2", "--max-sequences", "2"]
     assert main([*few, "--data-dir", str(real_data)]) == 0
     assert main(again) == 0
     assert path.read_text() == text
 
-    # Another setting under the same name is refused.
+    # A run of the same name with another setting is rejected.
     config = runs / "mnist-zf-seed0" / "config.json"
     config.write_text(config.read_text().replace('"hidden_size": 8', '"hidden_size": 9'))
     assert main(["zf-table1" if word == "all" else word for word in command]) == 2
@@ -164,7 +162,7 @@ def test_annealing_ends_halfway(tmp_path: Path) -> None:
     assert Training("timit", "zf-kla").config("paper", tmp_path).kl_increment == 5e-5
 
 
-def test_no_system_is_left_over() -> None:
+def test_every_system_is_used_by_a_table() -> None:
     used = {r.system for t in TABLES.values() for s in t.sections for r in s.rows}
     assert set(SYSTEMS) == used - {None}
 
@@ -176,18 +174,18 @@ def made_up(system: str, seed: int, kl: float, elbo: float) -> Result:
     return Result(training, Path(), {}, {}, {"test": evaluation}, [])
 
 
-def test_a_verdict_says_what_the_seeds_say() -> None:
+def test_verdicts_count_the_seeds() -> None:
     table = TABLES["zf-figure2"]
     without = [made_up("zf", s, 5.0, -10.0) for s in range(3)]
     more = [made_up("zf-aux", s, 6.0 + s, -9.0) for s in range(3)]
     (line,) = verdicts(table, {"timit": without + more})
     assert "KL is higher in 3 of 3 seeds (+1.00, +2.00, +3.00 nats)" in line
-    assert "the KL rises in every seed, the bound gains in every seed." in line
+    assert "the KL is higher in every seed, the bound is better in every seed." in line
     mixed = [made_up("zf-aux", s, 4.0 + s, -11.0) for s in range(3)]
     (line,) = verdicts(table, {"timit": without + mixed})
-    assert "the KL shows no consistent effect, the bound loses in every seed." in line
+    assert "the KL shows no consistent effect, the bound is worse in every seed." in line
     (line,) = verdicts(table, {"timit": without[:1] + more[:1]})
-    assert "on too few seeds to say" in line
+    assert "too few seeds to conclude" in line
     assert verdicts(table, {"timit": without}) == []
 
 

@@ -1,4 +1,4 @@
-"""The fused recurrence against the eager one, and against finite differences."""
+"""Tests of the fused recurrence against the eager one and against finite differences."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ RELEASED = GaussianForm("log-variance", clamp=0.4, log_scale_limits=None, mean="
 
 
 def skipping(system: Any, **options: Any) -> LatentSequenceModel:
-    """With the skip gradient, which only Variational Bi-LSTM has as an option."""
+    """A model with the skip gradient, which only Variational Bi-LSTM has as an option."""
     model: LatentSequenceModel = system(DATA, **options)
     model.skip_gradient = 0.5
     return model
 
 
-#: Models by what is special about them.
+#: Models by their special property.
 VARIANTS: dict[str, Any] = {
     **{f"{name}": partial(MODELS[name], DATA, posterior="smoothing") for name in FAMILIES},
     **{
@@ -101,7 +101,7 @@ def assert_same_gradients(model: LatentSequenceModel, batch: SequenceBatch) -> N
 def test_loss_and_gradients_are_those_of_the_eager_core(
     name: str, piece: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(fused.PIECE, "cpu", piece)  # 1: each step is prepared on its own
+    monkeypatch.setitem(fused.PIECE, "cpu", piece)  # with 1, each step is prepared on its own
     model = VARIANTS[name](**SIZES)
     assert recurrence_in_use(model) == "fused"
     assert_same_gradients(model, batch_of([4, 1, 3]))
@@ -111,7 +111,7 @@ def test_loss_and_gradients_are_those_of_the_eager_core(
 def test_every_activation(activation: str) -> None:
     options = {"activation": activation, "posterior": "smoothing", **SIZES}
     model = MODELS["variational-bilstm"](DATA, **options)
-    with torch.no_grad():  # far enough for every branch of every activation
+    with torch.no_grad():  # large weights reach every branch of every activation
         for p in model.posterior.parameters():
             p.mul_(8)
     assert_same_gradients(model, batch_of([4, 2, 3]))
@@ -152,7 +152,7 @@ def test_from_a_state_that_is_carried_over(family: str) -> None:
 
 @pytest.mark.parametrize("name", ["zforcing", "variational-bilstm", "srnn", "vrnn"])
 def test_one_seed_one_path(name: str) -> None:
-    """In both layouts, by both cores, with a graph and without one."""
+    """A seed gives the same path in both layouts, with both cores, with and without a graph."""
     model, batch = VARIANTS[name](**SIZES), batch_of([4, 2, 3])
     model.eval()
     values = {}
@@ -186,9 +186,9 @@ def test_bounds_are_those_of_the_eager_core() -> None:
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_finite_differences(name: str) -> None:
-    """The change of the loss along a random direction of all parameters."""
+    """Gradients match the change of the loss along a random direction of all parameters."""
     model, batch = VARIANTS[name](**SIZES), batch_of([4, 1, 3])
-    # The skip gradient and detached targets make gradients that are none of the function.
+    # With the skip gradient or detached targets, gradients are not those of the loss as a function.
     model.skip_gradient = 0.0
     for weight in ("b", "h"):
         if weight in model.aux:
@@ -211,7 +211,7 @@ def test_finite_differences(name: str) -> None:
 
 
 def test_a_graph_is_differentiated_once() -> None:
-    """What it keeps is written over in the backward; a second one says so instead of giving other numbers."""
+    """The backward pass overwrites its buffers, so a second one raises an error."""
     _, z = drawn(VARIANTS["zforcing"](**SIZES))
     z.sum().backward(retain_graph=True)
     with pytest.raises(RuntimeError, match=r"differentiated once; take core='eager'"):
@@ -224,10 +224,10 @@ def test_a_graph_is_differentiated_once() -> None:
 
 @pytest.mark.parametrize("name", ["zforcing", "variational-bilstm", "vrnn", "srnn", "storn"])
 @pytest.mark.parametrize("lengths", [None, [4, 1, 3]], ids=["full", "masked"])
-def test_a_density_has_the_ordinary_gradient_whoever_drew_the_path(
+def test_the_gradient_of_a_density_does_not_depend_on_who_sampled_the_path(
     name: str, lengths: list[int] | None
 ) -> None:
-    """d log q(z) / dz and d log p(z) / dz: of the drawn tensor, of a copy, eager, fused, and by steps."""
+    """d log q(z) / dz and d log p(z) / dz of the sampled path or a copy: eager, fused, and per step."""
     batch, found = batch_of(lengths), {}
     model = VARIANTS[name](**SIZES).eval()
     for core in ("eager", "auto"):
@@ -249,7 +249,7 @@ def test_a_density_has_the_ordinary_gradient_whoever_drew_the_path(
                 )[0]
     for (what, core, kind), gradient in found.items():
         assert_close(gradient, found[what, "eager", "leaf"], f"{what}, {core}, {kind}", rtol=1e-10)
-    # By a second formulation: one site for each step.
+    # An independent computation uses one site per step.
     leaf = z.detach().requires_grad_()
     data = {f"z_{t + 1}": x for t, x in enumerate(leaf.unbind(1))}
     if "b_tilde" in guide.nodes:
@@ -278,7 +278,7 @@ def test_a_path_changed_in_place_is_not_differentiated() -> None:
 
 @pytest.mark.parametrize("name", ["zforcing", "embedded latents", "variational-bilstm", "srnn"])
 def test_weights_changed_in_place_before_the_backward_are_an_error(name: str) -> None:
-    """As everywhere in PyTorch; an optimiser's step between two losses would do it."""
+    """As everywhere in PyTorch. An optimiser update between loss and backward would cause it."""
     model = VARIANTS[name](**SIZES)
     _, z = drawn(model)
     with torch.no_grad():
@@ -304,7 +304,7 @@ def test_the_density_of_a_drawn_path_from_its_noise(name: str) -> None:
 
 
 class OwnPosterior(SmoothingPosterior):
-    """One whose forward is not that of its parent."""
+    """A posterior that overrides the forward of its parent."""
 
     def forward(self, h: Tensor, b: Tensor) -> Any:  # type: ignore[override]
         return super().forward(0.5 * h, b)
@@ -321,10 +321,8 @@ class OwnPosterior(SmoothingPosterior):
         ({"posterior": lambda: SmoothingPosterior(4, 5, 3, 4)}, "a part of the state"),
     ],
 )
-def test_what_it_does_not_know_is_left_to_the_eager_core(
-    options: dict[str, Any], reason: str
-) -> None:
-    if callable(make := options.get("posterior")):  # made here, in double precision
+def test_unsupported_parts_use_the_eager_core(options: dict[str, Any], reason: str) -> None:
+    if callable(make := options.get("posterior")):  # constructed here, in double precision
         options = {"posterior": make()}
     model = ZForcing(DATA, **SIZES | options)
     assert recurrence_in_use(model).startswith("eager, since")
@@ -337,7 +335,7 @@ def test_what_it_does_not_know_is_left_to_the_eager_core(
         recurrence_in_use(model)
 
 
-def test_layers_of_ones_own_are_left_to_the_eager_core() -> None:
+def test_custom_layers_use_the_eager_core() -> None:
     class Doubled(nn.Module):
         def forward(self, z: Tensor) -> Tensor:
             return 2 * z
@@ -352,12 +350,10 @@ def test_layers_of_ones_own_are_left_to_the_eager_core() -> None:
     assert "LSTMCell of 2 layers" in recurrence_in_use(ZForcing(DATA, **SIZES, num_layers=2))
 
 
-def test_hooks_and_layers_without_bias_are_left_to_the_eager_core() -> None:
+def test_hooks_and_layers_without_bias_use_the_eager_core() -> None:
     batch, ran = batch_of(None), []
     pruned = ZForcing(DATA, **SIZES)
-    prune.l1_unstructured(
-        pruned.posterior.network[2], "weight", 0.5
-    )  # by a hook before the forward
+    prune.l1_unstructured(pruned.posterior.network[2], "weight", 0.5)  # with a forward pre-hook
     hooked = ZForcing(DATA, **SIZES, latent_embedding_size=4)
     hooked.latent_embedding.register_forward_hook(lambda *_: ran.append(1))
     bare = ZForcing(DATA, **SIZES)
@@ -402,7 +398,7 @@ def test_products_by_another_library() -> None:
         pytest.skip("PyTorch was built without oneDNN")
     weight, x, g = torch.randn(200, 300), torch.randn(7, 300), torch.randn(7, 200)
     product = Product(weight)
-    assert not product._in_place, "a weight of this size is for oneDNN"
+    assert not product._in_place, "weights of this size use oneDNN"
     exact = Product(weight.double())
     out, expected = torch.ones(7, 200), torch.ones(7, 200).double()
     product.add(x, out)
@@ -422,7 +418,7 @@ def cosine(a: dict[str, Tensor | None], b: dict[str, Tensor | None]) -> float:
 @pytest.mark.usefixtures("single_precision")
 @pytest.mark.parametrize("family", ["zforcing", "variational-bilstm", "vrnn", "srnn"])
 def test_half_precision_products_at_the_start_and_later(family: str) -> None:
-    """Operands of products alone are in bf16: gradients point where those of float32 do."""
+    """Only operands of products are in bf16, and gradients keep the direction of float32 gradients."""
     torch.manual_seed(0)
     sizes = {"hidden_size": 96, "latent_size": 16, "mlp_size": 96}  # weights above the threshold
     model = MODELS[family](28, posterior="smoothing", **sizes)
@@ -432,7 +428,7 @@ def test_half_precision_products_at_the_start_and_later(family: str) -> None:
         model.model, model.guide, torch.optim.Adam(model.parameters(), lr=1e-3, fused=True),
         TraceMeanField_ELBO(), clip_norm=100.0, loss_context=low,
     )  # fmt: skip
-    digits = (torch.rand(1, 14, 28) > 0.7).float()  # something to be learnt
+    digits = (torch.rand(1, 14, 28) > 0.7).float()  # data with structure to learn
     for updates in (0, 100):
         for _ in range(updates):
             svi.step(

