@@ -339,8 +339,8 @@ def test_what_z_tells_of_b() -> None:
     assert gain.nats == pytest.approx(-normal.log_prob(b).sum(-1).mean().item())
     model.alpha = 5.0
     trained = [*model.posterior.parameters(), *model.prior.parameters(), *cost.parameters()]
-    optimiser = torch.optim.Adam(trained, 0.02)
-    for _ in range(250):
+    optimiser = torch.optim.Adam(trained, 0.05)
+    for _ in range(100):
         optimiser.zero_grad()
         model.loss_module(pyro.infer.Trace_ELBO())(batch).backward()
         optimiser.step()

