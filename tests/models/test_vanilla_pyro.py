@@ -40,25 +40,25 @@ def bits() -> SequenceBatch:
 )
 def test_plain_svi_trains(objective: object, layout: str) -> None:
     zf = MODELS["paper"](layout=layout, alpha=0.01, beta=0.01)
-    svi = SVI(zf.model, zf.guide, ClippedAdam({"lr": 0.02}), objective)  # type: ignore[arg-type]
+    svi = SVI(zf.model, zf.guide, ClippedAdam({"lr": 0.04}), objective)  # type: ignore[arg-type]
     batch = bits()
-    losses = [svi.step(batch) for _ in range(40)]
-    assert losses[-1] < 0.6 * losses[0]
+    losses = [svi.step(batch) for _ in range(15)]
+    assert losses[-1] < 0.7 * losses[0]
 
 
 @LAYOUTS
 def test_plain_torch_loop_trains(layout: str) -> None:
     zf = MODELS["paper"](layout=layout, alpha=0.01, beta=0.01)
     loss_module = zf.loss_module(Trace_ELBO())
-    optimiser = torch.optim.Adam(loss_module.parameters(), lr=0.02)
+    optimiser = torch.optim.Adam(loss_module.parameters(), lr=0.04)
     batch, losses = bits(), []
-    for _ in range(40):
+    for _ in range(15):
         optimiser.zero_grad()
         loss = loss_module(batch)
         loss.backward()
         optimiser.step()
         losses.append(loss.item())
-    assert losses[-1] < 0.6 * losses[0]
+    assert losses[-1] < 0.7 * losses[0]
     assert len(pyro.get_param_store()) == 0, "a plain loop leaves nothing in the parameter store"
 
 

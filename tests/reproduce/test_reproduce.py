@@ -58,25 +58,14 @@ def is_complete(name: str, dataset: str | None, output: Path, printed: str) -> d
     return content
 
 
-# With the digits below, this covers every corpus except Blizzard and every kind of table.
-@pytest.mark.parametrize(
-    ("name", "dataset"), [("zf-table3", None), ("vbl-figure3", None), ("vbl-table4", None)]
-)
+# With the digits below, these are the tables of images, words and characters; tables of speech take minutes.
+@pytest.mark.parametrize("name", ["zf-table3", "vbl-figure3"])
 def test_a_table(
-    name: str,
-    dataset: str | None,
-    corpora: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    name: str, corpora: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = ["reproduce", name, "--scale", "smoke", "--seeds", "1", "--output-dir", str(tmp_path)]
-    command += ["--data-dir", str(corpora), *(["--dataset", dataset] if dataset else [])]
-    assert main(command) == 0
-    printed = capsys.readouterr().out
-    content = is_complete(name, dataset, tmp_path, printed)
-    if dataset == "timit":
-        assert "a sample of TIMIT (160 utterances)" in printed
-        assert "These are not the paper's data." in printed
+    assert main([*command, "--data-dir", str(corpora)]) == 0
+    content = is_complete(name, None, tmp_path, capsys.readouterr().out)
     if name == "zf-table3":
         assert len(content["interpolations"]) == 3
         assert all(len(x["argmax"]) == 11 for x in content["interpolations"])
