@@ -12,8 +12,7 @@ from torch.distributions import Independent, Normal
 
 from pyro_zf.batch import SequenceBatch
 from pyro_zf.models.latent import LatentSequenceModel
-from pyro_zf.nn import join
-from pyro_zf.sequence import Recurrence, unroll
+from pyro_zf.sequence import Recurrence, at_steps, unroll
 
 __all__ = ["mutual_information"]
 
@@ -51,14 +50,14 @@ def mutual_information(model: LatentSequenceModel, batch: SequenceBatch) -> floa
         return None
     number, run = batch.num_sequences, Recurrence(model, batch)
     context, u = run.context.unbind(0), run.u.unbind(0)
-    c = [None] * len(u) if run.c is None else run.c.unbind(0)
+    c = at_steps(run.c, len(u))
     # Log-density of the path of each sequence (rows) under the posterior of each sequence (columns).
     total = torch.zeros(number, number, device=batch.inputs.device)
 
     def choose(t: int, h: Tensor) -> Tensor:
         nonlocal total
         known = {"state": h, "input": u[t]}
-        x = join(*(known[k] for k in latents["z"].reads), c[t]).expand(number, number, -1)
+        x = latents["z"].features(known, c[t]).expand(number, number, -1)
         p: Any = latents["z"].prior(x)
         if not (isinstance(p, Independent) and isinstance(p.base_dist, Normal)):
             raise NotImplementedError
@@ -80,8 +79,7 @@ def mutual_information(model: LatentSequenceModel, batch: SequenceBatch) -> floa
         values = {"z": z}
         for name, latent in latents.items():
             if name != "z":
-                known_now = {**known, **values}
-                values[name] = latent.prior(join(*(known_now[k] for k in latent.reads), c[t])).mean
+                values[name] = latent.prior(latent.features({**known, **values}, c[t])).mean
         return model.cell_inputs(values)
 
     start = model.cell.initial((number, number), run.cell_start)

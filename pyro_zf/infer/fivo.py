@@ -17,7 +17,7 @@ from pyro_zf.models.latent import LatentSequenceModel
 from pyro_zf.nn import join
 from pyro_zf.nn.auxiliary import StepStates
 from pyro_zf.nn.cells import State
-from pyro_zf.sequence import Latent, Recurrence, detach_where, unroll
+from pyro_zf.sequence import Latent, Recurrence, at_steps, detach_where, unroll
 
 __all__ = ["FilterResult", "TraceFIVO", "owner_of", "particle_filter"]
 
@@ -166,10 +166,10 @@ def particle_filter(
     with poutine.block(), model.sequences(batch):
         mask = model.gradient_mask(batch)
     run = Recurrence(model, batch, given, mask)
-    skip, cov = _at_steps(run.gradient_mask, batch), _at_steps(covariates, batch)
+    skip, cov = (at_steps(x, batch.num_steps) for x in (run.gradient_mask, covariates))
     context = run.context.unbind(0)
-    b = run.b.unbind(0) if model.reads_backward_states else [None] * batch.num_steps
-    steps_mask: Any = _at_steps(run.step_mask, batch)
+    b = at_steps(run.b if model.reads_backward_states else None, batch.num_steps)
+    steps_mask = at_steps(run.step_mask, batch.num_steps)
     u, y = run.u.unbind(0), batch.targets.unbind(1)
     costs = model.active_aux()
     bounds: list[Tensor] = []
@@ -185,8 +185,7 @@ def particle_filter(
         values.clear()
         known = {"state": detach_where(skip[t], h), "input": detach_where(skip[t], u[t])}
         for name, latent in run.step_latents.items():
-            x = join(*(known[k] if k in known else values[k] for k in latent.reads))
-            x = conditioned(x, t)
+            x = conditioned(latent.features({**values, **known}, None), t)
             values[name] = drawn(latent, x, detach_where(skip[t], context[t]))
         return model.cell_inputs(values)
 
@@ -222,10 +221,6 @@ def particle_filter(
     first[:, 0] = carried_over
     per_step = per_step + first
     return FilterResult(per_step.sum(1), aux, per_step)
-
-
-def _at_steps(x: Tensor | None, batch: SequenceBatch) -> Any:
-    return [None] * batch.num_steps if x is None else x.unbind(0)
 
 
 def _where(mask: Tensor | None, values: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from pyro_zf.nn.mlp import join
 from pyro_zf.sequence.paths import PosteriorPath, PriorPath
 from pyro_zf.sequence.recurrence import Recurrence, path_of
 from pyro_zf.sequence.system import Latent, detach_where
-from pyro_zf.sequence.unroll import unroll
+from pyro_zf.sequence.unroll import at_steps, unroll
 
 if TYPE_CHECKING:
     from pyro_zf.models.latent import LatentSequenceModel
@@ -134,7 +134,7 @@ def _step_latents(
     for name, latent in model.latents.items():
         if latent.per != "step":
             continue
-        x = join(*(known[k] if k in known else values[k] for k in latent.reads), c_t)
+        x = latent.features({**values, **known}, c_t)
         with _weight(model, latent):
             if context is None or latent.posterior is None:
                 distribution = latent.prior(x)
@@ -195,14 +195,12 @@ def guide_steps(model: LatentSequenceModel, batch: SequenceBatch) -> None:
     with model.sequences(batch):
         run = _run(model, batch, by_posterior=True)
         contexts, us = run.context.unbind(0), run.u.unbind(0)
-        skip = None if run.gradient_mask is None else run.gradient_mask.unbind(0)
-        cs = [None] * batch.num_steps if run.c is None else run.c.unbind(0)
+        skip, cs = (at_steps(x, batch.num_steps) for x in (run.gradient_mask, run.c))
 
         def choose(t: int, h: Tensor) -> Tensor:
-            mask = None if skip is None else skip[t]
-            known = {"state": detach_where(mask, h), "input": detach_where(mask, us[t])}
+            known = {"state": detach_where(skip[t], h), "input": detach_where(skip[t], us[t])}
             with model.real_steps(batch, t):
-                context = detach_where(mask, contexts[t])
+                context = detach_where(skip[t], contexts[t])
                 values = _step_latents(model, batch, t, known, cs[t], context)
             return model.cell_inputs(values)
 

@@ -6,7 +6,7 @@ latent is drawn and :meth:`Cell.after` afterwards. Most cells use only the secon
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -109,6 +109,12 @@ class Cell(nn.Module):
 class _RNNCell(Cell):
     """An LSTM or GRU with one or more layers, the first of which reads :math:`[u_t, z_t]`."""
 
+    #: Class of the module that holds the weights, and the name of the attribute that it is stored as.
+    kind: ClassVar[type[nn.LSTM | nn.GRU]]
+    attribute: ClassVar[str]
+    #: Number of tensors in the state of a layer.
+    per_layer: ClassVar[int]
+
     def __init__(
         self,
         input_size: int,
@@ -123,22 +129,15 @@ class _RNNCell(Cell):
             raise ValueError(f"num_layers must be at least 1, not {num_layers}")
         self.input_size, self.latent_size = input_size, latent_size
         self.hidden_size, self.num_layers = hidden_size, num_layers
-        #: Number of tensors in the state of a layer.
-        self.per_layer = 2 if isinstance(self, LSTMCell) else 1
         self.state_sizes = (hidden_size,) * self.per_layer * num_layers
-        kind = nn.LSTM if isinstance(self, LSTMCell) else nn.GRU
-        self._make(initialize_rnn(
-            kind(input_size + latent_size, hidden_size, num_layers), orthogonal, forget_bias
-        ))  # fmt: skip
-
-    def _make(self, rnn: nn.RNNBase) -> None:
-        """Store the module that holds the weights."""
-        raise NotImplementedError
+        rnn = self.kind(input_size + latent_size, hidden_size, num_layers)
+        setattr(self, self.attribute, initialize_rnn(rnn, orthogonal, forget_bias))
 
     @property
     def rnn(self) -> nn.RNNBase:
         """The module that holds the weights."""
-        raise NotImplementedError
+        rnn: nn.RNNBase = getattr(self, self.attribute)
+        return rnn
 
     def _layer(self, from_input: Tensor, from_hidden: Tensor, state: State) -> State:
         """The new state of a layer, given the linear parts of its gates."""
@@ -202,12 +201,7 @@ class LSTMCell(_RNNCell):
         forget_bias: initial bias of the forget gates. The other biases start at zero.
     """
 
-    def _make(self, rnn: nn.RNNBase) -> None:
-        self.lstm = rnn
-
-    @property
-    def rnn(self) -> nn.RNNBase:
-        return self.lstm
+    kind, attribute, per_layer = nn.LSTM, "lstm", 2
 
     def _layer(self, from_input: Tensor, from_hidden: Tensor, state: State) -> State:
         i, f, g, o = (from_input + from_hidden).chunk(4, dim=-1)
@@ -218,12 +212,7 @@ class LSTMCell(_RNNCell):
 class GRUCell(_RNNCell):
     """A GRU that reads :math:`[u_t, z_t]`, with the options of :class:`LSTMCell`; it has no forget gate."""
 
-    def _make(self, rnn: nn.RNNBase) -> None:
-        self.gru = rnn
-
-    @property
-    def rnn(self) -> nn.RNNBase:
-        return self.gru
+    kind, attribute, per_layer = nn.GRU, "gru", 1
 
     def _layer(self, from_input: Tensor, from_hidden: Tensor, state: State) -> State:
         (r, z, n), (hr, hz, hn) = from_input.chunk(3, dim=-1), from_hidden.chunk(3, dim=-1)

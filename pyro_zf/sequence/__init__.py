@@ -17,7 +17,7 @@ from pyro_zf.sequence.system import (
     detach_where,
     join_over_time,
 )
-from pyro_zf.sequence.unroll import unroll
+from pyro_zf.sequence.unroll import at_steps, unroll
 
 __all__ = [
     "FREE_OF_KL",
@@ -29,6 +29,7 @@ __all__ = [
     "PriorPath",
     "Recurrence",
     "RecurrentSystem",
+    "at_steps",
     "detach_where",
     "join_over_time",
     "kl_per_step",

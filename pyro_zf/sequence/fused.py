@@ -40,7 +40,7 @@ from pyro_zf.sequence.system import RecurrentSystem, detach_where, join_over_tim
 if TYPE_CHECKING:
     from pyro_zf.sequence.recurrence import Recurrence
 
-__all__ = ["FusedPlan", "draw_noise", "fused_plan", "recurrence_in_use"]
+__all__ = ["FusedPlan", "draw_noise", "fused_plan", "plan_in_use", "recurrence_in_use"]
 
 aten: Any = torch.ops.aten
 #: Bytes of the preactivations whose derivatives are prepared at a time, on a CPU and elsewhere.
@@ -340,6 +340,22 @@ def fused_plan(system: RecurrentSystem) -> FusedPlan | str:
     return FusedPlan(head, prior, lstm, previous, embedding, free, read)
 
 
+def plan_in_use(system: RecurrentSystem) -> FusedPlan | str:
+    """The plan by which paths are drawn; if they are not drawn by one, how they are, in a few words.
+
+    Raises:
+        ValueError: if the fused recurrence is asked for and does not know the system.
+    """
+    if system.core == "eager":
+        return "eager"
+    plan = fused_plan(system)
+    if not isinstance(plan, str):
+        return plan
+    if system.core == "fused":
+        raise ValueError(f"core='fused' does not know this model: {plan}; take core='auto'")
+    return f"eager, since {plan}"
+
+
 def recurrence_in_use(system: Any) -> str:
     """How the paths of a system are drawn, in a few words.
 
@@ -349,14 +365,8 @@ def recurrence_in_use(system: Any) -> str:
     latents = [x for x in system.latents.values() if x.per == "step"]
     if getattr(latents[0].posterior, "ignores_state", False) and len(latents) == 1:
         return "all steps at once"
-    if system.core == "eager":
-        return "eager"
-    plan = fused_plan(system)
-    if not isinstance(plan, str):
-        return "fused"
-    if system.core == "fused":
-        raise ValueError(f"core='fused' does not know this model: {plan}; take core='auto'")
-    return f"eager, since {plan}"
+    plan = plan_in_use(system)
+    return plan if isinstance(plan, str) else "fused"
 
 
 # The recurrence

@@ -26,7 +26,6 @@ from torch.distributions.kl import register_kl
 from pyro_zf.batch import masked
 from pyro_zf.distributions import AtMean, DiagonalNormal, OverTime, by_chunks, over_steps
 from pyro_zf.nn.cells import Trajectory
-from pyro_zf.nn.mlp import join
 from pyro_zf.sequence.recurrence import DrawnPath, Recurrence, Source, path_of
 
 __all__ = ["LatentPath", "PosteriorPath", "PriorPath", "kl_per_step", "with_carried_states"]
@@ -196,7 +195,7 @@ class PosteriorPath(LatentPath):
             h = system.cell.before(first, state)[0]
             known = {"state": h, "input": run.u[0]}
             others = {k: h.new_zeros(len(h), x.size) for k, x in run.step_latents.items()}
-            x = join(*(known.get(k, others.get(k)) for k in self.latent.reads), _first(c, h))
+            x = self.latent.features({**others, **known}, _first(c, h))
             return bool(self._module[0](x, context[0]).has_rsample)
 
     @property

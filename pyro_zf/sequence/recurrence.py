@@ -21,11 +21,10 @@ from pyro_zf.batch import SequenceBatch, with_particles
 from pyro_zf.distributions import AtMean
 from pyro_zf.nn.auxiliary import StepStates
 from pyro_zf.nn.cells import State, Trajectory
-from pyro_zf.nn.mlp import join
 from pyro_zf.nn.posteriors import reads
-from pyro_zf.sequence.fused import draw_noise, fused_plan
+from pyro_zf.sequence.fused import draw_noise, plan_in_use
 from pyro_zf.sequence.system import Latent, RecurrentSystem, detach_where, join_over_time
-from pyro_zf.sequence.unroll import unroll
+from pyro_zf.sequence.unroll import at_steps, unroll
 
 __all__ = ["DrawnPath", "Moments", "Recurrence", "Source", "path_of"]
 
@@ -264,23 +263,19 @@ class Recurrence:
                 path = self._draw_at_once(name, latent, shape)
                 if path is not None:
                     return path
-            if self.system.core != "eager":
-                plan = fused_plan(self.system)
-                if not isinstance(plan, str):
-                    z, trajectory, moments, noise = plan.draw(self, shape)
-                    return DrawnPath(self, _time_last_but_one(z), trajectory, moments, noise)
-                if self.system.core == "fused":
-                    raise ValueError(
-                        f"core='fused' does not know this model: {plan}; take core='auto'"
-                    )
+            plan = plan_in_use(self.system)
+            if not isinstance(plan, str):
+                z, trajectory, moments, noise = plan.draw(self, shape)
+                return DrawnPath(self, _time_last_but_one(z), trajectory, moments, noise)
         return self._draw_step_by_step(source, shape, given or {})
 
     def _draw_step_by_step(
         self, source: Source, shape: torch.Size, given: Mapping[str, Tensor]
     ) -> DrawnPath:
-        system, (u, c) = self.system, (self.u.unbind(0), self._at_steps(self.c))
+        system, steps = self.system, self.batch.num_steps
+        u, c = self.u.unbind(0), at_steps(self.c, steps)
         fixed = {name: z.movedim(-2, 0).unbind(0) for name, z in given.items()}
-        mask = self._at_steps(self.gradient_mask)
+        mask = at_steps(self.gradient_mask, steps)
         context = self.context.unbind(0) if source == "posterior" else ()
         drawn: list[dict[str, Tensor]] = []
         moments: dict[str, list[tuple[Tensor, Tensor]]] = {}
@@ -294,7 +289,7 @@ class Recurrence:
                 known = {"state": detach_where(mask[t], h), "input": u[t]}
                 if mask[t] is not None and "input" in latent.reads:
                     known["input"] = detach_where(mask[t], u[t])
-                x = join(*(known[k] if k in known else values[k] for k in latent.reads), c[t])
+                x = latent.features({**values, **known}, c[t])
                 if source == "posterior" and latent.posterior is not None:
                     b_t = detach_where(mask[t], context[t].expand(*x.shape[:-1], -1))
                     distribution: Any = latent.posterior(x, b_t)
@@ -342,9 +337,6 @@ class Recurrence:
         # No states: they are a function of z, which therefore must not carry them.
         moments = {name: (mean, torch.log(scale))}
         return DrawnPath(self, {name: z}, None, moments, {name: noise})
-
-    def _at_steps(self, x: Tensor | None) -> Any:
-        return [None] * self.batch.num_steps if x is None else x.unbind(0)
 
     def _detached(self, x: Float[Tensor, "time *batch features"]) -> Tensor:
         mask = self.gradient_mask

@@ -53,6 +53,10 @@ class Latent(NamedTuple):
         """The ``infer`` dictionary of its sites."""
         return {} if self.posterior is not None else FREE_OF_KL
 
+    def features(self, known: Mapping[str, Tensor], c: Tensor | None) -> Tensor:
+        """What the networks read at a step, from the values of all names in :attr:`reads`."""
+        return join(*(known[name] for name in self.reads), c)
+
 
 class RecurrentSystem(nn.Module):
     r"""The declaration of a recurrent model with latents.

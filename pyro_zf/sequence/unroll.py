@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from torch import Tensor
 
 from pyro_zf.nn.cells import Cell, State
 
-__all__ = ["unroll"]
+__all__ = ["at_steps", "unroll"]
+
+
+def at_steps(x: Tensor | None, num_steps: int) -> list[Any]:
+    """The values of each step of a tensor with time first, or None for each step if there is none."""
+    return [None] * num_steps if x is None else list(x.unbind(0))
 
 
 def unroll(
