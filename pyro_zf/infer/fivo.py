@@ -148,13 +148,12 @@ def particle_filter(
         return value
 
     # Latents of the whole sequence are drawn first and determine the initial weights of the particles.
+    run = Recurrence(model, batch)
     given: dict[str, Tensor] = {}
-    covariates = batch.covariates_over_time
     for name, latent in model.latents.items():
         if latent.per == "sequence":
-            c = like.new_zeros(batch.num_sequences, 0) if covariates is None else covariates[0]
-            x = c.expand(*shape, -1)
-            given[name] = drawn(latent, x, model.backward_states(batch)[0])
+            x = model.sequence_features(batch).expand(*shape, -1)
+            given[name] = drawn(latent, x, run.b[0])
     log_weight = like.new_full(shape, -math.log(num_particles))
     if ratios:
         real = None if batch.lengths is None else batch.lengths > 0
@@ -162,11 +161,11 @@ def particle_filter(
     carried_over: Any = torch.logsumexp(log_weight, dim=0)  # log of the sum of the initial weights
     log_weight = log_weight - carried_over
 
-    mask = None
     with poutine.block(), model.sequences(batch):
-        mask = model.gradient_mask(batch)
-    run = Recurrence(model, batch, given, mask)
-    skip, cov = (at_steps(x, batch.num_steps) for x in (run.gradient_mask, covariates))
+        run.mask_gradients(model.gradient_mask(batch))
+    skip, cov = (
+        at_steps(x, batch.num_steps) for x in (run.gradient_mask, batch.covariates_over_time)
+    )
     context = run.context.unbind(0)
     b = at_steps(run.b if model.reads_backward_states else None, batch.num_steps)
     steps_mask = at_steps(run.step_mask, batch.num_steps)

@@ -33,26 +33,24 @@ __all__ = ["guide_steps", "guide_time", "model_steps", "model_time", "sequence_l
 
 
 def sequence_latents(
-    model: LatentSequenceModel, batch: SequenceBatch, by_posterior: bool = False
+    model: LatentSequenceModel, batch: SequenceBatch, run: Recurrence | None = None
 ) -> dict[str, Tensor]:
-    """Sample the latents that hold for a whole sequence; the posterior's context is :math:`b_1`."""
+    """Sample the latents that hold for a whole sequence, from their priors.
+
+    With the recurrence of the guide they are sampled from their posteriors, whose context is :math:`b_1`.
+    """
     values: dict[str, Tensor] = {}
-    context = None
     for name, latent in model.latents.items():
         if latent.per != "sequence":
             continue
-        c = batch.covariates_over_time
-        like = next(model.parameters())
-        features = like.new_zeros(batch.num_sequences, 0) if c is None else c[0]
-        network: Any = latent.prior
-        inputs = [features]
-        if by_posterior and latent.posterior is not None:
-            if context is None:
-                context = model.backward_states(batch)[0]
-            network, inputs = latent.posterior, [features, context]
+        features = model.sequence_features(batch)
+        if run is None or latent.posterior is None:
+            distribution = latent.prior(features)
+        else:
+            distribution = latent.posterior(features, run.b[0])
         mask = None if batch.lengths is None else batch.lengths > 0
         with _weight(model, latent), nullcontext() if mask is None else poutine.mask(mask=mask):  # type: ignore[no-untyped-call, call-overload]
-            values[name] = pyro.sample(name, network(*inputs), infer=latent.infer)
+            values[name] = pyro.sample(name, distribution, infer=latent.infer)
     return values
 
 
@@ -64,8 +62,10 @@ def _weight(model: LatentSequenceModel, latent: Latent) -> Any:
 
 
 def _run(model: LatentSequenceModel, batch: SequenceBatch, by_posterior: bool) -> Recurrence:
-    given = sequence_latents(model, batch, by_posterior)
-    return Recurrence(model, batch, given, model.gradient_mask(batch))
+    run = Recurrence(model, batch)
+    run.given = sequence_latents(model, batch, run if by_posterior else None)
+    run.mask_gradients(model.gradient_mask(batch))
+    return run
 
 
 def _sample_path(

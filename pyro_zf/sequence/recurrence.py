@@ -100,26 +100,23 @@ class Recurrence:
     Args:
         system: the model.
         batch: the sequences.
-        given: values of the latents that hold for the whole sequence.
-        mask: where prior and posterior get no gradient from what they read, (\*particles, batch, time).
     """
 
-    def __init__(
-        self,
-        system: RecurrentSystem,
-        batch: SequenceBatch,
-        given: Mapping[str, Tensor] | None = None,
-        mask: Bool[Tensor, "*particles batch time"] | None = None,
-    ) -> None:
+    def __init__(self, system: RecurrentSystem, batch: SequenceBatch) -> None:
         self.system, self.batch = system, batch
-        self.given = dict(given or {})
+        #: Values of the latents that hold for the whole sequence; set before the first draw.
+        self.given: dict[str, Tensor] = {}
+        self.gradient_mask: Tensor | None = None
         self.step_mask = None if batch.mask is None else batch.mask.transpose(0, 1)
-        self.gradient_mask = None if mask is None else mask.movedim(-1, 0).unsqueeze(-1)
         self.cell_start, self._input_start = system.start(batch)
         #: The latents of each step, as the sites of the program that this belongs to have them.
         self.latents: dict[str, Tensor] = {}
         #: The path that the program drew, if it drew one.
         self.drawn: DrawnPath | None = None
+
+    def mask_gradients(self, mask: Bool[Tensor, "*particles batch time"] | None) -> None:
+        """Set where prior and posterior get no gradient from what they read."""
+        self.gradient_mask = None if mask is None else mask.movedim(-1, 0).unsqueeze(-1)
 
     # What does not depend on the path
 

@@ -188,6 +188,11 @@ class RecurrentSystem(nn.Module):
         states: Tensor = self.recognition_network(targets, batch)
         return states
 
+    def sequence_features(self, batch: SequenceBatch) -> Float[Tensor, "batch covariates"]:
+        """What the networks of a latent of the whole sequence read: the covariates of the first step."""
+        c = batch.covariates_over_time
+        return next(self.parameters()).new_zeros(batch.num_sequences, 0) if c is None else c[0]
+
     # Where a batch begins and ends
 
     def start(self, batch: SequenceBatch) -> tuple[State | None, State]:
