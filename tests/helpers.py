@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import pyro
 import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
 from pyro_zf import SequenceBatch, ZForcing
-from pyro_zf.infer import Trace_ELBO, TraceIWAE, TraceMeanField_ELBO
+from pyro_zf.infer import Trace_ELBO, TraceFIVO, TraceIWAE, TraceMeanField_ELBO
 from pyro_zf.models import SequenceModel
 
 DATA, LATENT = 4, 3
@@ -121,3 +122,47 @@ def attributes(target: object, **values: Any) -> Iterator[None]:
     finally:
         for name, value in before.items():
             setattr(target, name, value)
+
+
+def layouts_agree(model: SequenceModel, batch: SequenceBatch, *objectives: Any) -> None:
+    """Loss and all gradients are the same in both layouts, from the same seed."""
+    for objective in objectives or (Trace_ELBO(), TraceMeanField_ELBO(), TraceIWAE(3)):
+        with model.using_layout("steps"):
+            loss, gradients = loss_and_gradients(model, objective, batch)
+        other_loss, other_gradients = loss_and_gradients(model, objective, batch)
+        what = type(objective).__name__
+        assert_close(other_loss, loss, f"loss of {what}")
+        scale = max(float(g.abs().max()) for g in gradients.values() if g is not None)
+        for name, gradient in gradients.items():
+            other = other_gradients[name]
+            assert (gradient is None) == (other is None), name
+            if gradient is not None and other is not None:
+                assert (gradient - other).abs().max() <= 1e-10 * scale, f"{name}, {what}"
+
+
+def filter_is_the_iwae(model: SequenceModel, batch: SequenceBatch) -> None:
+    """A particle filter that never resamples gives the importance-weighted bound and its gradients."""
+    loss, gradients = loss_and_gradients(model, TraceIWAE(4), batch)
+    filtered = loss_and_gradients(model, TraceFIVO(4, resample_below=0.0), batch)
+    assert_close(filtered[0], loss, "loss")
+    for name, gradient in gradients.items():
+        assert_close(filtered[1][name], gradient, name, rtol=1e-9)
+
+
+def generation_is_ancestral(
+    model: SequenceModel, start: Tensor, covariates: Tensor | None = None
+) -> None:
+    """Generated values have the same density under the teacher-forced program as when sampled."""
+    batch = SequenceBatch.to_generate(start, 5, covariates=covariates)
+    drawn = pyro.poutine.trace(model.model).get_trace(batch)
+    paths = {
+        name: torch.stack([drawn.nodes[f"{name}_{t}"]["value"] for t in range(1, 6)], dim=1)
+        for name in ("y", "z", "b_tilde", "w")
+        if f"{name}_1" in drawn.nodes
+    }
+    if "style" in drawn.nodes:
+        paths["style"] = drawn.nodes["style"]["value"]
+    given = SequenceBatch.from_targets(paths.pop("y"), covariates=covariates)
+    scored = pyro.poutine.trace(pyro.poutine.condition(model.model, data=paths)).get_trace(given)
+    density = scored.log_prob_sum(lambda name, site: not name.startswith("aux_"))
+    torch.testing.assert_close(density, drawn.log_prob_sum(), rtol=1e-10, atol=0)

@@ -17,7 +17,7 @@ from pyro_zf.models import MODELS, LatentSequenceModel
 from pyro_zf.training.evaluation import EvaluationConfig, evaluate_model
 from pyro_zf.training.record import read_metrics
 from pyro_zf.training.setup import load_run
-from tests.helpers import assert_close, loss_and_gradients
+from tests.helpers import layouts_agree
 
 PAGE = Path(__file__).parent.parent / "docs" / "extending.md"
 FIRST, *EXAMPLES = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S)
@@ -93,13 +93,5 @@ def agrees_in_both_layouts(model: LatentSequenceModel, particles: bool) -> None:
     batch = SequenceBatch.from_targets(
         targets, torch.tensor([6, 1, 4, 6]), covariates=covariates
     ).to(dtype=torch.float64)
-    for objective in (Trace_ELBO(), TraceMeanField_ELBO(), *([TraceIWAE(2)] if particles else [])):
-        with model.using_layout("steps"):
-            loss, gradients = loss_and_gradients(model, objective, batch)
-        other_loss, other_gradients = loss_and_gradients(model, objective, batch)
-        what = type(objective).__name__
-        assert_close(other_loss, loss, f"loss of {what}")
-        scale = max(float(g.abs().max()) for g in gradients.values() if g is not None)
-        for key, gradient in gradients.items():
-            if gradient is not None:
-                assert (gradient - other_gradients[key]).abs().max() <= 1e-10 * scale, key
+    iwae = [TraceIWAE(2)] if particles else []
+    layouts_agree(model, batch, Trace_ELBO(), TraceMeanField_ELBO(), *iwae)

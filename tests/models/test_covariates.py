@@ -10,11 +10,16 @@ import torch
 from torch import Tensor
 
 from pyro_zf import SequenceBatch, ZForcing
-from pyro_zf.infer import Trace_ELBO, TraceFIVO, TraceIWAE, TraceMeanField_ELBO, batch_bounds
+from pyro_zf.infer import batch_bounds
 from pyro_zf.models import MODELS, SequenceModel
 from pyro_zf.nn import GaussianPrior, SmoothingPosterior, StandardNormalPrior
 from pyro_zf.sequence import Latent
-from tests.helpers import assert_close, attributes, loss_and_gradients
+from tests.helpers import (
+    attributes,
+    filter_is_the_iwae,
+    generation_is_ancestral,
+    layouts_agree,
+)
 
 DATA, COVARIATES = 3, 2
 LENGTHS = torch.tensor([5, 1, 4, 5])
@@ -72,19 +77,7 @@ SYSTEMS = [*MODELS, "two-layers"]
 @pytest.mark.parametrize("per_step", [False, True], ids=["sequence", "step"])
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_1_layouts_agree(system: str, per_step: bool) -> None:
-    model = build(system, kl_weight=0.6)
-    batch = conditioned(per_step)
-    for objective in (Trace_ELBO(), TraceMeanField_ELBO(), TraceIWAE(3)):
-        with model.using_layout("steps"):
-            loss, gradients = loss_and_gradients(model, objective, batch)
-        other_loss, other_gradients = loss_and_gradients(model, objective, batch)
-        assert_close(other_loss, loss, "loss")
-        scale = max(float(g.abs().max()) for g in gradients.values() if g is not None)
-        for name, gradient in gradients.items():
-            assert (gradient is None) == (other_gradients[name] is None), name
-            if gradient is not None:
-                difference = (gradient - other_gradients[name]).abs().max()  # type: ignore[operator]
-                assert difference <= 1e-10 * scale, name
+    layouts_agree(build(system, kl_weight=0.6), conditioned(per_step))
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
@@ -125,35 +118,14 @@ def test_every_network_reads_covariates_but_not_those_of_padding(system: str) ->
 @pytest.mark.parametrize("system", [s for s in SYSTEMS if s != "rnn"])
 def test_the_filter_without_resampling_is_the_iwae(system: str, lengths: Tensor | None) -> None:
     model = build(system, kl_weight=0.7)
-    batch = conditioned(True, lengths)
     skip = {"skip_gradient": 0.0} if system == "variational-bilstm" else {}
     with attributes(model, **skip):
-        loss, gradients = loss_and_gradients(model, TraceIWAE(4), batch)
-        filtered = loss_and_gradients(model, TraceFIVO(4, resample_below=0.0), batch)
-    assert_close(filtered[0], loss, "loss")
-    for name, gradient in gradients.items():
-        assert_close(filtered[1][name], gradient, name, rtol=1e-9)
+        filter_is_the_iwae(model, conditioned(True, lengths))
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_generation_is_ancestral(system: str) -> None:
-    """Generated values have the same density under the teacher-forced program as when sampled."""
-    model = build(system)
-    c = torch.randn(4, 5, COVARIATES)
-    start = SequenceBatch.to_generate(torch.zeros(4, DATA), 5, covariates=c)
-    drawn = pyro.poutine.trace(model.model).get_trace(start)
-    y = torch.stack([drawn.nodes[f"y_{t}"]["value"] for t in range(1, 6)], dim=1)
-    latents = {
-        name: torch.stack([drawn.nodes[f"{name}_{t}"]["value"] for t in range(1, 6)], dim=1)
-        for name in ("z", "b_tilde", "w")
-        if f"{name}_1" in drawn.nodes
-    }
-    if "style" in drawn.nodes:
-        latents["style"] = drawn.nodes["style"]["value"]
-    program = pyro.poutine.condition(model.model, data=latents)
-    scored = pyro.poutine.trace(program).get_trace(SequenceBatch.from_targets(y, covariates=c))
-    density = scored.log_prob_sum(lambda name, site: not name.startswith("aux_"))
-    torch.testing.assert_close(density, drawn.log_prob_sum(), rtol=1e-10, atol=0)
+    generation_is_ancestral(build(system), torch.zeros(4, DATA), torch.randn(4, 5, COVARIATES))
 
 
 def test_covariates_that_do_not_fit_are_refused() -> None:

@@ -14,7 +14,6 @@ from torch import Tensor
 from pyro_zf import SequenceBatch
 from pyro_zf.infer import Trace_ELBO as TraceELBO
 from pyro_zf.infer import (
-    TraceFIVO,
     TraceIWAE,
     TraceMeanField_ELBO,
     WordDropout,
@@ -24,7 +23,14 @@ from pyro_zf.infer import (
 from pyro_zf.models import LatentSequenceModel, SequenceModel, VariationalBiLSTM
 from pyro_zf.nn import POSTERIORS
 from tests.families import COMBINATIONS, DATA, LATENT_FAMILIES, Combination, makes_sense
-from tests.helpers import assert_close, attributes, loss_and_gradients
+from tests.helpers import (
+    assert_close,
+    attributes,
+    filter_is_the_iwae,
+    generation_is_ancestral,
+    layouts_agree,
+    loss_and_gradients,
+)
 
 LENGTHS = [4, 1, 3]
 ids = "-".join
@@ -47,21 +53,6 @@ def test_laws(combination: Combination) -> None:
 def skipping(model: SequenceModel, probability: float) -> dict[str, float]:
     """The probability of the skip gradient as an option, if the system has it."""
     return {"skip_gradient": probability} if isinstance(model, VariationalBiLSTM) else {}
-
-
-def layouts_agree(model: SequenceModel, batch: SequenceBatch) -> None:
-    for objective in (TraceELBO(), TraceMeanField_ELBO(), TraceIWAE(3)):
-        with model.using_layout("steps"):
-            loss, gradients = loss_and_gradients(model, objective, batch)
-        other_loss, other_gradients = loss_and_gradients(model, objective, batch)
-        what = type(objective).__name__
-        assert_close(other_loss, loss, f"loss of {what}")
-        scale = max(float(g.abs().max()) for g in gradients.values() if g is not None)
-        for name, gradient in gradients.items():
-            other = other_gradients[name]
-            assert (gradient is None) == (other is None), name
-            if gradient is not None and other is not None:
-                assert (gradient - other).abs().max() <= 1e-10 * scale, f"{name}, {what}"
 
 
 def every_parameter_moves(model: SequenceModel, batch: SequenceBatch) -> None:
@@ -209,30 +200,13 @@ def test_the_filter_without_resampling_is_the_iwae(family: str, lengths: list[in
         # At p = 0 and p = 1 the mask is deterministic. The filter draws random masks once for all particles.
         for skip in (0.0, 1.0) if family == "variational-bilstm" else (0.0,):
             with attributes(model, **skipping(model, skip)):
-                loss, gradients = loss_and_gradients(model, TraceIWAE(4), corrupted)
-                filtered = loss_and_gradients(model, TraceFIVO(4, resample_below=0.0), corrupted)
-            assert_close(filtered[0], loss, "loss")
-            for name, gradient in gradients.items():
-                assert_close(filtered[1][name], gradient, name, rtol=1e-9)
+                filter_is_the_iwae(model, corrupted)
 
 
 @pytest.mark.parametrize("family", LATENT_FAMILIES)
 def test_generation_is_ancestral(family: str) -> None:
-    """Generated values have the same density under the teacher-forced program as when sampled."""
-    combination = Combination(family, "gaussian", "smoothing", "gaussian")
-    model = combination.build()
-    start = SequenceBatch.to_generate(torch.zeros(2, DATA), 5)
-    drawn = pyro.poutine.trace(model.model).get_trace(start)
-    y = torch.stack([drawn.nodes[f"y_{t}"]["value"] for t in range(1, 6)], dim=1)
-    latents = {
-        name: torch.stack([drawn.nodes[f"{name}_{t}"]["value"] for t in range(1, 6)], dim=1)
-        for name in ("z", "b_tilde")
-        if f"{name}_1" in drawn.nodes
-    }
-    program = pyro.poutine.condition(model.model, data=latents)
-    scored = pyro.poutine.trace(program).get_trace(SequenceBatch.from_targets(y))
-    density = scored.log_prob_sum(lambda name, site: not name.startswith("aux_"))
-    torch.testing.assert_close(density, drawn.log_prob_sum(), rtol=1e-10, atol=0)
+    model = Combination(family, "gaussian", "smoothing", "gaussian").build()
+    generation_is_ancestral(model, torch.zeros(2, DATA))
 
 
 @pytest.mark.parametrize("family", LATENT_FAMILIES)
