@@ -183,7 +183,7 @@ class SequenceModel(nn.Module):
         """The approximate posterior with one site for the whole sequence."""
         raise NotImplementedError
 
-    # What the programs are written with
+    # Building blocks of the programs
 
     def sequences(self, batch: SequenceBatch) -> pyro.plate:
         """The plate over sequences."""
@@ -222,7 +222,7 @@ class SequenceModel(nn.Module):
         return state[0], state
 
     def target_at(self, batch: SequenceBatch, t: int) -> Tensor | None:
-        """:math:`y_t`, counted from 0; None where it is to be drawn."""
+        """The target of step t, counted from 0; None if it is to be sampled."""
         return None if batch.targets is None else batch.targets[:, t]
 
     def covariates_at(self, batch: SequenceBatch, t: int) -> Tensor | None:
@@ -237,7 +237,7 @@ class SequenceModel(nn.Module):
             return OverTime(emission(features), batch.mask)
         return ChunkedEmission(emission, features, batch.mask, self.time_chunk)
 
-    # What a model is used for
+    # Use of a model
 
     def loss_module(self, objective: pyro.infer.ELBO) -> LossModule:
         """A module whose forward is the loss of a batch, for a plain PyTorch loop."""

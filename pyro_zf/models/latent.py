@@ -330,7 +330,7 @@ class LatentSequenceModel(SequenceModel, RecurrentSystem):
         )
 
     def scores_backward_states(self, batch: SequenceBatch) -> bool:
-        """Whether the model program needs :math:`b_{1:T}`: for costs, of which generation has none."""
+        """Whether the model program needs :math:`b_{1:T}` for an auxiliary cost; generation has none."""
         return batch.targets is not None and self.reads_backward_states
 
     def aux_factors(
@@ -374,14 +374,14 @@ class LatentSequenceModel(SequenceModel, RecurrentSystem):
 
     @property
     def follows_declaration(self) -> bool:
-        """Whether layout ``"steps"`` is that of the declaration, not the program that is written out."""
+        """Whether layout ``"steps"`` is derived from the declaration instead of written out."""
         return tuple(self.latents) != self.written_for or (
             self.skip_gradient > 0 and not self.writes_gradient_mask
         )
 
     @property
     def programs_are_derived(self) -> bool:
-        """Whether the programs of layout ``"time"`` are those of the declaration, and not of your own."""
+        """Whether the programs of layout ``"time"`` are the derived ones, not custom programs."""
         own, base = type(self), LatentSequenceModel
         return all(
             getattr(own, name) is getattr(base, name)

@@ -120,14 +120,14 @@ class VariationalBiLSTMOptions(LatentOptions):
     """Weight of log p_xi(h_{t-1} | z_t), eq. 6. The paper: 1 for Blizzard, IMDB and Penn Treebank, 0 for
     TIMIT and MNIST."""
     gamma: float = 0.0
-    """Weight of the activity regularisation of the forward state, eq. 7; 0 but in the ablation of table 5."""
+    """Weight of the activity regularisation of the forward state, eq. 7; 0 except in the ablation of table 5."""
     skip_gradient: float = 0.5
-    """Probability with which, at a step of a sequence, prior and posterior get no gradient from what they
-    read (training only)."""
+    """Probability that, at a step of a sequence, the inputs of prior and posterior are detached (training
+    only)."""
     skip_per: Literal["step", "sequence"] = "step"
-    """Whether that is decided for each step, or once for a sequence."""
+    """Whether the mask is drawn for each step, or once for the whole sequence."""
     activation: str = "leaky-relu"
-    """Activation of the hidden layers; leaky ReLU in the paper, which does not give its slope."""
+    """Activation of the hidden layers. The paper uses leaky ReLU, and does not give its slope."""
 
 
 class VariationalBiLSTM(LatentSequenceModel):

@@ -86,9 +86,9 @@ class ZForcingOptions(LatentOptions):
     beta: float = 0.0025
     """Weight of log p(u_t | b_t), eq. 10, likewise."""
     detach: Detach = "target"
-    """What the cost with weight alpha does not train: target, posterior or backward."""
+    """Where the gradient of the cost with weight alpha stops: target, posterior or backward."""
     aux_condition: Literal["z", "zh"] = "z"
-    """What the network of eq. 8 reads: z as in the paper, or h_{t-1} too."""
+    """Inputs of the network of eq. 8: z as in the paper, or zh for z and h_{t-1}."""
     variant: Literal["paper", "released-code"] = "paper"
     """Architecture of the paper, or of the authors' released code."""
 
@@ -234,7 +234,7 @@ class ZForcing(LatentSequenceModel):
         return context.detach() if self.detach == "backward" else context
 
     def seen_by_reconstruction(self, states: StepStates) -> StepStates:
-        """What the cost of eq. 8 sees of the states; its target is a constant in any case."""
+        """The states as the cost of eq. 8 receives them. Its target is always a constant."""
         if self.detach != "posterior":
             return states
         return states._replace(z=states.z.detach(), h_prev=states.h_prev.detach())

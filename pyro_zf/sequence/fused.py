@@ -65,7 +65,7 @@ def draw_noise(
     return noise
 
 
-# Which systems are known
+# Supported systems
 
 
 class _Head(NamedTuple):
@@ -78,7 +78,7 @@ class _Head(NamedTuple):
 
 
 def _head(module: Any) -> _Head | None:
-    """The parts of a Gaussian network, if it has one hidden layer and nothing else happens in it."""
+    """The parts of a Gaussian network with one hidden layer; None for any other module."""
     network, form = getattr(module, "network", None), getattr(module, "form", None)
     if type(network) is not MLP or len(network) != 3 or type(form) is not GaussianForm:
         return None
@@ -178,7 +178,7 @@ class FusedPlan(NamedTuple):
         return latents, trajectory, moments, {"z": noise["z"]}
 
     def _context(self, run: Recurrence, shape: torch.Size) -> Tensor:
-        """What the posterior's hidden layer reads beside the state, with its bias."""
+        """The part of the posterior's hidden layer that does not depend on the state, with the bias."""
         system, mask = run.system, run.gradient_mask
         state_size = system.cell.state_sizes[0]
         particles = len(shape) - 1
@@ -212,7 +212,7 @@ class FusedPlan(NamedTuple):
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
     def _gates(self, u: Tensor) -> Tensor:
-        """What the gates read beside state and latents, in the order o, i, f, g."""
+        """The part of the gates (o, i, f, g) that depends on neither state nor latents."""
         assert self.lstm is not None
         weight, _, bias_input, bias_hidden = self.lstm.all_weights[0]
         bias = bias_input + bias_hidden
@@ -282,7 +282,7 @@ def _ordered(gates: Tensor) -> Tensor:
 
 
 def fused_plan(system: RecurrentSystem) -> FusedPlan | str:
-    """The plan of a system that the fused recurrence knows, or in a few words why it does not."""
+    """The plan for a system that the fused recurrence supports, or the reason why it does not."""
     (name, z), *others = system.latents.items()
     cell = system.cell
     previous = type(cell) is ReadsPreviousLatent
@@ -341,7 +341,7 @@ def fused_plan(system: RecurrentSystem) -> FusedPlan | str:
 
 
 def plan_in_use(system: RecurrentSystem) -> FusedPlan | str:
-    """The plan by which paths are drawn; if they are not drawn by one, how they are, in a few words.
+    """The plan of the fused recurrence if paths are drawn by it; otherwise a description of how they are.
 
     Raises:
         ValueError: if the fused recurrence is asked for and does not know the system.
@@ -357,10 +357,10 @@ def plan_in_use(system: RecurrentSystem) -> FusedPlan | str:
 
 
 def recurrence_in_use(system: Any) -> str:
-    """How the paths of a system are drawn, in a few words.
+    """A short description of how the paths of a system are drawn.
 
     Raises:
-        ValueError: if the fused recurrence is asked for and does not know the system.
+        ValueError: if ``core="fused"`` and the fused recurrence does not support the system.
     """
     latents = [x for x in system.latents.values() if x.per == "step"]
     if getattr(latents[0].posterior, "ignores_state", False) and len(latents) == 1:
@@ -394,7 +394,7 @@ class _Weights(NamedTuple):
 
 
 class _Steps(NamedTuple):
-    """What a step consists of, beside numbers; ``low`` is the precision of products, or None."""
+    """The functions of a step. ``low`` is the precision of products, or None."""
 
     activation: nn.Module
     form: GaussianForm
@@ -664,7 +664,7 @@ class _Loop:
             yield max(last - length, 0), last
 
     def _prepare_cells(self, first: int, last: int, gates: Tensor) -> tuple[Any, Any]:
-        """What the backward of the LSTM multiplies by; in place of the gates o, i, f, g their slopes."""
+        """Prepare the factors of the LSTM's backward; the gates o, i, f, g are replaced by derivatives."""
         o, i, f, g = gates.split(self.size, -1)
         cells = torch.stack(self.cells[first : last + 1])
         tanh, forget = torch.tanh(cells[1:]), f.clone()

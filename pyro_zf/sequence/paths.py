@@ -60,10 +60,10 @@ class LatentPath(TorchDistribution):
         return self._changed(_batch_shape=torch.Size(batch_shape))
 
     def with_carried_states(self) -> Any:
-        """The same density, whose states are those that a drawn path carries.
+        """The same density, computed from the states that a drawn path carries.
 
-        Its value is the same. Its gradient reaches the parameters through the noise that the path was
-        drawn from; the gradient with respect to the path itself leaves out what goes through the states.
+        The value is the same. The gradient reaches the parameters through the noise that the path was
+        drawn from. The gradient with respect to the path leaves out the dependence through the states.
         """
         return self._changed(carried=True)
 
@@ -89,11 +89,11 @@ class LatentPath(TorchDistribution):
 
     @property
     def _module(self) -> tuple[nn.Module, str]:
-        """The network, and what it is called."""
+        """The network and its name."""
         raise NotImplementedError
 
     def inputs(self, value: Tensor) -> tuple[Tensor, ...]:
-        """What the network reads along a path, time first."""
+        """Inputs of the network along a path, time first."""
         latents = {**self.run.latents, self.name: value}
         return self._inputs(latents, self._trajectory(latents))
 
@@ -134,7 +134,7 @@ class LatentPath(TorchDistribution):
 
     @property
     def time_chunk(self) -> int | None:
-        """How many steps are scored at a time; None for all."""
+        """Number of steps that are scored at a time; None for all."""
         return self.run.system.time_chunk
 
     @property
@@ -259,7 +259,7 @@ def _first(c: Tensor | None, h: Tensor) -> Tensor | None:
 
 
 def with_carried_states(distribution: Any) -> Any:
-    """A path's distribution in its cheaper form, see :class:`LatentPath`; others as they are."""
+    """The form of a path's distribution that uses carried states; other distributions are unchanged."""
     return (
         distribution.with_carried_states() if isinstance(distribution, LatentPath) else distribution
     )

@@ -85,9 +85,9 @@ def _mkl_is_fast() -> bool:
 def _onednn_linear() -> Callable[[Tensor, Tensor], Tensor] | None:
     """A product of float32 matrices by oneDNN, on processors where that is faster than MKL.
 
-    The operator is private to PyTorch. Measured with one thread, for products of 32 or 64 rows with the
-    weights of the standard sizes: twice as fast as ``torch.mm`` on an AMD Zen 5; on an Intel Xeon 0.6 to
-    1.1 times as fast, so that it is not used there.
+    The operator is private to PyTorch. On an Intel Xeon, one thread, it was 0.6 to 1.1 times as fast as
+    ``torch.mm`` for products of 32 or 64 rows with weights of the standard sizes, so it is not used there.
+    On AMD processors MKL runs below its full speed, and an earlier measurement found oneDNN faster.
     """
     if _mkl_is_fast():
         return None

@@ -1,9 +1,9 @@
-r"""A system on a batch: its states along any path of latents, and paths that are drawn.
+r"""The recurrence of a system on a batch: the states along a path of latents, and how paths are drawn.
 
-A path that is drawn carries the states that were computed along the way (:class:`DrawnPath`), as an
-attribute of its tensor. The model takes them from the value that the guide hands over, and computes them
-again for every other value: a copy, a detached tensor, one that was changed, another batch, other
-parameters.
+The value of a drawn path carries the states that were computed while it was drawn (:class:`DrawnPath`), as
+an attribute of the tensor. The model uses them if it is given that value. It computes the states again for
+every other value: a copy, a detached tensor, a tensor that was changed in place, or a value that was drawn
+for another batch or with other parameters.
 """
 
 from __future__ import annotations
@@ -28,21 +28,22 @@ from pyro_zf.sequence.unroll import at_steps, unroll
 
 __all__ = ["DrawnPath", "Moments", "Recurrence", "Source", "path_of"]
 
-#: Which networks draw a path: the posteriors, the priors, or the priors at their means.
+#: Networks that a path is drawn from: the posteriors, the priors, or the means of the priors.
 Source = Literal["posterior", "prior", "prior-mean"]
 #: Mean and log scale of a latent at each step, time first.
 Moments = tuple[Float[Tensor, "time *batch latent"], Float[Tensor, "time *batch latent"]]
 
 
 class DrawnPath:
-    """What was computed while the latents of a sequence were drawn; their values carry it.
+    """The results that were computed while the latents of a sequence were drawn. Their values carry it.
 
     Args:
         run: the recurrence that drew them.
         latents: name -> values, time last but one.
-        trajectory: the states, or None where the draw needed none.
-        moments: those of the distributions that were drawn from, of Gaussian ones.
-        noise: of which a value is mean plus scale times it, of Gaussian ones; time first.
+        trajectory: the states, or None if the draw did not need them.
+        moments: means and log scales of the latents with Gaussian distributions.
+        noise: standard normal noise of the latents that were computed as mean + scale * noise, time
+            first.
     """
 
     def __init__(
@@ -55,14 +56,11 @@ class DrawnPath:
     ) -> None:
         self.latents, self.trajectory = latents, trajectory
         self.moments, self.noise = moments, noise
-        #: Features of the inputs and backward states, where they were needed.
+        #: Features of the inputs and backward states, if they were needed.
         self.networks = {k: run.__dict__[k] for k in ("_u", "b") if k in run.__dict__}
         self._made_by = run.circumstances()
-        self._kept = (
-            run.system,
-            run.batch,
-            run.given,
-        )  # so that no other object gets their identity
+        # Kept, so that no other object gets the identity of one of these.
+        self._kept = (run.system, run.batch, run.given, list(run.system.parameters()))
         self._values = {name: _state_of(z) for name, z in latents.items()}
         for z in latents.values():
             z.path = self  # type: ignore[attr-defined]
@@ -85,12 +83,12 @@ class DrawnPath:
 
 
 def path_of(value: Any) -> DrawnPath | None:
-    """What a value carries, if it was drawn by a recurrence and is still the same tensor object."""
+    """The drawn path that a value carries; None if no recurrence has drawn this tensor."""
     return getattr(value, "path", None)
 
 
 def _state_of(value: Tensor) -> tuple[Any, ...]:
-    """What changes when a tensor is changed in place; inference tensors cannot be trained on."""
+    """Version and ``requires_grad`` of a tensor; inference tensors have no version."""
     return None if value.is_inference() else value._version, value.requires_grad
 
 
@@ -122,7 +120,7 @@ class Recurrence:
 
     @cached_property
     def step_latents(self) -> dict[str, Latent]:
-        """The latents that each step has its own value of."""
+        """The latents that have a value for each step."""
         return {k: x for k, x in self.system.latents.items() if x.per == "step"}
 
     @cached_property
@@ -145,7 +143,7 @@ class Recurrence:
 
     @cached_property
     def cell_u(self) -> Float[Tensor, "time *batch input"]:
-        """What the cell reads beside the latents."""
+        """Inputs of the cell besides the latents."""
         return join_over_time(self.u, self.c)
 
     @cached_property
@@ -156,19 +154,19 @@ class Recurrence:
 
     @cached_property
     def context(self) -> Float[Tensor, "time batch context"]:
-        """What the posteriors read beside the state."""
+        """Inputs of the posteriors besides the state."""
         b = self.b if reads(self.system.posterior) == "backward" else None
         return self.system.posterior_context(self.batch, self.u, b)
 
     def _carried(self, name: str) -> Any:
-        """What the latents of this program carry of the networks that do not depend on them."""
+        """Output of a network that does not depend on the path, if the latents of this program carry it."""
         path = path_of(next(iter(self.latents.values()))) if self.latents else None
         if path is None or name not in path.networks or not path.is_of(self.latents):
             return None
         return path.networks[name] if path.holds_for(self) else None
 
     def circumstances(self) -> tuple[Any, ...]:
-        """All that states along given latents depend on; two that are equal compute the same."""
+        """Everything that the states depend on besides the latents, as a tuple that can be compared."""
         given = tuple((id(x), _state_of(x)) for x in self.given.values())
         parameters = tuple((id(p), _state_of(p)) for p in self.system.parameters())
         batch = (id(self.batch), _state_of(self.batch.inputs))
@@ -181,8 +179,8 @@ class Recurrence:
     def trajectory(self, latents: Mapping[str, Tensor], carried: bool = False) -> Trajectory:
         """The states along a path, as a function of its values, which have time last but one.
 
-        With ``carried``, those that the values carry from when they were drawn, where that is what they
-        are: the same states, as a function of the noise rather than of the values.
+        With ``carried``, the states that the values carry, if they still hold: the same states, as a
+        function of the noise and not of the values.
         """
         path = path_of(next(iter(latents.values()))) if carried else None
         if path is None or not (path.is_of(latents) and path.holds_for(self)):
@@ -195,7 +193,7 @@ class Recurrence:
 
     @cached_property
     def current(self) -> Trajectory:
-        """The states along the latents of this program; ask for it once all are set."""
+        """The states along the latents of this program, which must all be set."""
         return self.trajectory(self.latents, carried=True)
 
     def features(
@@ -219,14 +217,14 @@ class Recurrence:
         return self._detached(context.expand(*features.shape[:-1], -1))
 
     def emission_input(self) -> Float[Tensor, "time *batch features"]:
-        """What the emission reads at each step."""
+        """Inputs of the emission at each step."""
         h = self.current.after
         u = with_particles(self.u, h.dim() - self.u.dim())
         latents = {k: x.movedim(-2, 0) for k, x in self.latents.items()}
         return join_over_time(self.system.emission_inputs(u, latents, h), self.c)
 
     def step_states(self) -> StepStates:
-        """What the auxiliary costs may look at, time first."""
+        """Inputs of the auxiliary costs, time first."""
         states, z = self.current, self.latents["z"].movedim(-2, 0)
         particles = z.dim() - 3
         b = with_particles(self.b, particles) if self.system.reads_backward_states else None
@@ -236,7 +234,7 @@ class Recurrence:
         return StepStates(u, z, states.before, states.after, b, c)
 
     def end(self) -> State:
-        """What a batch that continues this one begins with, without its gradient."""
+        """The state that a batch which continues this one starts from, detached."""
         return tuple(x.detach() for x in (*self.current.last, *self._u[1]))
 
     # Drawing
@@ -250,9 +248,9 @@ class Recurrence:
         same seed gives the same path in both layouts.
 
         Args:
-            source: by which networks.
-            shape: particles and sequences.
-            given: values of latents that are not to be drawn.
+            source: the networks to draw from.
+            shape: the batch shape, particles first, then sequences.
+            given: values of latents that are fixed.
         """
         if source == "posterior" and not given:
             (name, latent), *others = self.step_latents.items()
@@ -321,7 +319,7 @@ class Recurrence:
         return DrawnPath(self, own if given else latents, trajectory, stacked, {})
 
     def _draw_at_once(self, name: str, latent: Latent, shape: torch.Size) -> DrawnPath | None:
-        """All steps together, where the posterior does not look at the state and is Gaussian."""
+        """Draw all steps at once, for a Gaussian posterior that does not read the state."""
         assert latent.posterior is not None
         context = with_particles(self.context, len(shape) - 1).expand(-1, *shape, -1)
         h = self.system.cell.initial(shape, self.cell_start)[0].expand(len(context), *shape, -1)
@@ -331,7 +329,7 @@ class Recurrence:
         mean, scale = q.base_dist.loc, q.base_dist.scale
         (noise,) = draw_noise(len(context), shape, (latent.size,), mean)
         z = (mean + scale * noise).movedim(0, -2)
-        # No states: they are a function of z, which therefore must not carry them.
+        # The states would be a function of this value, so it cannot carry them.
         moments = {name: (mean, torch.log(scale))}
         return DrawnPath(self, {name: z}, None, moments, {name: noise})
 

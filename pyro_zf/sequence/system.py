@@ -1,4 +1,4 @@
-"""What a system declares. Everything that is not written step by step is derived from this."""
+"""The declaration of a system, from which everything that is not written step by step is derived."""
 
 from __future__ import annotations
 
@@ -19,27 +19,26 @@ from pyro_zf.nn.posteriors import reads
 
 __all__ = ["FREE_OF_KL", "Core", "Latent", "RecurrentSystem", "detach_where", "join_over_time"]
 
-#: In the ``infer`` dictionary of a site that model and guide draw from one and the same distribution.
-#: Its two log-densities cancel, so no bound and no KL contains it.
+#: ``infer`` dictionary of a site that model and guide draw from the same distribution. The two
+#: log-densities cancel, so bounds and KL do not contain them.
 FREE_OF_KL: Any = {"free_of_kl": True}
 
 Core = Literal["auto", "eager", "fused"]
 
 
 class Latent(NamedTuple):
-    """A latent variable: its networks, and what they read.
+    """A latent variable: its networks and their inputs.
 
     Args:
         prior: maps features to a distribution over the latent.
         posterior: maps (features, context) to one. None for a latent that model and guide both draw from
             ``prior``, and which is therefore free of KL.
         size: of the latent.
-        reads: what the features consist of, in this order: ``"state"``, the state that the latent is
-            drawn from, ``"input"``, or names of latents that the step has drawn before. The covariates
-            come last.
-        per: ``"step"``, or ``"sequence"`` for one value that holds for all steps. The value of the
-            latter is joined to the covariates; its features are the covariates of the first step, and
-            its context is :math:`b_1`.
+        reads: names of the features, in order: ``"state"`` (the state before the latent is drawn),
+            ``"input"``, or latents that are drawn earlier in the step. The covariates are appended.
+        per: ``"step"``, or ``"sequence"`` for a latent with one value for all steps. That value is
+            appended to the covariates of every step. The features of such a latent are the covariates of
+            the first step, and its context is :math:`b_1`.
     """
 
     prior: nn.Module
@@ -54,7 +53,7 @@ class Latent(NamedTuple):
         return {} if self.posterior is not None else FREE_OF_KL
 
     def features(self, known: Mapping[str, Tensor], c: Tensor | None) -> Tensor:
-        """What the networks read at a step, from the values of all names in :attr:`reads`."""
+        """Inputs of the networks at a step. ``known`` has a value for each name in :attr:`reads`."""
         return join(*(known[name] for name in self.reads), c)
 
 
@@ -75,13 +74,13 @@ class RecurrentSystem(nn.Module):
     sets the attributes below, and overrides :attr:`latents` where it has others than z.
     """
 
-    #: What prior and posterior of z read.
+    #: Features of the prior and the posterior of z.
     prior_reads: tuple[str, ...] = ("state",)
-    #: The latents that the cell reads beside the input.
+    #: Latents that are inputs of the cell.
     cell_reads: tuple[str, ...] = ("z",)
-    #: What the emission reads: ``"state"`` is the one that has read the latents.
+    #: Inputs of the emission; ``"state"`` is the state after the latents were read.
     emission_reads: tuple[str, ...] = ("state",)
-    #: Size of the covariates, and of all that is joined to the input: covariates, latents per sequence.
+    #: Size of the covariates; and of the covariates together with the latents of the whole sequence.
     covariate_size: int = 0
     condition_size: int = 0
 
@@ -123,13 +122,13 @@ class RecurrentSystem(nn.Module):
         return value
 
     def cell_inputs(self, latents: Mapping[str, Tensor]) -> Float[Tensor, "... latent"]:
-        """What the cell reads of the latents of a step."""
+        """The part of the cell's inputs that comes from the latents of a step."""
         return join(*(self.embedded(name, latents) for name in self.cell_reads))
 
     def emission_inputs(
         self, u: Float[Tensor, "... input"], latents: Mapping[str, Tensor], h: Tensor
     ) -> Tensor:
-        """What the emission reads of a step, without the covariates."""
+        """Inputs of the emission at a step, without the covariates."""
         known = {"state": h, "input": u}
         parts = (known[k] if k in known else self.embedded(k, latents) for k in self.emission_reads)
         return join(*parts)
@@ -153,7 +152,7 @@ class RecurrentSystem(nn.Module):
     def recognition_inputs(
         self, batch: SequenceBatch, u: Float[Tensor, "time batch input"] | None = None
     ) -> Float[Tensor, "batch time features"]:
-        """What the networks over the targets read, batch first; ``u`` are the input features, if known."""
+        """Inputs of the networks over the targets, batch first. ``u`` are the input features, if known."""
         c = batch.covariates_over_time
         targets = self.embed(batch.targets, None if c is None else c.transpose(0, 1))  # type: ignore[arg-type]
         if self.deterministic is None:
@@ -175,7 +174,7 @@ class RecurrentSystem(nn.Module):
         u: Float[Tensor, "time batch input"] | None = None,
         b: Float[Tensor, "time batch backward"] | None = None,
     ) -> Float[Tensor, "time batch context"]:
-        """What the posterior of z reads beside the state, see :mod:`pyro_zf.nn.posteriors`.
+        """The second input of the posterior of z, see :mod:`pyro_zf.nn.posteriors`.
 
         ``u`` and ``b`` are input features and backward states where they are known already.
         """
@@ -189,7 +188,7 @@ class RecurrentSystem(nn.Module):
         return states
 
     def sequence_features(self, batch: SequenceBatch) -> Float[Tensor, "batch covariates"]:
-        """What the networks of a latent of the whole sequence read: the covariates of the first step."""
+        """Features of a latent of the whole sequence: the covariates of the first step."""
         c = batch.covariates_over_time
         return next(self.parameters()).new_zeros(batch.num_sequences, 0) if c is None else c[0]
 
@@ -243,12 +242,12 @@ class RecurrentSystem(nn.Module):
 
 
 def detach_where(mask: Tensor | None, x: Tensor) -> Tensor:
-    """The same values, without their gradient where the mask is True."""
+    """The same values, detached where the mask is True."""
     return x if mask is None else torch.where(mask, x.detach(), x)
 
 
 def join_over_time(*features: Tensor | None) -> Tensor:
-    """As :func:`~pyro_zf.nn.join`, of tensors with time first, some of which may lack particles."""
+    """Join features with time first, of which some may have no particle dimensions."""
     given = [x for x in features if x is not None]
     dims = max(x.dim() for x in given)
     return join(*(with_particles(x, dims - x.dim()) for x in given))
