@@ -71,12 +71,9 @@ def parse_train(arguments: Sequence[str]) -> TrainConfig:
         name = argument.partition("=")[0].removeprefix("--").removeprefix("no-").replace("-", "_")
         if argument.startswith("--") and name not in types and systems_with(name):
             raise UsageError(misplaced(name, model, known))
-    parsed: Any = tyro.cli(
-        _with_options(model),
-        args=rest,
-        prog="svi_train.py",
-        default=_with_options(model)(**{**_fields(base), **base.options}),
-    )
+    flat = _with_options(model)
+    default = flat(**_fields(base), **base.options)
+    parsed: Any = tyro.cli(flat, args=rest, prog="svi_train.py", default=default)
     given = {name: getattr(parsed, name) for name in types if getattr(parsed, name) is not None}
     settings = {name: getattr(parsed, name) for name in known if name != "options"}
     return TrainConfig(**settings, options=given)
