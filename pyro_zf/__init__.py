@@ -1,7 +1,13 @@
 """Recurrent networks with latent variables as Pyro programs."""
 
+from typing import TYPE_CHECKING, Any
+
 from pyro_zf.batch import SequenceBatch
 from pyro_zf.models import RNN, SRNN, STORN, VRNN, VariationalBiLSTM, ZForcing
+
+if TYPE_CHECKING:
+    from pyro_zf.trained import diagnose, evaluate, generate, load
+    from pyro_zf.training import TrainConfig, train
 
 __all__ = [
     "RNN",
@@ -9,9 +15,28 @@ __all__ = [
     "STORN",
     "VRNN",
     "SequenceBatch",
+    "TrainConfig",
     "VariationalBiLSTM",
     "ZForcing",
     "__version__",
+    "diagnose",
+    "evaluate",
+    "generate",
+    "load",
+    "train",
 ]
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    # Training needs matplotlib, TensorBoard and the data sets, which models alone do not.
+    if name in ("TrainConfig", "train"):
+        from pyro_zf import training
+
+        return getattr(training, name)
+    if name in ("diagnose", "evaluate", "generate", "load"):
+        from pyro_zf import trained
+
+        return getattr(trained, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -38,6 +38,7 @@ class SequenceBatch:
 
     Raises:
         ValueError: if the shapes disagree or a length lies outside 0..T.
+        TypeError: if something other than a tensor is given, or the lengths are not whole numbers.
 
     Example:
         >>> import torch
@@ -61,6 +62,8 @@ class SequenceBatch:
     covariates: Float[Tensor, "batch *time covariates"] | None = None
 
     def __post_init__(self) -> None:
+        for name in ("inputs", "targets", "lengths", "covariates"):
+            _require_tensor(getattr(self, name), name)
         if self.inputs.dim() < 2:
             raise ValueError(f"inputs must be (batch, time, ...), not {tuple(self.inputs.shape)}")
         shape = self.inputs.shape[:2]
@@ -76,6 +79,10 @@ class SequenceBatch:
             )
         if self.lengths is None:
             return
+        if self.lengths.is_floating_point() or self.lengths.dtype == torch.bool:
+            raise TypeError(
+                f"lengths must be whole numbers, not {self.lengths.dtype}: convert them with .long()"
+            )
         if self.lengths.shape != shape[:1]:
             raise ValueError(
                 f"lengths {tuple(self.lengths.shape)} do not match a batch of {shape[0]} sequences"
@@ -102,7 +109,15 @@ class SequenceBatch:
         start: Shaped[Tensor, "..."] | float | int = 0,
         covariates: Float[Tensor, "batch *time covariates"] | None = None,
     ) -> SequenceBatch:
-        """Use the targets delayed by one step as inputs, after a start symbol filled with ``start``."""
+        """Use the targets delayed by one step as inputs, after a start symbol filled with ``start``.
+
+        Raises:
+            TypeError: if the targets or lengths are not tensors.
+            ValueError: if the shapes disagree.
+        """
+        _require_tensor(targets, "targets")
+        if targets.dim() < 2:
+            raise ValueError(f"targets must be (batch, time, ...), not {tuple(targets.shape)}")
         first = torch.as_tensor(start, dtype=targets.dtype, device=targets.device)
         first = first.expand(targets[:, :1].shape)
         inputs = torch.cat([first, targets[:, :-1]], dim=1)
@@ -119,6 +134,7 @@ class SequenceBatch:
         """A batch without targets: ``start`` is :math:`u_1`, and a model draws the rest."""
         if num_steps < 1:
             raise ValueError(f"num_steps must be at least 1, not {num_steps}")
+        _require_tensor(start, "start")
         rest = torch.zeros_like(start).unsqueeze(1).expand(-1, num_steps - 1, *start.shape[1:])
         inputs = torch.cat([start.unsqueeze(1), rest], dim=1)
         return cls(inputs, None, lengths, covariates=covariates)
@@ -228,6 +244,14 @@ class SequenceBatch:
         assert self.mask is not None
         mask = self.mask.reshape(self.mask.shape + (1,) * (values.dim() - 2))
         return torch.where(mask, values, torch.zeros_like(values))
+
+
+def _require_tensor(value: object, name: str) -> None:
+    """Reject a list or an array where a tensor is expected."""
+    if value is None or isinstance(value, Tensor):
+        return
+    how = "torch.from_numpy" if type(value).__module__ == "numpy" else "torch.tensor"
+    raise TypeError(f"{name} must be a tensor, not a {type(value).__name__}: use {how}({name})")
 
 
 def with_particles(

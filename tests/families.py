@@ -10,7 +10,7 @@ from pyro_zf import SequenceBatch
 from pyro_zf.models import MODELS, SequenceModel
 from pyro_zf.nn import EMISSIONS, POSTERIORS, PRIORS
 
-DATA, LATENT = 3, 3
+DATA, LATENT, MAX_COUNT = 3, 3, 6
 SIZES: dict[str, Any] = {"hidden_size": 5, "mlp_size": 4}
 AUX: dict[str, dict[str, Any]] = {
     "zforcing": {"alpha": 0.3, "beta": 0.7},
@@ -28,7 +28,7 @@ class Combination(NamedTuple):
     emission: str
 
     def build(self, **options: Any) -> SequenceModel:
-        shape = {**SIZES, "emission": self.emission, **options}
+        shape = {**SIZES, "emission": self.emission, "max_count": MAX_COUNT, **options}
         if self.family == "rnn":
             return MODELS["rnn"](DATA, **shape)
         aux = AUX.get(self.family, {"aux": {"b": 0.3, "u": 0.7, "h": 0.2, "activity": 0.1}})
@@ -43,6 +43,8 @@ class Combination(NamedTuple):
             targets = torch.randint(DATA, size)
         elif self.emission in ("bernoulli", "logistic-mixture"):
             targets = (torch.rand(*size, DATA) > 0.5).double()
+        elif self.emission in ("poisson", "negative-binomial", "beta-binomial"):
+            targets = torch.poisson(torch.full((*size, DATA), 2.0)).clamp(max=MAX_COUNT)
         else:
             targets = torch.randn(*size, DATA)
         return SequenceBatch.from_targets(

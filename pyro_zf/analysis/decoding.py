@@ -27,7 +27,7 @@ class Decoding(Messenger):
 
     Args:
         temperature: temperature of the emission. It divides logits and multiplies standard deviations.
-        argmax: whether to take the most probable value (for real numbers, the mean) instead of sampling.
+        argmax: whether to take the most probable value, see :func:`mode_of`, instead of sampling.
         latent_temperature: temperature of the prior; 0 sets z to the prior's mean.
 
     Raises:
@@ -95,18 +95,33 @@ def unmasked(distribution: Any) -> Any:
 
 
 def mean_of(distribution: Any) -> Tensor:
-    """The mean; for symbols the most probable one; a sample if the mean is not known."""
+    """The mean; for symbols the most probable one.
+
+    Raises:
+        ValueError: if the mean is not known.
+    """
     distribution = unmasked(distribution)
     if isinstance(distribution, Categorical):
         return distribution.logits.argmax(-1)
     try:
         return distribution.mean
     except NotImplementedError:
-        return distribution.sample()
+        raise ValueError(
+            f"the mean of a {_name(distribution)} is not known: draw samples, or give the distribution "
+            "a property mean"
+        ) from None
 
 
 def mode_of(distribution: Any) -> Tensor:
-    """The most probable value; for a mixture, the mean of its most probable component."""
+    """The most probable value.
+
+    It is the ``mode`` that the distribution declares. Without one it is found among the values of a finite
+    support; for real numbers the mean takes its place. For a mixture it is the mean of the most probable
+    component.
+
+    Raises:
+        ValueError: if none of these is known.
+    """
     distribution = unmasked(distribution)
     if isinstance(distribution, Independent):
         return mode_of(distribution.base_dist)
@@ -120,7 +135,29 @@ def mode_of(distribution: Any) -> Tensor:
         return means.gather(component, index.expand_as(means.narrow(component, 0, 1))).squeeze(
             component
         )
-    return mean_of(distribution)
+    try:
+        return distribution.mode
+    except (NotImplementedError, AttributeError):
+        pass
+    try:
+        if distribution.has_enumerate_support:
+            values = distribution.enumerate_support()
+            best = distribution.log_prob(values).argmax(0, keepdim=True)
+            return values.expand(values.shape[:1] + best.shape[1:]).gather(0, best)[0]
+        if not distribution.support.is_discrete:
+            return distribution.mean
+    except NotImplementedError:
+        pass
+    raise ValueError(
+        f"the most probable value of a {_name(distribution)} is not known: sample instead (without "
+        "--argmax), or give the distribution a property mode"
+    )
+
+
+def _name(distribution: Any) -> str:
+    while isinstance(distribution, Independent):
+        distribution = distribution.base_dist
+    return type(distribution).__name__
 
 
 def tempered(distribution: Any, temperature: float) -> Any:

@@ -58,7 +58,7 @@ class AuxiliaryGain:
         return self.marginal_nats - self.nats
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Diagnostics:
     r"""Information carried by z, from one posterior sample per sequence. Unknown values are None.
 
@@ -96,6 +96,15 @@ class Diagnostics:
     mutual_information_limit: float | None = None
     aux: dict[str, AuxiliaryGain] = field(default_factory=dict)
     overlap: float | None = None
+
+    def __repr__(self) -> str:
+        lines = [f"diagnosis of {self.num_sequences} sequences: {self.verdict()}"]
+        for name, value in self.numbers().items():
+            if isinstance(value, (int, float)):
+                lines.append(
+                    f"  {name}: {value:.4g}" if isinstance(value, float) else f"  {name}: {value}"
+                )
+        return "\n".join(lines)
 
     @property
     def collapsed(self) -> bool:

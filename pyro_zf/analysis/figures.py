@@ -264,7 +264,7 @@ def spectrograms(
             padded = np.pad(sound, (0, max(2 * window - len(sound), 0)))
             power, *where = mlab.specgram(padded, NFFT=window, Fs=sample_rate, noverlap=window // 2)
             powers[r, c] = (10 * np.log10(np.maximum(power, 1e-14)), *where)
-    top = max(float(power.max()) for power, *_ in powers.values())
+    top, longest = max(float(power.max()) for power, *_ in powers.values()), 0.0
     for r, (title, axes_of_row) in enumerate(zip(titles, panels, strict=True)):
         axes_of_row[0].set_ylabel(f"{title}\nkHz")
         for c, axes in enumerate(axes_of_row):
@@ -272,10 +272,12 @@ def spectrograms(
                 axes.set_axis_off()
                 continue
             power, frequencies, times = powers[r, c]
+            longest = max(longest, times[-1])
             axes.imshow(
                 power, origin="lower", aspect="auto", cmap="magma", vmin=top - 70, vmax=top,
                 extent=(0, times[-1], 0, frequencies[-1] / 1000),
             )  # fmt: skip
+    panels[0, 0].set_xlim(0, longest)  # the axes are shared, and each image has set its own limits
     return figure
 
 
@@ -295,6 +297,7 @@ def series(rows: Sequence[Float[Tensor, "_ _ _"]], titles: Sequence[str]) -> Fig
     figure = Figure(figsize=(2.4 * columns, 1.5 * len(rows) + 0.3), layout="constrained")
     panels = figure.subplots(len(rows), columns, squeeze=False)
     low, high = min(float(row.min()) for row in rows), max(float(row.max()) for row in rows)
+    longest = max(len(sequence) for row in rows for sequence in row)
     for row, title, axes_of_row in zip(rows, titles, panels, strict=True):
         for sequence, axes in zip(row, axes_of_row, strict=False):
             if sequence.shape[-1] <= 3:
@@ -304,6 +307,7 @@ def series(rows: Sequence[Float[Tensor, "_ _ _"]], titles: Sequence[str]) -> Fig
                 axes.imshow(
                     sequence.T.cpu().numpy(), aspect="auto", origin="lower", vmin=low, vmax=high
                 )
+            axes.set_xlim(-0.5, longest - 0.5)
             axes.tick_params(labelsize=6)
         axes_of_row[0].set_ylabel(title)
     return figure

@@ -7,13 +7,13 @@ from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Bool, Float, Shaped
 from pyro import poutine
 from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from pyro_zf.analysis.decoding import AtMean, Decoding, mean_of
+from pyro_zf.analysis.decoding import AtMean, Decoding, mean_of, mode_of
 from pyro_zf.batch import SequenceBatch, masked
 from pyro_zf.data import Values
 from pyro_zf.infer.sites import step_of_site
@@ -80,29 +80,65 @@ def continue_prefix(
     num_steps: int,
     decoding: Decoding | None = None,
 ) -> Shaped[Tensor, "batch time ..."]:
-    """Continue given beginnings of sequences.
+    """Continue given beginnings of sequences, each from its own end.
 
-    The latents of the prefix are sampled from the posterior given the prefix alone, and the following
+    The latents of a prefix are sampled from the posterior given the prefix alone, and the following
     latents from the prior.
 
     Args:
         model: the model.
-        prefix: the beginnings, all of the same length. Covariates must be per sequence.
-        num_steps: number of steps to add.
+        prefix: the beginnings, whose lengths may differ. Covariates must be per sequence.
+        num_steps: number of steps to add to the longest prefix; a shorter one is continued to the same
+            number of steps in total.
         decoding: how the added steps are decoded.
 
     Returns:
-        Tensor: prefix and continuation.
+        Tensor: prefix and continuation, (batch, steps of the longest prefix + num_steps, ...).
 
     Raises:
-        ValueError: if the beginnings differ in length.
+        ValueError: if the covariates are per step, or a prefix is empty.
     """
     assert prefix.targets is not None
-    if prefix.lengths is not None and bool((prefix.lengths != prefix.num_steps).any()):
-        raise ValueError("beginnings that are continued together must have the same length")
+    if prefix.covariates is not None and prefix.covariates.dim() == 3:
+        raise ValueError(
+            "covariates per step do not say what follows a prefix: give covariates per sequence"
+        )
+    if prefix.lengths is not None and bool((prefix.lengths < 1).any()):
+        raise ValueError("a prefix must have at least one step; one of them has length 0")
     known: dict[str, Tensor] = _latents(model, _posterior(model, prefix))
     known |= {f"y_{t + 1}": y for t, y in enumerate(prefix.targets.unbind(1))}
-    return _decoded(model, prefix, prefix.num_steps + num_steps, known, decoding)
+    total = prefix.num_steps + num_steps
+    if prefix.mask is None:
+        return _decoded(model, prefix, total, known, decoding)
+    return model.generate(
+        prefix.inputs[:, 0], total, _KnownRows(known, prefix.mask), decoding or Decoding(),
+        covariates=prefix.covariates,
+    )  # fmt: skip
+
+
+class _KnownRows(Messenger):
+    """Replaces what is drawn at a step by given values, in the sequences that reach the step."""
+
+    def __init__(self, known: Mapping[str, Tensor], mask: Bool[Tensor, "batch time"]) -> None:
+        super().__init__()
+        self.known, self.mask = known, mask
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if (given := self.known.get(msg["name"])) is None:
+            return
+        value, step = msg["value"], step_of_site(msg["name"])
+        if step is not None:
+            mask = self.mask[:, step].reshape(-1, *(1,) * (value.dim() - 1))
+            given = torch.where(mask, given, value)
+        msg["value"] = given  # a latent of the whole sequence has no step
+
+
+def _point(distribution: Any) -> Tensor:
+    """The mean of a distribution, or its mode if the mean is not known."""
+    try:
+        return mean_of(distribution)
+    except ValueError:
+        return mode_of(distribution)
 
 
 @torch.no_grad()
@@ -118,7 +154,7 @@ def reconstruct(
     latents = _latents(model, _posterior(model, batch))
     with model.using_layout("steps"):
         forced = _trace(model, batch, latents)
-    means = [mean_of(forced.nodes[f"y_{t}"]["fn"]) for t in range(1, batch.num_steps + 1)]
+    means = [_point(forced.nodes[f"y_{t}"]["fn"]) for t in range(1, batch.num_steps + 1)]
     drawn = _decoded(model, batch, batch.num_steps, latents, decoding)
     return Reconstruction(batch.targets, torch.stack(means, dim=1), drawn)
 

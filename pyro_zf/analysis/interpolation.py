@@ -89,6 +89,7 @@ class _Mixed(Messenger):
         name, _, step = msg["name"].rpartition("_")
         if name != "z" or (t := int(step) - 1) >= max(self.lengths):
             return  # after the end of both sequences, z comes from the prior
-        prior = mean_of(msg["fn"])
-        ends = [self.paths[i, t] if t < n else prior for i, n in enumerate(self.lengths)]
+        ends = [
+            self.paths[i, t] if t < n else mean_of(msg["fn"]) for i, n in enumerate(self.lengths)
+        ]
         msg["value"] = (1 - self.weights) * ends[0] + self.weights * ends[1]

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pyro_zf.analysis.figures import digits, series, spectrograms, waveforms
 from pyro_zf.data import Splits
+from pyro_zf.data.datasets import text_of
 
 __all__ = [
     "as_sounds",
@@ -50,14 +51,10 @@ def as_texts(
 ) -> list[str]:
     """Convert symbols to text, up to the end of each sequence; sentences without the end symbol."""
     assert splits.vocabulary is not None
-    end = splits.vocabulary.index("<eos>") if "<eos>" in splits.vocabulary else None
-    texts = []
-    for symbols in _ended(sequences, lengths):
-        row = symbols.cpu().numpy()
-        if end is not None and splits.unit != "segment" and (row == end).any():
-            row = row[: int(np.argmax(row == end))]
-        texts.append(splits.text(row))
-    return texts
+    return [
+        text_of(row.cpu().numpy(), splits.vocabulary, splits.joiner, splits.unit != "segment")
+        for row in _ended(sequences, lengths)
+    ]
 
 
 def _ended(

@@ -187,14 +187,17 @@ def _measure(run: RunContent) -> tuple[str, Literal["sequence", "step"]]:
     return run.unit, "sequence"
 
 
+def _tested(run: RunContent) -> list[Mapping[str, Any]]:
+    """The test at the end of training as an evaluation, if there was one."""
+    if run.summary.get("test_num_sequences") is None:
+        return []
+    found = summary_diagnostics(run.summary)
+    return [{"split": "test (end of training)", "latents": "posterior", **found}]
+
+
 def _bounds(run: RunContent) -> str:
     lines = []
-    tested = {
-        "split": "test (end of training)", "num_samples": run.summary.get("test_num_samples"),
-        "num_sequences": run.summary.get("test_num_sequences"), "latents": "posterior",
-        **summary_diagnostics(run.summary),
-    }  # fmt: skip
-    for e in [*([tested] if run.summary else []), *run.evaluations]:
+    for e in [*_tested(run), *run.evaluations]:
         what = f"{e['split']}, z from the {e['latents']}, k = {e['num_samples']}, {e['num_sequences']} sequences"
         for key, name in _BOUNDS:
             shown = _with_error(e, f"{key}_nats_per_sequence")
@@ -248,36 +251,46 @@ def _diagnostics(found: Mapping[str, Any], run: RunContent) -> str:
     return "".join(parts)
 
 
+def _test_bounds(run: RunContent) -> dict[tuple[int, int, int], str]:
+    """Bounds on test data by (index in ``_BOUNDS``, samples, sequences): what makes them comparable."""
+    found: dict[tuple[int, int, int], str] = {}
+    for e in [*_tested(run), *run.evaluations]:
+        usual = e["split"].startswith("test") and e["latents"] == "posterior"
+        if not usual or e.get("step", run.summary.get("best_step")) != run.summary.get("best_step"):
+            continue
+        for i, (key, _) in enumerate(_BOUNDS):
+            if key != "log_likelihood" and (shown := _with_error(e, f"{key}_nats_per_sequence")):
+                found.setdefault((i, e["num_samples"], e["num_sequences"]), shown)
+    return found
+
+
 def _comparison(runs: Sequence[RunContent]) -> str:
-    heads = (
-        "run",
-        "system",
-        "data",
-        "parameters",
-        "updates",
-        "test ELBO",
-        "IWAE",
-        "KL",
-        "active units",
-        "loss by shuffling z",
-    )
+    bounds = [_test_bounds(run) for run in runs]
+    columns = sorted({key for of_run in bounds for key in of_run})
+    heads = [
+        "run", "system", "data", "parameters", "updates",
+        *(f"{_BOUNDS[i][1]}, test, k = {k}, N = {n:,}" for i, k, n in columns),
+        "active units", "loss by shuffling z",
+    ]  # fmt: skip
     lines = []
-    for run in runs:
-        s, best = run.summary, _richest(run) or {}
-        found = {**summary_diagnostics(s), **best}
-        iwae = _with_error(found, "iwae_nats_per_sequence")
-        active = found.get("active_units")
+    for run, of_run in zip(runs, bounds, strict=True):
+        s = run.summary
+        found = {**summary_diagnostics(s), **(_richest(run) or {})}
+        active, number = found.get("active_units"), found.get("diagnosed_sequences")
+        shuffled = _with_error(found, "shuffled_loss_nats_per_sequence")
         lines.append((
             run.name, run.config.get("model"), s.get("data", run.config.get("dataset")),
             f"{s['num_parameters']:,}" if s else "", s.get("steps", ""),
-            _with_error(found, "elbo_nats_per_sequence"), f"{iwae} (k = {best['num_samples']})" if iwae else "",
-            _with_error(found, "kl_nats_per_sequence"),
-            "" if active is None else f"{active} of {found.get('latent_units')}",
-            _with_error(found, "shuffled_loss_nats_per_sequence"),
+            *(of_run.get(key, "") for key in columns),
+            "" if active is None else f"{active} of {found.get('latent_units')} (N = {number})",
+            f"{shuffled} (N = {number})" if shuffled else "",
         ))  # fmt: skip
     parts = ["<h2>Comparison</h2>", _table(heads, lines)]
     units = {run.unit for run in runs}
-    parts.append(f"<p>Nats per {_text(' or '.join(sorted(units)))}; higher bounds are better.</p>")
+    parts.append(
+        f"<p>Nats per {_text(' or '.join(sorted(units)))}; higher bounds are better. A column holds bounds "
+        "of one kind, with k samples on N sequences.</p>"
+    )
     elbos: dict[str, dict[str, list[Any]]] = {}
     kls: dict[str, dict[str, list[Any]]] = {}
     for run in runs:

@@ -43,8 +43,8 @@ def _evaluate(config: EvaluateConfig) -> None:
         "step": step,
         **found,
     }
-    if config.checkpoint == "best":
-        save_evaluation(config.run, result)
     if "verdict" in result:
         print(f"latents: {result['verdict']}")
     print(json_text(result))
+    if config.checkpoint == "best":
+        save_evaluation(config.run, result)

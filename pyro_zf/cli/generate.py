@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -70,8 +70,8 @@ class GenerateConfig(RunOptions):
     prefix: str | None = None
     """Text to continue."""
     prefix_steps: int | None = None
-    """Number of given steps when continuing sequences of --split. Default: half an image, one second of
-    sound, three words, or half a segment."""
+    """Number of given steps when continuing sequences of --split; shorter sequences are given whole.
+    Default: half an image, one second of sound, three words, or half a segment."""
     variants: int = 4
     """Number of variants for each sequence that is continued or resampled."""
     condition: str | None = None
@@ -208,14 +208,18 @@ def _continued(
     if config.prefix is not None:
         known = _text_batch([config.prefix], splits, device)
     else:
-        given = config.prefix_steps or _prefix_steps(splits, steps)
-        known = _sequences(splits, config.split, config.number, given, device, at_least=given)
+        most = config.prefix_steps or _prefix_steps(splits, steps)
+        known = _beginnings(splits, config.split, config.number, most, device)
     if known.num_steps >= steps:
         steps = known.num_steps + (config.steps or known.num_steps)
     assert known.targets is not None
     rows = {}
     if config.prefix is None:
-        rows["given"] = known.targets
+        given = known.targets
+        if known.mask is not None and "<eos>" in (splits.vocabulary or ()):
+            end = splits.vocabulary.index("<eos>")  # type: ignore[union-attr]
+            given = torch.where(known.mask, given, end)
+        rows["given"] = given
     for i in range(config.variants):
         rows[f"continued {i + 1}"] = continue_prefix(
             model, known, steps - known.num_steps, decoding
@@ -231,6 +235,25 @@ def _prefix_steps(splits: Splits, steps: int) -> int:
     return max(steps // 2, 1)
 
 
+def _beginnings(
+    splits: Splits, split: str, number: int, steps: int, device: torch.device
+) -> SequenceBatch:
+    """The first ``steps`` steps of sequences of a split, or as many as there are."""
+    ends = int(splits.vocabulary is not None and splits.unit != "segment")  # with an end symbol
+    batch = _sequences(splits, split, number, steps + ends, device, at_least=steps + ends)
+    lengths = batch.lengths
+    if lengths is None:
+        lengths = torch.full((batch.num_sequences,), batch.num_steps, device=device)
+    lengths = (lengths - ends).clamp(1, steps)
+    longest = int(lengths.max())
+    if longest < steps:
+        log.info(
+            "the prefix is %d steps, all that sequences of the %s split have, not %d (--prefix-steps)",
+            longest, split, steps,
+        )  # fmt: skip
+    return cut(replace(batch, lengths=lengths), splits, longest)
+
+
 def _sequences(
     splits: Splits,
     split: str,
@@ -239,13 +262,11 @@ def _sequences(
     device: torch.device,
     at_least: int = 1,
 ) -> SequenceBatch:
-    """Sequences of a split that have at least ``at_least`` steps, cut to the length that is shown."""
+    """Sequences of a split, cut to the length that is shown; if possible, of at least that many steps."""
     dataset = splits[split]
     index = np.arange(len(dataset))
-    if dataset.lengths is not None:
+    if dataset.lengths is not None and (dataset.lengths >= at_least).any():
         index = index[dataset.lengths >= at_least]
-    if not len(index):
-        raise UsageError(f"no sequence of the {split} split has at least {at_least} steps")
     chosen = np.sort(np.random.default_rng(0).permutation(index)[:number])
     return cut(dataset.batch(chosen), splits, steps).to(device).numeric()
 

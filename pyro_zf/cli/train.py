@@ -105,6 +105,8 @@ def _with_options(model: str) -> type:
     fields.append(
         ("options", tyro.conf.Suppress[dict[str, Any]], dataclasses.field(default_factory=dict))
     )
+    for name in ("own_model", "own_data"):  # set by train() in Python
+        fields.append((name, tyro.conf.Suppress[bool], dataclasses.field(default=False)))
     return dataclasses.make_dataclass(
         "Train", fields, bases=(TrainConfig,), frozen=True,
         namespace={"__doc__": f"Train a model; the options below include those of {model}."},

@@ -13,6 +13,7 @@ from pyro_zf.data.datasets import (
     TextStream,
 )
 from pyro_zf.data.imdb import load_imdb
+from pyro_zf.data.loaders import splits_of
 from pyro_zf.data.mnist import load_mnist
 from pyro_zf.data.ptb import load_ptb
 from pyro_zf.data.text import load_text
@@ -42,4 +43,5 @@ __all__ = [
     "load_wav",
     "make_batches",
     "padding_ratio",
+    "splits_of",
 ]

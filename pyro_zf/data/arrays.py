@@ -129,9 +129,9 @@ def load_hdf5(
     The file contains either arrays ``train``, ``valid`` and ``test``, or a single array, which is split
     90/5/5 at random. An optional array ``lengths`` (or ``NAME_lengths`` for an array NAME) of N whole
     numbers gives the number of valid steps of each row; later steps are ignored. Unless the kind of the
-    values is given, it is inferred and printed: whole numbers that are all 0 or 1 are bits, other whole
-    numbers of shape (N, T) are symbols, and everything else is real numbers, which are normalised by the
-    mean and standard deviation of each of the D values.
+    values is given, it is inferred and printed: whole numbers that are all 0 or 1 are bits; other integers
+    that are not negative are symbols if the shape is (N, T), and counts if it is (N, T, D); everything else
+    is real numbers, which are normalised by the mean and standard deviation of each of the D values.
 
     Args:
         path: the HDF5 file.
@@ -165,6 +165,8 @@ def load_hdf5(
     if raw.kind == "real":
         mean, std = totals["train"].moments_by_dimension()
         values = Values("real", raw.size, mean, std)
+    elif raw.kind == "counts":
+        values = Values("counts", raw.size, high=int(notes["high"]))
     elif raw.kind == "categorical":
         values = Values("categorical", raw.size + 1, start=raw.size)
         for total in totals.values():
@@ -327,7 +329,7 @@ def _scan(
         target.create_dataset(f"{split}/lengths", data=counted)
         write_statistics(target, split, totals[split])
     return {
-        "kind": found, "why": why, "size": size, "arrays": used,
+        "kind": found, "why": why, "size": size, "arrays": used, "high": high,
         "ragged": any(x is not None for x in lengths.values()), "empty": empty,
         "how": "with the splits of the file" if "" not in arrays else "split 90/5/5 at random",
     }  # fmt: skip
@@ -371,9 +373,21 @@ def _kind(
     if given is None:
         if whole and low >= 0 and high <= 1:
             return "binary", "inferred: all values are 0 or 1"
-        if symbols and whole and low >= 0 and high < MAX_SYMBOLS and "f" not in dtypes:
-            return "categorical", "inferred: whole numbers of shape (N, T)"
+        if whole and low >= 0 and "f" not in dtypes:
+            if symbols and high < MAX_SYMBOLS:
+                return "categorical", "inferred: whole numbers of shape (N, T)"
+            return "counts", f"inferred: integers from {low:g} to {high:g}"
+        if whole and low >= 0 and high < 2**31:
+            return "real", (
+                "inferred; all values are whole numbers that are stored as floats: --kind counts"
+                f"{' or --kind categorical' if symbols else ''} takes them as such"
+            )
         return "real", "inferred"
+    if given == "counts" and not (whole and low >= 0):
+        raise DataError(
+            f"{path} has no counts, which are whole numbers from 0: its values range from {low:g} to "
+            f"{high:g}{'' if whole else ' and are not all whole'}"
+        )
     if given == "binary" and not (whole and low >= 0 and high <= 1):
         raise DataError(f"{path} is not binary: its values range from {low:g} to {high:g}")
     if given == "categorical" and not (whole and 0 <= low <= high < MAX_SYMBOLS and symbols):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import logging
+import math
 import zipfile
 import zlib
 from collections import Counter
@@ -22,6 +24,7 @@ from pyro_zf.data.datasets import DataError
 __all__ = [
     "SUFFIXES",
     "Cutter",
+    "Levels",
     "Recording",
     "SoundFiles",
     "announced",
@@ -55,7 +58,7 @@ class Recording:
     root: Path
     size: int
     archived: bool = False
-    changed: int = 0
+    checksum: int | None = None
 
     def open(self) -> Any:
         """Open the file for reading bytes."""
@@ -68,6 +71,65 @@ class Recording:
     def parts(self) -> tuple[str, ...]:
         """Components of the path, in lower case."""
         return tuple(part.lower() for part in Path(self.name).parts)
+
+    def digest(self) -> str | int:
+        """Hash of the content; the checksum that an archive stores.
+
+        Raises:
+            DataError: if the file cannot be read.
+        """
+        if self.checksum is not None:
+            return self.checksum
+        try:
+            with self.open() as file:
+                return hashlib.file_digest(file, "blake2b").hexdigest()[:32]
+        except OSError as error:
+            raise DataError(f"{self.name} cannot be read: {error.strerror}") from error
+
+
+@dataclass
+class Levels:
+    """What was seen of the samples of a file while it was read.
+
+    Args:
+        samples: number of samples.
+        clipped: number of samples outside -1..1.
+        peak: largest amplitude, relative to the range.
+        channels, rate: of the file.
+    """
+
+    samples: int = 0
+    clipped: int = 0
+    peak: float = 0.0
+    channels: int = 1
+    rate: int = 0
+
+    def add(self, samples: np.ndarray) -> None:
+        """Add a block of samples, as floating-point or 16-bit numbers."""
+        whole = samples.dtype == np.int16
+        size = np.abs(samples.astype(np.int32) if whole else samples)
+        self.samples += size.size
+        self.peak = max(self.peak, float(size.max(initial=0)) / (32768 if whole else 1))
+        if not whole:
+            self.clipped += int((size > 1.0).sum())
+
+    def check(self, name: str) -> None:
+        """Reject amplitudes that 16 bits cannot hold.
+
+        Raises:
+            DataError: if more than half of the samples would be clipped, or all would become zero.
+        """
+        if self.clipped > self.samples / 2:
+            scale = "; divide them by 32768" if 1024 < self.peak <= 32768 else ""
+            raise DataError(
+                f"{name} has {100 * self.clipped / self.samples:.0f} % of its samples outside -1..1, where "
+                f"they would be clipped: they reach {self.peak:g}{scale}"
+            )
+        if 0 < self.peak * 32768 < 0.5:
+            raise DataError(
+                f"{name} would become silent as 16 bits: its samples reach 2^{math.log2(self.peak):.0f} of "
+                "the range, so they are probably 16-bit values in a file of more bits; shift them up"
+            )
 
 
 @dataclass
@@ -83,21 +145,57 @@ class SoundFiles:
     files: list[Recording]
     root: Path
     skipped: dict[str, str] = field(default_factory=dict)
+    others: str = ""
+    levels: dict[str, Levels] = field(default_factory=dict)
 
     def fingerprint(self) -> list[Any]:
-        """Names, sizes and modification times, which identify the source of prepared data."""
-        return [(f.name, f.size, f.changed) for f in self.files]
+        """Names, sizes and hashes of the contents, which identify the source of prepared data.
+
+        Raises:
+            DataError: if a file cannot be read.
+        """
+        if sum(file.size for file in self.files) > 2 * 2**30:
+            log.info("reading %s to see whether it has changed", self.root)
+        return [(f.name, f.size, f.digest()) for f in self.files]
+
+    def remarks(self, sample_rate: int) -> list[str]:
+        """What was left out or converted, in lines with counts."""
+        seen = list(self.levels.values())
+        lines = [f"not read: {self.others}"] if self.others else []
+        silent = sum(x.peak == 0 for x in seen)
+        if silent:
+            lines.append(f"{silent} of {len(seen)} files are digital silence")
+        if clipped := [x for x in seen if x.clipped]:
+            share = sum(x.clipped for x in clipped) / sum(x.samples for x in seen)
+            lines.append(
+                f"{len(clipped)} of {len(seen)} files have samples outside -1..1, {100 * share:.3g} % of all, "
+                "which were clipped"
+            )
+        if mixed := [x for x in seen if x.channels > 1]:
+            lines.append(f"the channels of {len(mixed)} of {len(seen)} files were averaged")
+        if converted := Counter(x.rate for x in seen if x.rate != sample_rate):
+            rates = ", ".join(f"{n} of {rate} Hz" for rate, n in converted.most_common(3))
+            lines.append(f"resampled to {sample_rate} Hz: {rates}")
+        loud = max((x.peak for x in seen), default=0.0)
+        if 0 < loud < 2**-9:
+            lines.append(
+                f"the largest amplitude is {loud * 32768:.0f} of 32768 levels: are the sounds scaled as they "
+                "should be?"
+            )
+        return lines
 
     def blocks(self, file: Recording, sample_rate: int) -> Iterator[Int16[np.ndarray, " samples"]]:
         """Iterate over the samples of a file. A file that cannot be read completely is skipped and noted."""
+        levels = Levels()
         try:
-            blocks = sound_blocks(file, sample_rate)
+            blocks = sound_blocks(file, sample_rate, levels=levels)
             head = list(islice(blocks, 16))
             for _ in blocks:  # a long file is first read to the end to check that it is complete
                 head = []
         except DataError as error:
             self._skip(file, error)
             return
+        self.levels[file.name] = levels
         yield from head or sound_blocks(file, sample_rate)
 
     def common_rate(self, at_most: int = 200) -> int:
@@ -121,8 +219,8 @@ class SoundFiles:
     def usable(self) -> list[Recording]:
         """Return the files that can be read, and record the others.
 
-        The header of each file is checked. Small collections and files with floating-point samples are read
-        completely.
+        The header of each file is checked. Small collections and files with samples of 32 bits or more are
+        read completely.
 
         Raises:
             DataError: if no file can be read.
@@ -131,7 +229,7 @@ class SoundFiles:
         for file in self.files:
             try:
                 with _sound(file) as sound:
-                    whole = thorough or sound.subtype in ("FLOAT", "DOUBLE")
+                    whole = thorough or sound.subtype in ("FLOAT", "DOUBLE", "PCM_32")
                     rate = sound.samplerate
                 for _ in sound_blocks(file, rate) if whole else ():
                     pass
@@ -164,13 +262,16 @@ def sound_files(root: Path, what: str = "sound files") -> SoundFiles:
     """
     if root.is_dir():
         files = []
-        for path in sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES):
+        there: Counter[str] = Counter()
+        for path in sorted(p for p in root.rglob("*") if p.is_file()):
             name = path.relative_to(root).as_posix()
-            if path.is_file() and not any(
-                part.startswith((".", "__MACOSX")) for part in name.split("/")
-            ):
-                stat = path.stat()
-                files.append(Recording(name, root, stat.st_size, False, stat.st_mtime_ns))
+            if any(part.startswith((".", "__MACOSX")) for part in name.split("/")):
+                there["hidden"] += 1
+            elif path.suffix.lower() in SUFFIXES:
+                files.append(Recording(name, root, path.stat().st_size))
+            else:
+                there[path.suffix.lower() or "without suffix"] += 1
+        others = ", ".join(f"{n} {s}" for s, n in there.most_common(3))
         archives = sorted(p for p in root.iterdir() if p.suffix.lower() == ".zip")
         if not files and archives:
             if len(archives) > 1:
@@ -179,14 +280,11 @@ def sound_files(root: Path, what: str = "sound files") -> SoundFiles:
                 )
             return sound_files(archives[0], what)
         if not files:
-            there = Counter(
-                p.suffix.lower() or "without suffix" for p in root.rglob("*") if p.is_file()
-            )
-            holds = ", ".join(f"{n} {s}" for s, n in there.most_common(3)) or "nothing"
             raise DataError(
-                f"no {what} in {root} (found {holds}); supported suffixes are {', '.join(SUFFIXES)}"
+                f"no {what} in {root} (found {others or 'nothing'}); supported suffixes are "
+                f"{', '.join(SUFFIXES)}"
             )
-        return SoundFiles(files, root)
+        return SoundFiles(files, root, others=f"{others} files" if others else "")
     if root.suffix.lower() == ".zip" and root.is_file():
         try:
             with zipfile.ZipFile(root) as archive:
@@ -210,20 +308,23 @@ def read_sound(file: Recording, sample_rate: int) -> Int16[np.ndarray, " samples
 
 
 def sound_blocks(
-    file: Recording, sample_rate: int, block: int = 2**20
+    file: Recording, sample_rate: int, block: int = 2**20, levels: Levels | None = None
 ) -> Iterator[Int16[np.ndarray, " samples"]]:
     """Iterate over the samples of a file in blocks, with channels averaged.
 
     The file is resampled if its rate differs from ``sample_rate``. Floating-point samples and samples of 8,
-    24 or 32 bits are converted to 16 bits.
+    24 or 32 bits are converted to 16 bits. What is seen of the amplitudes is added to ``levels``.
 
     Raises:
-        DataError: if the file is not a sound file, is truncated, or contains samples that are not finite.
+        DataError: if the file is not a sound file, is truncated, or contains samples that are not finite or
+            that 16 bits cannot hold.
     """
     import soxr
 
+    levels = Levels() if levels is None else levels
     with _sound(file) as sound:
         announced, rate, read = sound.frames, sound.samplerate, 0
+        levels.channels, levels.rate = sound.channels, rate
         exact = sound.subtype == "PCM_16" and sound.channels == 1 and rate == sample_rate
         stream = (
             None if rate == sample_rate else soxr.ResampleStream(rate, sample_rate, 1, "float32")
@@ -237,16 +338,19 @@ def sound_blocks(
                 raise DataError(f"{file.name} is truncated: it has {read} of {announced} samples")
             read += len(part)
             if exact:
+                levels.add(part)
                 yield part
                 continue
             if not np.isfinite(part).all():
                 raise DataError(f"{file.name} contains samples that are not finite")
             mono = part.mean(axis=1) if part.ndim == 2 else part
+            levels.add(mono)
             if stream is not None:
                 mono = stream.resample_chunk(mono, last=read >= announced)
             yield np.clip(np.rint(mono * 32768.0), -32768, 32767).astype(np.int16)
         if not read:
             raise DataError(f"{file.name} has no samples")
+        levels.check(file.name)
 
 
 def announced(file: Recording) -> tuple[int, int]:

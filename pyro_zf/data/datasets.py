@@ -204,8 +204,28 @@ class TextStream:
         full = bool((lengths == width).all())
         return SequenceBatch(
             self.values.targets(before), self.values.targets(targets),
-            None if full else torch.from_numpy(lengths.astype(np.int64)), has_start_symbol=False,
+            None if full else torch.from_numpy(lengths.astype(np.int64)),
+            # The flag is one for the batch: with the beginning of the text among the rows, no first
+            # input is predicted in reverse.
+            has_start_symbol=bool((starts == 0).any()),
         )  # fmt: skip
+
+
+def text_of(
+    symbols: Shaped[np.ndarray, " time"], vocabulary: Sequence[str], joiner: str, ends: bool
+) -> str:
+    """Convert the indices of symbols to readable text.
+
+    Args:
+        symbols: the indices.
+        vocabulary: the symbols.
+        joiner: string between two symbols.
+        ends: whether the text ends before the first ``<eos>``.
+    """
+    if ends and "<eos>" in vocabulary:
+        end = symbols == vocabulary.index("<eos>")
+        symbols = symbols[: int(np.argmax(end))] if end.any() else symbols
+    return joiner.join(vocabulary[int(i)] for i in symbols)
 
 
 def check_lengths(lengths: np.ndarray, num_sequences: int, num_steps: int, where: str) -> None:
@@ -295,7 +315,7 @@ class Splits:
 
     @property
     def kind(self) -> Kind:
-        """Kind of the values: bits, real numbers or symbols."""
+        """Kind of the values: bits, real numbers, counts or symbols."""
         return self.values.kind
 
     @property
@@ -351,7 +371,8 @@ class Splits:
         if self.is_image:
             return "independent pixels"
         return {
-            "real": "iid Gaussian", "categorical": "unigram frequencies", "binary": "independent bits"
+            "real": "iid Gaussian", "categorical": "unigram frequencies", "binary": "independent bits",
+            "counts": "independent geometric counts",
         }[self.kind]  # fmt: skip
 
     @property
@@ -375,7 +396,7 @@ class Splits:
     def text(self, symbols: Shaped[np.ndarray, " time"]) -> str:
         """Convert symbols to readable text."""
         assert self.vocabulary is not None
-        return self.joiner.join(self.vocabulary[int(i)] for i in symbols)
+        return text_of(symbols, self.vocabulary, self.joiner, ends=False)
 
     def encode(self, text: str) -> Int[np.ndarray, " time"]:
         """Convert a text to the indices of its symbols, which are characters or whitespace-separated words.

@@ -105,6 +105,10 @@ def speech_splits(
                         speakers[split].append(groups(assigned[split][-1]))
         if not any(tally.samples for tally in tallies.values()):
             raise files.none_usable()
+        if not any(levels.peak for levels in files.levels.values()):
+            raise DataError(
+                f"{files.root}: all {len(files.levels)} sound files are digital silence"
+            )
         for split in SPLITS:
             if not writer.statistics[split].num_sequences:
                 raise DataError(
@@ -122,6 +126,8 @@ def speech_splits(
             "groups": {s: len(set(map(groups, tallies[s].used))) for s in SPLITS} if groups else None,
             "samples": {s: tallies[s].samples for s in SPLITS},
             "skipped": files.skipped,
+            "remarks": files.remarks(sample_rate),
+            "cut_off": sum(tally.samples for tally in tallies.values()) - read,
         }  # fmt: skip
 
     stored = prepared(name, key_of(files.fingerprint(), options), build)
@@ -186,6 +192,12 @@ def _findings(
     if notes["skipped"]:
         first = next(iter(notes["skipped"].values()))
         yield f"{len(notes['skipped'])} files were skipped; the first: {first}"
+    yield from notes["remarks"]
+    if notes["cut_off"]:
+        yield (
+            f"{notes['cut_off']:,} samples at the ends of recordings fill no frame or segment and were "
+            "dropped"
+        )
     for split, data in datasets.items():
         origin = f" from {notes['recordings'][split]} recordings" if whole else ""
         if notes["groups"]:

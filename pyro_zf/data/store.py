@@ -40,7 +40,7 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 #: Version of the file layout and of the preparation. Files with another version are prepared again.
-FORMAT = 2
+FORMAT = 3
 SPLITS = ("train", "valid", "test")
 #: Number of bytes that HDF5 may write in addition to the data.
 MARGIN = 16 * 2**20

@@ -1,4 +1,4 @@
-"""The user's own text: a UTF-8 file, read by word or by character."""
+"""The user's own text: a text file, read by word or by character."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
@@ -33,6 +33,7 @@ from pyro_zf.data.vocabulary import (
 __all__ = ["Level", "load_text"]
 
 Level = Literal["word", "character"]
+S = TypeVar("S", str, list[str], list[list[str]])
 
 
 def load_text(
@@ -47,8 +48,8 @@ def load_text(
 
     At word level, each line is a sequence in lower case that ends with ``<eos>``. At character level, the
     text is one stream that is read in segments; with ``segment``, words are read as a stream too. The first
-    90 % of the lines are used for training, and the following 5 % each for validation and test. The lines
-    are not shuffled, since consecutive lines belong together.
+    90 % of the lines, or of the symbols of a stream, are used for training, and the following 5 % each for
+    validation and test. They are not shuffled, since consecutive lines belong together.
 
     Args:
         path: the file, or a folder with ``train.txt``, ``valid.txt`` and ``test.txt``.
@@ -65,40 +66,54 @@ def load_text(
     if level not in ("word", "character"):
         raise DataError(f"--level {level}: it must be word or character")
     path = Path(path).expanduser()
-    texts = _split_texts(path)
     stream = level == "character" or segment is not None
     if not stream and carried:
         raise DataError("--carry-state requires a stream: set --segment or --level character")
     limit = None if stream else max_tokens or 200
-    keep = (
-        level == "character"
-    )  # then all characters are kept, including whitespace and blank lines
-    lines = {s: text.splitlines() if keep else list(lines_of(text)) for s, text in texts.items()}
-    if level == "character":
-        symbols_of, vocabulary = _characters(lines, vocabulary_size)
-        dropped = 0
+    texts = _read_texts(path)
+    blank = 0
+    if level == "character":  # all characters are kept, including whitespace and blank lines
+        pieces: dict[str, Any] = _split(texts, path, "characters")
+        symbols_of, vocabulary = _characters(pieces, vocabulary_size)
     else:
-        made = {split: [_words(line) for line in lines[split]] for split in SPLITS}
-        words = {s: [w for w in made[s] if limit is None or len(w) <= limit] for s in SPLITS}
-        dropped = sum(len(made[split]) - len(words[split]) for split in SPLITS)
-        vocabulary = Vocabulary.of(words["train"], vocabulary_size or 16_000)
-        symbols_of = {s: [vocabulary.indices([*w, EOS]) for w in words[s]] for s in SPLITS}
+        lines = {split: list(lines_of(text)) for split, text in texts.items()}
+        blank = sum(text.count("\n") for text in texts.values()) - sum(map(len, lines.values()))
+        made = {split: [[*_words(line), EOS] for line in of] for split, of in lines.items()}
+        if stream:
+            words = {split: [w for line in of for w in line] for split, of in made.items()}
+            pieces = {split: [part] for split, part in _split(words, path, "words").items()}
+        else:
+            pieces = _split(made, path, "lines with text")
+    findings = []
+    if level == "word":
+        short = {s: [w for w in pieces[s] if limit is None or len(w) <= limit + 1] for s in SPLITS}
+        dropped = {split: len(pieces[split]) - len(short[split]) for split in SPLITS}
+        if empty := [split for split in SPLITS if not short[split]]:
+            number = sum(map(len, pieces.values()))
+            raise DataError(
+                f"{path}: no line is left for the {empty[0]} split, since {sum(dropped.values()):,} of "
+                f"{number:,} lines have more than {limit} words; read the text in segments, for example with "
+                "--segment 50"
+            )
+        vocabulary = Vocabulary.of(short["train"], vocabulary_size or 16_000)
+        symbols_of = {s: [vocabulary.indices(w) for w in short[s]] for s in SPLITS}
+        if any(dropped.values()):
+            findings.append(
+                f"{sum(dropped.values()):,} lines of more than {limit} words were left out "
+                "(--segment N reads them in segments)"
+            )
+        if blank > 0:
+            findings.append(f"{blank:,} blank lines were left out")
     values = Values("categorical", len(vocabulary), start=0)
     datasets: dict[str, SequenceDataset] = {}
-    findings = [f"{len(vocabulary):,} symbols, including <bos>, <eos> and <unk>"]
-    if dropped:
-        findings.append(f"{dropped:,} lines of more than {limit} words were skipped")
+    findings.insert(0, f"{len(vocabulary):,} symbols, including <bos>, <eos> and <unk>")
     for split in SPLITS:
         parts = symbols_of[split]
-        if not parts:
-            raise DataError(
-                f"{path}: no line is left for the {split} split ({len(lines[split])} lines before "
-                "filtering)"
-            )
         joined = np.concatenate(parts)
         unknown = 100 * float((joined == UNKNOWN).mean())
+        number_of = f"{len(parts):,} lines, " if not stream else ""
         findings.append(
-            f"{split}: {len(lines[split]):,} lines, {len(joined):,} {level}s with <eos>, {unknown:.2f} % <unk>"
+            f"{split}: {number_of}{len(joined):,} {level}s with <eos>, {unknown:.2f} % <unk>"
         )
         if stream:
             datasets[split] = TextStream(joined, values, segment or 100, carried is not False)
@@ -113,7 +128,16 @@ def load_text(
         symbols = tuple("\n" if s == "<eos>" else s for s in symbols)
     return Splits.of(
         datasets,
-        source=DataSource(f"text of {path.name}", f"{path}, by {level}, split 90/5/5", False),
+        source=DataSource(
+            f"text of {path.name}",
+            f"{path}, by {level}, "
+            + (
+                "with the splits of the folder"
+                if path.is_dir()
+                else f"split 90/5/5 by {level if stream else 'line'}"
+            ),
+            False,
+        ),
         unit="segment" if stream else "line", step_unit=level, vocabulary=symbols,
         joiner=" " if level == "word" else "", unknown=UNKNOWN, findings=tuple(findings),
     )  # fmt: skip
@@ -131,13 +155,10 @@ _SPECIAL = re.compile("(" + "|".join(SPECIALS) + ")")
 
 
 def _characters(
-    lines: dict[str, list[str]], size: int | None
+    texts: dict[str, str], size: int | None
 ) -> tuple[dict[str, list[np.ndarray]], Vocabulary]:
     """Indices of the characters of each split as one array, and the vocabulary."""
-    codes = {
-        split: np.frombuffer(("\n".join(part) + "\n").encode("utf-32-le"), np.uint32)
-        for split, part in lines.items()
-    }
+    codes = {s: np.frombuffer(text.encode("utf-32-le"), np.uint32) for s, text in texts.items()}
     found, counts = np.unique(codes["train"], return_counts=True)
     counted = Counter(
         {chr(c): int(n) for c, n in zip(found, counts, strict=True) if c != ord("\n")}
@@ -151,25 +172,42 @@ def _characters(
     return {split: [table[c]] for split, c in codes.items()}, vocabulary
 
 
-def _split_texts(path: Path) -> dict[str, str]:
-    if path.is_dir():
-        missing = [s for s in SPLITS if not (path / f"{s}.txt").is_file()]
-        if missing:
-            raise DataError(
-                f"{path} is a folder without {', '.join(f'{s}.txt' for s in missing)}: specify a file, or "
-                "a folder with train.txt, valid.txt and test.txt"
-            )
-        return {split: read_text(path / f"{split}.txt") for split in SPLITS}
-    if not path.is_file():
-        raise DataError(f"{path} is not a file")
-    lines = read_text(path).splitlines()
-    places = [i for i, line in enumerate(lines) if line.strip()]
-    number = len(places)
-    if number < 3:
+def _read_texts(path: Path) -> dict[str, str]:
+    """The texts of a folder by split, or the text of a file under an empty name; lines end with newlines.
+
+    Raises:
+        DataError: if a file is missing or cannot be read.
+    """
+    if not path.is_dir():
+        if not path.is_file():
+            raise DataError(f"{path} is not a file")
+        return {"": _with_newlines(read_text(path))}
+    missing = [s for s in SPLITS if not (path / f"{s}.txt").is_file()]
+    if missing:
         raise DataError(
-            f"{path} has {number} lines with text; at least 3 are needed for training, validation and test"
+            f"{path} is a folder without {', '.join(f'{s}.txt' for s in missing)}: specify a file, or "
+            "a folder with train.txt, valid.txt and test.txt"
         )
-    small = max(round(0.05 * number), 1)
-    first, second = places[number - 2 * small], places[number - small]
-    parts = lines[:first], lines[first:second], lines[second:]
-    return {split: "\n".join(part) + "\n" for split, part in zip(SPLITS, parts, strict=True)}
+    return {split: _with_newlines(read_text(path / f"{split}.txt")) for split in SPLITS}
+
+
+def _with_newlines(text: str) -> str:
+    return "\n".join(text.splitlines()) + "\n"
+
+
+def _split(parts: dict[str, S], path: Path, what: str) -> dict[str, S]:
+    """Split what a file contains 90/5/5, in its order; a folder comes with its splits.
+
+    Raises:
+        DataError: if there are fewer than three parts.
+    """
+    if "" not in parts:
+        return parts
+    whole = parts[""]
+    if len(whole) < 3:
+        raise DataError(
+            f"{path} has {len(whole)} {what}; at least 3 are needed for training, validation and test"
+        )
+    small = max(round(0.05 * len(whole)), 1)
+    first, second = len(whole) - 2 * small, len(whole) - small
+    return {"train": whole[:first], "valid": whole[first:second], "test": whole[second:]}  # type: ignore[dict-item]

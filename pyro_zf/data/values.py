@@ -14,7 +14,7 @@ from torch import Tensor
 
 __all__ = ["Kind", "Statistics", "Values"]
 
-Kind = Literal["binary", "real", "categorical"]
+Kind = Literal["binary", "real", "counts", "categorical"]
 
 
 @dataclass(frozen=True)
@@ -22,11 +22,13 @@ class Values:
     """Description of the values of a step, and their conversion from stored values to model targets.
 
     Args:
-        kind: kind of the values: ``"binary"``, ``"real"`` or ``"categorical"`` (symbols).
+        kind: kind of the values: ``"binary"``, ``"real"``, ``"counts"`` (whole numbers from 0) or
+            ``"categorical"`` (symbols).
         size: number of values per step, or number of symbols.
         mean, std: mean and standard deviation of the training data, over all values or for each value of a
             step. Real numbers are normalised by them, and likelihoods refer to the normalised numbers.
-        start: the start symbol. For bits and real numbers, the input of the first step is zero.
+        start: the start symbol. For other data, the input of the first step is zero.
+        high: the largest count in the data.
 
     Example:
         >>> import numpy as np
@@ -39,6 +41,7 @@ class Values:
     mean: float | Float[np.ndarray, " size"] = 0.0
     std: float | Float[np.ndarray, " size"] = 1.0
     start: int = 0
+    high: int = 0
 
     def targets(
         self, stored: Shaped[np.ndarray, "..."], dtype: torch.dtype = torch.float32
@@ -52,7 +55,7 @@ class Values:
             dtype = torch.float32
         if self.kind == "categorical":
             return torch.from_numpy(stored.astype(np.int64))
-        if self.kind == "binary":
+        if self.kind in ("binary", "counts"):
             return torch.from_numpy(np.ascontiguousarray(stored)).to(dtype)
         centred = stored.astype(np.float64, copy=False) - self.mean
         return torch.from_numpy(centred / self.std).to(dtype)
@@ -134,7 +137,8 @@ class Statistics:
         """Total negative log-likelihood of the split in nats under the marginal distribution of ``train``.
 
         Symbols use the frequencies with add-one smoothing, and bits a separate frequency for each value of a
-        step. Real numbers use a Gaussian that is standard normal after normalisation.
+        step. Counts use a geometric distribution with the mean of each value of a step, smoothed in the same
+        way. Real numbers use a Gaussian that is standard normal after normalisation.
         """
         if self.kind == "categorical":
             p = (train.sums + 1) / (train.sums + 1).sum()
@@ -144,6 +148,9 @@ class Statistics:
             return float(
                 -(self.sums * np.log(p) + (self.num_steps - self.sums) * np.log1p(-p)).sum()
             )
+        if self.kind == "counts":
+            q = (train.sums + 1) / (train.sums + train.num_steps + 2)  # p(y) = (1 - q) q^y
+            return float(-(self.num_steps * np.log1p(-q) + self.sums * np.log(q)).sum())
         n = self.num_steps
         mean = values.mean - self.shift
         deviation = self.squares - 2 * mean * self.sums + n * np.square(mean)

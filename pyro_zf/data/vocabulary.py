@@ -93,10 +93,10 @@ _tokenizer: NLTKWordTokenizer | None = None  # type: ignore[name-defined]  # noq
 
 
 def read_text(path: Path) -> str:
-    """Read a UTF-8 text file.
+    """Read a text file in UTF-8, or in UTF-16 or UTF-32 with a byte order mark.
 
     Raises:
-        DataError: if the file cannot be read, is empty, or is not valid UTF-8.
+        DataError: if the file cannot be read, is empty, is compressed, or has another encoding.
     """
     try:
         content = path.read_bytes()
@@ -104,14 +104,49 @@ def read_text(path: Path) -> str:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
     if not content.strip():
         raise DataError(f"{path} has no text ({len(content)} bytes)")
+    for magic, what, how in _COMPRESSED:
+        if content.startswith(magic):
+            raise DataError(
+                f"{path} is {what}, not a text file: unpack it first, with {how} {path.name}"
+            )
+    for mark, encoding in _MARKS.items():
+        if content.startswith(mark):
+            try:
+                return content.decode(encoding)
+            except UnicodeDecodeError as error:
+                raise DataError(
+                    f"{path} begins with the byte order mark of {encoding.upper()}, but is not valid: "
+                    f"{error.reason} at offset {error.start}"
+                ) from error
+    if (null := content.find(b"\0")) >= 0:
+        encoding = "UTF-16BE" if null % 2 == 0 else "UTF-16LE"
+        raise DataError(
+            f"{path} contains NUL bytes (the first at offset {null}), so it is not UTF-8 but probably "
+            f"{encoding} without a byte order mark; convert it with iconv -f {encoding} -t UTF-8"
+        )
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise DataError(
             f"{path} is not valid UTF-8: byte 0x{content[error.start]:02x} at offset {error.start} (line "
-            f"{line}); convert it, for example with iconv -f latin1 -t utf-8"
+            f"{line}); convert it from its encoding, for example with iconv -f windows-1252 -t UTF-8"
         ) from error
+
+
+#: First bytes of compressed files, what they are, and the command that unpacks them.
+_COMPRESSED = (
+    (b"\x1f\x8b", "compressed by gzip", "gunzip -k"),
+    (b"PK\x03\x04", "a zip archive", "unzip"),
+    (b"BZh", "compressed by bzip2", "bunzip2 -k"),
+    (b"\xfd7zXZ", "compressed by xz", "unxz -k"),
+    (b"\x28\xb5\x2f\xfd", "compressed by zstd", "unzstd -k"),
+)
+#: Byte order marks; those of UTF-32 come first, since one of them begins with that of UTF-16.
+_MARKS = {
+    b"\xff\xfe\0\0": "utf-32", b"\0\0\xfe\xff": "utf-32", b"\xff\xfe": "utf-16",
+    b"\xfe\xff": "utf-16",
+}  # fmt: skip
 
 
 def lines_of(text: str) -> Iterator[str]:

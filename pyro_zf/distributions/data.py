@@ -98,6 +98,18 @@ class DiscretizedLogisticMixture(TorchDistribution):
         return self.low + self.spacing * step
 
     @property
+    def mode(self) -> Tensor:
+        """The most probable level."""
+        best = self.loc.new_full(self.batch_shape, self.low)
+        highest = self.log_prob(best)
+        for level in range(1, self.levels):
+            value = torch.full_like(best, self.low + self.spacing * level)
+            log_prob = self.log_prob(value)
+            better = log_prob > highest
+            best, highest = torch.where(better, value, best), torch.maximum(log_prob, highest)
+        return best
+
+    @property
     def mean(self) -> Tensor:
         """Mean of the discretised distribution, computed by summing over the levels."""
         grid = torch.linspace(
@@ -154,8 +166,11 @@ class AutoregressiveNormal(TorchDistribution):
         return y
 
     @property
-    def mean(self) -> Tensor:
-        """Each value is the mean given the preceding ones; this is not the mean of the distribution."""
+    def mode(self) -> Tensor:
+        """The most probable value of each dimension in turn, given those before it.
+
+        The most probable vector as a whole is not known.
+        """
         y = self._like.new_zeros(*self.batch_shape, *self.event_shape)
         for d in range(self.event_shape[0]):
             y = torch.cat([y[..., :d], self.moments(y)[0][..., d:]], dim=-1)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -103,7 +104,8 @@ def batch_bounds(
     log_likelihood = at_steps.sum(-1)
     filtered = None
     if fivo:
-        filtered = particle_filter(owner_of(model, guide), batch, num_samples, weighted=False)
+        with _noise_of_its_own(batch.inputs.device):
+            filtered = particle_filter(owner_of(model, guide), batch, num_samples, weighted=False)
     return BatchBounds(
         elbo=log_likelihood - kl,
         iwae=log_sum - math.log(num_samples),
@@ -116,6 +118,14 @@ def batch_bounds(
         fivo_per_step=None if filtered is None else filtered.bound_per_step,
         end=end,
     )
+
+
+@contextmanager
+def _noise_of_its_own(device: torch.device) -> Iterator[None]:
+    """Random numbers that depend on the state of the generators, which are left unchanged."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(int(torch.randint(2**62, ())))
+        yield
 
 
 def _chosen_end(
@@ -143,7 +153,7 @@ def _chosen_end(
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over sequences and its standard error."""
+    """A mean over sequences and its standard error, which is NaN for a single sequence."""
 
     mean: float
     stderr: float
@@ -217,6 +227,7 @@ class Bounds:
         mean = padded.sum(0) / number.clamp(min=1)
         squares = ((padded - mean).square() * reached).sum(0)
         stderr = (squares / (number - 1) / number).sqrt()
+        stderr = torch.where(number > 1, stderr, torch.nan)  # one sequence alone has no spread
         return [Estimate(*pair) for pair in zip(mean.tolist(), stderr.tolist(), strict=True)]
 
     def kl_at_steps(self) -> list[float]:

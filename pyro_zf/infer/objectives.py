@@ -20,7 +20,7 @@ from pyro.util import warn_if_nan
 from torch import Tensor
 
 from pyro_zf.batch import masked
-from pyro_zf.infer.sites import CarriedStates, cancels, is_free_of_kl
+from pyro_zf.infer.sites import CarriedStates, cancels, check_layouts, is_free_of_kl
 from pyro_zf.models.base import AUX_PREFIX
 from pyro_zf.sequence import LatentPath, kl_per_step
 
@@ -39,7 +39,9 @@ class Trace_ELBO(pyro.infer.Trace_ELBO):
         self, model: Callable, guide: Callable, args: Any, kwargs: Any
     ) -> tuple[Trace, Trace]:
         with CarriedStates():
-            return super()._get_trace(model, guide, args, kwargs)
+            traces = super()._get_trace(model, guide, args, kwargs)
+        check_layouts(*traces)
+        return traces
 
     def differentiable_loss(
         self, model: Callable, guide: Callable, *args: Any, **kwargs: Any
@@ -140,11 +142,14 @@ class TraceMeanField_ELBO(pyro.infer.TraceMeanField_ELBO):
         unwrapped = poutine.unwrap(guide)  # type: ignore[no-untyped-call]
         with CarriedStates():
             if is_validation_enabled() or isinstance(unwrapped, Messenger):
-                return super()._get_trace(model, guide, args, kwargs)
+                traces = super()._get_trace(model, guide, args, kwargs)
+                check_layouts(*traces)
+                return traces
             # As in the base class, but without the densities of latents, which the KL does not need.
             guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
             replayed = poutine.replay(model, trace=guide_trace)
             model_trace = prune_subsample_sites(poutine.trace(replayed).get_trace(*args, **kwargs))
+        check_layouts(model_trace, guide_trace)
         model_trace.compute_log_prob(lambda _, site: site["is_observed"])
         return model_trace, prune_subsample_sites(guide_trace)
 
@@ -233,7 +238,11 @@ class TraceIWAE(ELBO):
         self, model: Callable, guide: Callable, args: Any, kwargs: Any
     ) -> tuple[Trace, Trace]:
         with CarriedStates():
-            return get_importance_trace("flat", self.max_plate_nesting, model, guide, args, kwargs)
+            traces = get_importance_trace(
+                "flat", self.max_plate_nesting, model, guide, args, kwargs
+            )
+        check_layouts(*traces)
+        return traces
 
 
 def _log_prob_sum(trace: Trace, name: str) -> Tensor:

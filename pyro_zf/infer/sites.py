@@ -23,6 +23,7 @@ __all__ = [
     "CarriedStates",
     "Program",
     "cancels",
+    "check_layouts",
     "is_free_of_kl",
     "latent_sites",
     "log_prob_of_data",
@@ -83,7 +84,31 @@ def trace_programs(
         program = poutine.replay(model, trace=guide_trace)
         if latents is not None:
             program = poutine.condition(model, data=dict(latents))
-        return guide_trace, poutine.trace(program).get_trace(batch)
+        model_trace = poutine.trace(program).get_trace(batch)
+    check_layouts(model_trace, guide_trace)
+    return guide_trace, model_trace
+
+
+def check_layouts(model_trace: Trace, guide_trace: Trace) -> None:
+    """Reject a guide with sites per step for a model with one site per path, or the reverse.
+
+    Pyro would draw the latents of the model from their prior, and warn.
+
+    Raises:
+        ValueError: for the first latent of the model that the guide has in the other layout.
+    """
+    for name, site in model_trace.nodes.items():
+        if site["type"] != "sample" or site["is_observed"] or name in guide_trace.nodes:
+            continue
+        whole, _, number = name.rpartition("_")
+        if not number.isdecimal():
+            whole = ""
+        for other, layout in ((f"{name}_1", "steps"), (whole, "time")):
+            if other in guide_trace.nodes:
+                raise ValueError(
+                    f"the guide has the site {other} and the model {name}, so the model would ignore the "
+                    f'guide: use both in one layout, as by model.using_layout("{layout}")'
+                )
 
 
 def sample_sites(trace: Trace) -> Iterator[tuple[str, Any]]:

@@ -17,6 +17,7 @@ from pyro_zf.batch import SequenceBatch
 from pyro_zf.distributions import ChunkedEmission, OverTime
 from pyro_zf.models.options import ModelOptions
 from pyro_zf.nn.cells import Cell, State
+from pyro_zf.nn.emissions import emits_symbols
 from pyro_zf.nn.mlp import join
 
 __all__ = [
@@ -101,8 +102,12 @@ class SequenceModel(nn.Module):
 
     embedding: nn.Module
     emission: nn.Module
+    #: Values of a step, or number of symbols; None accepts any batch.
+    data_size: int | None = None
     #: A network over the inputs alone whose state takes the place of the input, or None.
     deterministic: Cell | None
+    #: The run that the model was loaded from, see :func:`pyro_zf.load`; None for other models.
+    trained: Any = None
 
     def __init__(
         self,
@@ -258,6 +263,32 @@ class SequenceModel(nn.Module):
         finally:
             self.layout = before
 
+    @contextmanager
+    def without_auxiliary_costs(self) -> Iterator[None]:
+        """The program as the density :math:`p(y, z)` alone, for the duration of a ``with`` block.
+
+        Auxiliary costs are factors of the program, so Pyro's own inference would count them as a part of
+        the density: :class:`pyro.infer.Importance`, :class:`pyro.infer.MCMC`,
+        :class:`pyro.infer.RenyiELBO`, :class:`pyro.infer.Predictive`. Inside the block their weights are
+        zero, and that of the KL is one.
+
+        Example:
+            >>> from pyro.infer import Importance
+            >>> from pyro_zf import ZForcing
+            >>> zf = ZForcing(data_size=4, hidden_size=8, latent_size=2, mlp_size=8)
+            >>> batch = SequenceBatch.from_targets(torch.ones(3, 5, 4))
+            >>> with zf.without_auxiliary_costs():
+            ...     run = Importance(zf.model, zf.guide, num_samples=3).run(batch)
+            >>> bool(run.get_log_normalizer() < 0)
+            True
+        """
+        before = self.aux_weight, self.kl_weight
+        self.aux_weight, self.kl_weight = 0.0, 1.0
+        try:
+            yield
+        finally:
+            self.aux_weight, self.kl_weight = before
+
     @torch.no_grad()
     def generate(
         self,
@@ -277,8 +308,19 @@ class SequenceModel(nn.Module):
 
         Returns:
             Tensor: :math:`y_{1:T}`, (batch, time, ...).
+
+        Raises:
+            ValueError: if ``start`` has another shape, or ``num_steps`` is below one.
         """
         batch = SequenceBatch.to_generate(start, num_steps, covariates=covariates)
+        if self.data_size is not None and not emits_symbols(self.emission):
+            if start.dim() != 2 or start.shape[1] != self.data_size:
+                raise ValueError(
+                    f"start must be (batch, {self.data_size}), the input of the first step of each "
+                    f"sequence, not {tuple(start.shape)}"
+                )
+        elif self.data_size is not None and start.dim() != 1:
+            raise ValueError(f"start must be (batch,), one symbol each, not {tuple(start.shape)}")
         with poutine.block(), local_parameters(), ExitStack() as stack:
             for handler in handlers:
                 stack.enter_context(handler)
@@ -287,13 +329,27 @@ class SequenceModel(nn.Module):
         return torch.stack(ys, dim=1)
 
     def check(self, batch: SequenceBatch) -> None:
-        """Refuse covariates that do not fit; make the parameters known to Pyro's optimisers."""
+        """Refuse a batch that does not fit; make the parameters known to Pyro's optimisers.
+
+        Raises:
+            TypeError: if it is no batch, or holds numbers of another type than the parameters.
+            ValueError: if its values or covariates have another shape, or a weight is random
+                (:class:`pyro.nn.PyroSample`).
+        """
+        self._check_values(batch)
         size = 0 if batch.covariates is None else batch.covariates.shape[-1]
         if size != self.covariate_size:
             raise ValueError(
                 f"{type(self).__name__} is conditioned on {self.covariate_size} covariates, and the "
                 f"batch has {size}"
             )
+        for module in self.modules():
+            if random := getattr(module, "_pyro_samples", None):
+                raise ValueError(
+                    f"{', '.join(random)} of a {type(module).__name__} is a PyroSample, but random weights "
+                    "are not supported: the networks run inside the plate over sequences, and those of "
+                    "torch.nn.LSTM are out of Pyro's reach"
+                )
         if _local.get():
             return
         pyro.module(self.name, self)
@@ -307,6 +363,45 @@ class SequenceModel(nn.Module):
                     "pyro.clear_param_store() first, or give this model another name= (weights "
                     "that were saved with a store come back by load_state_dict)"
                 )
+
+    def _check_values(self, batch: SequenceBatch) -> None:
+        name = type(self).__name__
+        if not isinstance(batch, SequenceBatch):
+            raise TypeError(
+                f"{name} takes a SequenceBatch, not a {type(batch).__name__}: use "
+                "SequenceBatch.from_targets(tensor, lengths)"
+            )
+        if self.data_size is None:
+            return
+        x, symbols = batch.inputs, emits_symbols(self.emission)
+        if symbols and (x.dim() != 2 or x.is_floating_point()):
+            raise ValueError(
+                f"{name} takes symbols, (batch, time) whole numbers, not {tuple(x.shape)} {x.dtype}"
+            )
+        if symbols:
+            return
+        if x.dim() != 3 or x.shape[2] != self.data_size:
+            raise ValueError(
+                f"{name} takes {self.data_size} values per step, (batch, time, {self.data_size}), but "
+                f"the batch is {tuple(x.shape)}"
+            )
+        expected = next(self.parameters()).dtype
+        if not x.is_floating_point():
+            raise TypeError(
+                f"the batch holds {x.dtype}, not floating-point numbers: call batch.numeric() for bits, "
+                "or convert the targets with .float()"
+            )
+        if x.dtype != expected and not torch.is_autocast_enabled(x.device.type):
+            raise TypeError(
+                f"the batch holds {x.dtype} and the model {expected}: call batch.to(dtype={expected})"
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Pyro's parameter store leaves weak references on parameters, which cannot be pickled; it sets
+        # them again when it needs them.
+        for parameter in self.parameters():
+            vars(parameter).pop("unconstrained", None)
+        return super().__getstate__()  # type: ignore[no-any-return]
 
 
 class LossModule(nn.Module):
@@ -326,6 +421,10 @@ class LossModule(nn.Module):
 
     def __init__(self, model: SequenceModel, objective: pyro.infer.ELBO) -> None:
         super().__init__()
+        if isinstance(objective, type):
+            raise TypeError(
+                f"the objective is the class {objective.__name__}; give {objective.__name__}()"
+            )
         if not hasattr(objective, "differentiable_loss"):
             raise TypeError(
                 f"{type(objective).__name__} has no differentiable_loss; train it by "

@@ -22,9 +22,9 @@ from pyro_zf.models.base import AUX_PREFIX, Layout, SequenceModel
 from pyro_zf.models.options import LatentOptions
 from pyro_zf.nn.auxiliary import AuxiliaryCost, StepStates, build_aux_cost
 from pyro_zf.nn.cells import Cell, LatentChain, LSTMCell, State, make_cell
-from pyro_zf.nn.emissions import emits_symbols, make_emission, named_emission
+from pyro_zf.nn.emissions import emits_counts, emits_symbols, make_emission, named_emission
 from pyro_zf.nn.gaussian import GaussianForm
-from pyro_zf.nn.mlp import ACTIVATIONS
+from pyro_zf.nn.mlp import ACTIVATIONS, Log1p
 from pyro_zf.nn.posteriors import ResidualPosterior, build_posterior, named_posterior, reads
 from pyro_zf.nn.priors import build_prior
 from pyro_zf.nn.recurrent import BackwardLSTM, ForwardLSTM
@@ -40,23 +40,26 @@ LATENT_SOURCES: tuple[LatentSource, ...] = ("posterior", "prior", "prior-mean")
 
 def embedding_layer(
     data_size: int,
-    symbols: bool,
+    emission: object,
     size: int | None,
     default_symbol_size: int,
     activation: str | None = None,
 ) -> tuple[nn.Module, int]:
-    """The layer on the data, and the size of what it gives.
+    """The layer on the data of an emission, and the size of what it gives.
 
     Symbols are always embedded. Numbers go through a linear layer, with an activation if one is
-    named, or through nothing where ``size`` is None.
+    named, or through nothing where ``size`` is None. Counts are read as log(1 + y).
     """
-    if symbols:
+    if emits_symbols(emission):
         size = size or default_symbol_size
         return nn.Embedding(data_size, size), size
-    if not size:
+    layers: list[nn.Module] = [Log1p()] if emits_counts(emission) else []
+    if size:
+        layers.append(nn.Linear(data_size, size))
+        layers += [ACTIVATIONS[activation]()] if activation else []
+    if not layers:
         return nn.Identity(), data_size
-    layer = nn.Linear(data_size, size)
-    return (nn.Sequential(layer, ACTIVATIONS[activation]()) if activation else layer), size
+    return layers[0] if len(layers) == 1 else nn.Sequential(*layers), size or data_size
 
 
 class LatentSequenceModel(SequenceModel, RecurrentSystem):
@@ -152,12 +155,13 @@ class LatentSequenceModel(SequenceModel, RecurrentSystem):
 
         # Data, inputs, latents
         emission = o.emission if emission is None else emission
-        symbols = emits_symbols(named_emission(emission) if isinstance(emission, str) else emission)
+        named = named_emission(emission) if isinstance(emission, str) else emission
+        symbols = emits_symbols(named)
         self.embedding, embedded_size = embedding_layer(
-            data_size, symbols, o.embedding_size, o.hidden_size, o.feature_activation
+            data_size, named, o.embedding_size, o.hidden_size, o.feature_activation
         )
         self.latent_embedding, latent_width = embedding_layer(
-            o.latent_size, False, o.latent_embedding_size, 0, o.feature_activation
+            o.latent_size, None, o.latent_embedding_size, 0, o.feature_activation
         )
         input_size = embedded_size
         if deterministic:
@@ -206,7 +210,7 @@ class LatentSequenceModel(SequenceModel, RecurrentSystem):
         self.posterior = posterior
         heads = {**mlp, "depth": o.emission_depth, "form": emission_form}
         self._emission = emission if isinstance(emission, str) else None
-        self._emission_options = {"data_size": data_size, **heads}
+        self._emission_options = {"data_size": data_size, "max_count": o.max_count, **heads}
         self.emission_size = sum(sizes[k] for k in self.emission_reads) + self.condition_size
         self.emission = (
             make_emission(emission, self.emission_size, **self._emission_options)

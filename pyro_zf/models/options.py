@@ -14,8 +14,11 @@ class ModelOptions:
     """Options of every model."""
 
     emission: str = "bernoulli"
-    """Distribution of the data: bernoulli, categorical, gaussian, gaussian-mixture, logistic-mixture or
-    autoregressive-gaussian. By default the one for the kind of data."""
+    """Distribution of the data: bernoulli, categorical, gaussian, gaussian-mixture, logistic-mixture,
+    autoregressive-gaussian, poisson, negative-binomial or beta-binomial. By default the one for the kind of
+    data."""
+    max_count: int | None = None
+    """Largest possible count, for emission beta-binomial. By default the largest in the data."""
     cell: str = "lstm"
     """Forward network: lstm or gru."""
     num_layers: int = 1

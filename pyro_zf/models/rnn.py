@@ -32,7 +32,7 @@ from pyro_zf.models.base import SequenceModel
 from pyro_zf.models.latent import embedding_layer
 from pyro_zf.models.options import ModelOptions
 from pyro_zf.nn.cells import Cell, State, make_cell
-from pyro_zf.nn.emissions import emits_symbols, make_emission
+from pyro_zf.nn.emissions import make_emission
 from pyro_zf.nn.gaussian import GaussianForm
 from pyro_zf.nn.mlp import join
 from pyro_zf.sequence.system import join_over_time
@@ -84,9 +84,10 @@ class RNN(SequenceModel):
             emission = make_emission(
                 o.emission, o.hidden_size + covariate_size, data_size, mlp_size=o.mlp_size,
                 depth=o.emission_depth, activation=o.activation, form=emission_form,
+                max_count=o.max_count,
             )  # fmt: skip
         self.embedding, input_size = embedding_layer(
-            data_size, emits_symbols(emission), o.embedding_size, o.hidden_size
+            data_size, emission, o.embedding_size, o.hidden_size
         )
         self.cell = cell if isinstance(cell, Cell) else make_cell(
             o.cell, input_size + covariate_size, 0, o.hidden_size, num_layers=o.num_layers,

@@ -1,7 +1,7 @@
 r"""Emissions: modules whose forward maps :math:`h_t` to a distribution over :math:`y_t`.
 
 A class attribute ``kinds`` lists the kinds of data that an emission supports: ``"binary"``,
-``"categorical"`` (symbols), ``"real"``. An emission without it accepts any data.
+``"categorical"`` (symbols), ``"counts"``, ``"real"``. An emission without it accepts any data.
 """
 
 from __future__ import annotations
@@ -25,14 +25,22 @@ __all__ = [
     "EMISSIONS",
     "AutoregressiveGaussianEmission",
     "BernoulliEmission",
+    "BetaBinomialEmission",
     "CategoricalEmission",
     "GaussianEmission",
     "GaussianMixtureEmission",
     "LogisticMixtureEmission",
+    "NegativeBinomialEmission",
+    "PoissonEmission",
+    "emits_counts",
     "emits_symbols",
     "make_emission",
     "named_emission",
 ]
+
+
+#: Bound on the logarithms that parametrise distributions of counts.
+LARGEST = 15.0
 
 
 class _LogitEmission(nn.Module):
@@ -250,6 +258,112 @@ class AutoregressiveGaussianEmission(nn.Module):
         return str(self.form)
 
 
+class PoissonEmission(nn.Module):
+    r""":math:`p(y_t \mid h_t) = \prod_d \operatorname{Poisson}(y_{t,d}; \exp f^{(o)}(h_t)_d)`.
+
+    Args:
+        in_size: size of the state.
+        data_size: number of counts per step.
+        mlp_size, depth, activation: options of :math:`f^{(o)}`, see :class:`~pyro_zf.nn.MLP`. Its outputs,
+            the logarithms of the rates, are bounded to -15..15.
+    """
+
+    kinds: ClassVar[tuple[str, ...]] = ("counts",)
+
+    def __init__(
+        self,
+        in_size: int,
+        data_size: int,
+        mlp_size: int = 1024,
+        depth: int = 1,
+        activation: str = "clipped-leaky-relu",
+    ) -> None:
+        super().__init__()
+        self.network = MLP(in_size, mlp_size, data_size, depth, activation)
+
+    def forward(self, h: Float[Tensor, "*batch hidden"]) -> TorchDistributionMixin:
+        log_rate = self.network(h).to(h.dtype).clamp(-LARGEST, LARGEST)
+        return dist.Poisson(torch.exp(log_rate)).to_event(1)
+
+
+class NegativeBinomialEmission(nn.Module):
+    r"""Negative binomial counts with mean :math:`\mu` and variance :math:`\mu + \mu^2 / r`.
+
+    The network gives :math:`\log \mu` and :math:`\log r`, both bounded to -15..15. For large r the
+    distribution is Poisson.
+
+    Args:
+        in_size: size of the state.
+        data_size: number of counts per step.
+        mlp_size, depth, activation: options of the network, see :class:`~pyro_zf.nn.MLP`.
+    """
+
+    kinds: ClassVar[tuple[str, ...]] = ("counts",)
+
+    def __init__(
+        self,
+        in_size: int,
+        data_size: int,
+        mlp_size: int = 1024,
+        depth: int = 1,
+        activation: str = "clipped-leaky-relu",
+    ) -> None:
+        super().__init__()
+        self.network = MLP(in_size, mlp_size, 2 * data_size, depth, activation)
+
+    def forward(self, h: Float[Tensor, "*batch hidden"]) -> TorchDistributionMixin:
+        output = self.network(h).to(h.dtype).clamp(-LARGEST, LARGEST)
+        log_mean, log_r = output.chunk(2, dim=-1)
+        return dist.NegativeBinomial(torch.exp(log_r), logits=log_mean - log_r).to_event(1)
+
+
+class BetaBinomialEmission(nn.Module):
+    r"""Beta-binomial counts from 0 to ``max_count``, for counts out of a known total.
+
+    The network gives the logit of the mean proportion m and the logarithm of the concentration c, bounded to
+    -15..15; the beta distribution has parameters c m and c (1 - m).
+
+    Args:
+        in_size: size of the state.
+        data_size: number of counts per step.
+        mlp_size, depth, activation: options of the network, see :class:`~pyro_zf.nn.MLP`.
+        max_count: the largest possible count, at least 1.
+
+    Raises:
+        ValueError: if ``max_count`` is missing or below one.
+    """
+
+    kinds: ClassVar[tuple[str, ...]] = ("counts",)
+
+    def __init__(
+        self,
+        in_size: int,
+        data_size: int,
+        mlp_size: int = 1024,
+        depth: int = 1,
+        activation: str = "clipped-leaky-relu",
+        max_count: int | None = None,
+    ) -> None:
+        super().__init__()
+        if max_count is None or max_count < 1:
+            raise ValueError(
+                f"a beta-binomial emission needs max_count, at least 1, not {max_count}"
+            )
+        self.max_count = max_count
+        self.network = MLP(in_size, mlp_size, 2 * data_size, depth, activation)
+
+    def forward(self, h: Float[Tensor, "*batch hidden"]) -> TorchDistributionMixin:
+        output = self.network(h).to(h.dtype).clamp(-LARGEST, LARGEST)
+        logit, log_c = output.chunk(2, dim=-1)
+        concentration = torch.exp(log_c)
+        alpha = concentration * torch.sigmoid(logit) + 1e-6
+        beta = concentration * torch.sigmoid(-logit) + 1e-6
+        return dist.BetaBinomial(alpha, beta, total_count=self.max_count).to_event(1)
+
+    def extra_repr(self) -> str:
+        return f"max_count={self.max_count}"
+
+
 #: Emissions by name. Each is a function of (size of the state, values per step, \*\*options of the
 #: hidden layers). Add an entry to register your own.
 EMISSIONS: dict[str, Callable[..., nn.Module]] = {
@@ -259,6 +373,9 @@ EMISSIONS: dict[str, Callable[..., nn.Module]] = {
     "gaussian-mixture": GaussianMixtureEmission,
     "logistic-mixture": LogisticMixtureEmission,
     "autoregressive-gaussian": AutoregressiveGaussianEmission,
+    "poisson": PoissonEmission,
+    "negative-binomial": NegativeBinomialEmission,
+    "beta-binomial": BetaBinomialEmission,
 }
 
 
@@ -274,15 +391,21 @@ def named_emission(name: str) -> Callable[..., nn.Module]:
 
 
 def make_emission(name: str, in_size: int, data_size: int, **options: Any) -> nn.Module:
-    """Build an emission from :data:`EMISSIONS`; ``form`` is passed only to those that accept it.
+    """Build an emission from :data:`EMISSIONS`; ``form`` and ``max_count`` only reach those that accept them.
 
     Raises:
         ValueError: if the name is unknown.
     """
     emission = named_emission(name)
-    if "form" not in inspect.signature(emission).parameters:
-        options.pop("form", None)
+    for name in ("form", "max_count"):
+        if name not in inspect.signature(emission).parameters:
+            options.pop(name, None)
     return emission(in_size, data_size, **options)
+
+
+def emits_counts(emission: object) -> bool:
+    """Whether an emission is over counts, which networks read as log(1 + y)."""
+    return declared(emission, "kinds", None) == ("counts",)
 
 
 def emits_symbols(emission: object) -> bool:

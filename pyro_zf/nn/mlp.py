@@ -10,7 +10,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-__all__ = ["ACTIVATIONS", "ELEMENTWISE", "MLP", "ClippedLeakyReLU", "declared", "join"]
+__all__ = [
+    "ACTIVATIONS",
+    "ELEMENTWISE",
+    "MLP",
+    "ClippedLeakyReLU",
+    "Log1p",
+    "declared",
+    "join",
+]
 
 
 class ClippedLeakyReLU(nn.Module):
@@ -85,6 +93,13 @@ class MLP(nn.Sequential):
             layers += [nn.Linear(in_size, hidden_size), ACTIVATIONS[activation]()]
             in_size = hidden_size
         super().__init__(*layers, nn.Linear(in_size, out_size))
+
+
+class Log1p(nn.Module):
+    r""":math:`\log(1 + x)`: how networks read counts."""
+
+    def forward(self, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        return torch.log1p(x)
 
 
 def declared(part: Any, name: str, default: Any) -> Any:

@@ -101,8 +101,8 @@ def evaluated(
         device: device of the evaluation.
         **where: ``data_dir`` for :func:`~pyro_zf.training.load_run`.
     """
-    config = json.loads((run / "config.json").read_text())
-    summary = json.loads((run / "summary.json").read_text())
+    config = json.loads((run / "config.json").read_text(encoding="utf-8"))
+    summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
     evaluations = {}
     loaded = None
     for split in splits:
@@ -111,7 +111,7 @@ def evaluated(
             "step": summary["best_step"], "max_sequences": config[f"{split}_sequences"],
             "batch_size": BATCH, "seed": 0,
         }  # fmt: skip
-        kept = json.loads(path.read_text()) if path.is_file() else {}
+        kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         if any(kept.get(name, ...) != value for name, value in wanted.items()):
             loaded = loaded or load_run(run, device=device, **where)
             _, data, model, step = loaded

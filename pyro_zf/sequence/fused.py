@@ -349,10 +349,12 @@ def plan_in_use(system: RecurrentSystem) -> FusedPlan | str:
     if system.core == "eager":
         return "eager"
     plan = fused_plan(system)
+    if torch.jit.is_tracing():  # type: ignore[attr-defined]
+        plan = "its hand-written backward cannot be traced by torch.jit"
     if not isinstance(plan, str):
         return plan
     if system.core == "fused":
-        raise ValueError(f"core='fused' does not know this model: {plan}; take core='auto'")
+        raise ValueError(f"core='fused' does not support this model: {plan}; take core='auto'")
     return f"eager, since {plan}"
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import numpy as np
 
 from pyro_zf.infer import OBJECTIVES
 from pyro_zf.models import MODELS
 from pyro_zf.nn import ACTIVATIONS, AUX_COSTS, CELLS, EMISSIONS, POSTERIORS, PRIORS
-from pyro_zf.training.options import misplaced, model_class, option_types
+from pyro_zf.training.options import has_type, misplaced, model_class, option_types
 
 __all__ = [
     "UsageError",
@@ -19,6 +22,7 @@ __all__ = [
     "check_names",
     "check_numbers",
     "check_options",
+    "check_types",
     "there_are",
     "without_effect",
 ]
@@ -28,12 +32,40 @@ class UsageError(Exception):
     """Invalid or contradictory settings. The message is a single line."""
 
 
+def check_types(config: Any) -> None:
+    """Reject settings whose value has the wrong type; the command line does so by itself.
+
+    Raises:
+        UsageError: for the first such setting.
+    """
+    cls: Any = type(config)
+    for name, hint in _types(cls).items():
+        value = getattr(config, name)
+        if isinstance(value, (np.generic, list)):
+            value = tuple(value) if isinstance(value, list) else value.item()
+            object.__setattr__(config, name, value)
+        if value is None and type(config).__dataclass_fields__[name].default is None:
+            continue
+        if has_type(value, hint):
+            continue
+        flag = "--" + name.replace("_", "-")
+        if get_origin(hint) is Literal:
+            raise UsageError(f"{flag} {there_are(str(value), get_args(hint))}")
+        wanted = getattr(hint, "__name__", str(hint)) if isinstance(hint, type) else str(hint)
+        raise UsageError(f"{flag} cannot be {value!r}; it must be {wanted.replace(' | None', '')}")
+
+
+@functools.cache
+def _types(cls: Any) -> dict[str, Any]:
+    return get_type_hints(cls)
+
+
 def without_effect(config: Any) -> list[str]:
     """Options for latent variables that have no effect because the model has none.
 
     They are ignored rather than rejected, so that the same options can be passed to several models in a loop.
     """
-    if model_class(config.model).has_latents:
+    if config.own_model or model_class(config.model).has_latents:
         return []
     names = (
         "num_particles", "kl_start", "kl_increment", "aux_start", "aux_stop", "aux_increment",
@@ -103,8 +135,15 @@ def check_names(config: Any) -> None:
     Raises:
         UsageError: for the first problem found.
     """
-    check_name("model", config.model, MODELS)
     check_name("objective", config.objective, OBJECTIVES)
+    if config.own_model:
+        if given := [*config.options, *["aux"] * (config.aux is not None)]:
+            raise UsageError(
+                f"--{given[0].replace('_', '-')} is an option of a model that train() builds; the model "
+                "was given, so set it there"
+            )
+        return
+    check_name("model", config.model, MODELS)
     model, known = model_class(config.model), option_types(config.model)
     for name in config.options:
         if name not in known:

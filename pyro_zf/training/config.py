@@ -13,9 +13,15 @@ from typing import Any, Literal, get_type_hints
 import torch
 
 from pyro_zf.data.datasets import DataError
-from pyro_zf.models import MODELS
+from pyro_zf.models import MODELS, SequenceModel
 from pyro_zf.sequence import Core
-from pyro_zf.training.checks import UsageError, check_name, check_names, check_numbers
+from pyro_zf.training.checks import (
+    UsageError,
+    check_name,
+    check_names,
+    check_numbers,
+    check_types,
+)
 from pyro_zf.training.data import DataConfig, check_data
 from pyro_zf.training.options import has_type, misplaced, model_class, option_types
 from pyro_zf.training.presets import PRESETS
@@ -123,6 +129,17 @@ class TrainConfig(DataConfig):
     """Number of sequences to generate for the pictures, sounds or texts at the end of training; 0 for
     no figures."""
 
+    own_model: bool = False
+    """Whether a model object was given to :func:`~pyro_zf.training.train`; ``model`` is then its class."""
+    own_data: bool = False
+    """Whether data were given to :func:`~pyro_zf.training.train`."""
+
+    def __post_init__(self) -> None:
+        for name in ("data", "data_dir", "output_dir", "resume"):
+            if isinstance(path := getattr(self, name), str):
+                object.__setattr__(self, name, Path(path))
+        check_types(self)
+
     @classmethod
     def of(cls, **settings: Any) -> TrainConfig:
         """Build a configuration from training settings and model options, all given by name.
@@ -172,8 +189,10 @@ class TrainConfig(DataConfig):
                 "that version), or by hand (add the entry)"
             )
         types = get_type_hints(cls)
-        check_name("model", plain.get("model", cls.model), MODELS)
-        types_of_options = option_types(plain.get("model", cls.model))
+        types_of_options: dict[str, Any] = {}
+        if not plain.get("own_model"):
+            check_name("model", plain.get("model", cls.model), MODELS)
+            types_of_options = option_types(plain.get("model", cls.model))
         for settings, known in ((plain, types), (plain.get("options", {}), types_of_options)):
             for name, value in settings.items():
                 if name not in known:
@@ -208,16 +227,16 @@ def resolve(config: TrainConfig) -> TrainConfig:
         preset = "paper" if device.startswith("cuda") else "small"
     check_data(config)
     check_names(config)
-    model = model_class(config.model)
+    model = model_class(config.model) if not config.own_model else SequenceModel
     given = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
     given = {k: x for k, x in given.items() if x is not None} | config.options
-    values = dict(PRESETS[config.dataset][preset])
+    values = dict(PRESETS["hdf5" if config.own_data else config.dataset][preset])
     values |= model.preset(config.dataset, preset, {**values, **given})
     if any(getattr(config, name) is not None for name in _LIMITS):
         values = {k: v for k, v in values.items() if k not in _LIMITS}
     if config.aux is not None:
         values = {k: v for k, v in values.items() if k not in model.letters}
-    known = option_types(config.model)
+    known = option_types(config.model) if not config.own_model else {}
     options = {k: v for k, v in values.items() if k in known} | config.options
     own = [f.name for f in dataclasses.fields(config)]
     settings = {k: v for k, v in values.items() if k in own and getattr(config, k) is None}
@@ -258,7 +277,7 @@ def read_config(run: Path) -> TrainConfig:
     path = run / "config.json"
     if not path.is_file():
         raise DataError(f"{run} is not a run folder: it has no config.json")
-    return TrainConfig.from_json(path.read_text(), str(path))
+    return TrainConfig.from_json(path.read_text(encoding="utf-8"), str(path))
 
 
 def resumed(given: TrainConfig) -> TrainConfig:

@@ -24,7 +24,7 @@ from pyro_zf.data import (
 from pyro_zf.data.mnist import Binarization, Frame
 from pyro_zf.data.text import Level
 from pyro_zf.data.values import Kind
-from pyro_zf.training.checks import UsageError, check_options
+from pyro_zf.training.checks import UsageError, check_name, check_options
 
 __all__ = ["DATASETS", "DataConfig", "build_data", "check_data", "data_record"]
 
@@ -106,6 +106,14 @@ def check_data(config: DataConfig) -> None:
     Raises:
         UsageError: for the first such option.
     """
+    if getattr(config, "own_data", False):
+        given = [name for name in _ONLY_OF if getattr(config, name) != getattr(type(config), name)]
+        if given:
+            raise UsageError(
+                f"--{given[0].replace('_', '-')} selects or converts data, but the data were given to train()"
+            )
+        return
+    check_name("dataset", config.dataset, dict.fromkeys(DATASETS))
     shown = f"--dataset {config.dataset}"
     check_options(config, _ONLY_OF, config.dataset, shown, _HINTS)
     if config.dataset in _EXAMPLES and config.data is None:
@@ -162,12 +170,15 @@ def data_record(splits: Splits) -> dict[str, Any]:
         "mean": np.asarray(values.mean).tolist(),
         "std": np.asarray(values.std).tolist(),
         "start": values.start,
+        "high": values.high,
         "unit": splits.unit,
         "step_unit": splits.step_unit,
         "sample_rate": splits.sample_rate,
         "joiner": splits.joiner,
         "vocabulary": None if splits.vocabulary is None else list(splits.vocabulary),
         "covariates": splits.covariate_size,
+        "covariate_names": None if splits.covariate_names is None else list(splits.covariate_names),
+        "num_steps": splits.num_steps,
         "content": splits.content_key(),
     }
 

@@ -111,9 +111,7 @@ def evaluate_model(
     for name in ("elbo", "kl", *["fivo"] * config.fivo):
         if (estimates := bounds.at_steps(name)) is not None:
             result[f"{name}_nats_at_steps"] = [round(e.mean, 5) for e in estimates]
-            result[f"{name}_nats_at_steps_stderr"] = [
-                round(e.stderr, 5) if e.stderr == e.stderr else None for e in estimates
-            ]
+            result[f"{name}_nats_at_steps_stderr"] = [round(e.stderr, 5) for e in estimates]
     number = min(config.diagnosed_sequences, config.max_sequences or len(dataset), len(dataset))
     if config.latents == "posterior" and number > 1:
         result |= _closer_look(model, splits, config, number, device)
@@ -190,5 +188,5 @@ def save_evaluation(run: Path, result: dict[str, Any]) -> Path | None:
 
 def read_evaluations(run: Path) -> list[dict[str, Any]]:
     """Read all evaluations that :func:`save_evaluation` has saved in a run folder."""
-    found = [json.loads(path.read_text()) for path in run.glob("evaluation-*.json")]
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in run.glob("evaluation-*.json")]
     return sorted(found, key=lambda e: (e["split"], e["latents"], e["num_samples"]))

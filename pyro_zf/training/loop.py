@@ -8,27 +8,29 @@ import logging
 import math
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyro
 import torch
 from tqdm import tqdm
 
 from pyro_zf.analysis import save_run_figures
-from pyro_zf.data import StreamBatches, make_batches
+from pyro_zf.data import Splits, StreamBatches, make_batches, splits_of
 from pyro_zf.infer import (
     OBJECTIVES,
     SVI,
+    Bounds,
     CarriedState,
     GraphedSVI,
     LinearSchedule,
     WordDropout,
     batch_bounds,
 )
-from pyro_zf.models import LatentSequenceModel
+from pyro_zf.models import LatentSequenceModel, SequenceModel
 from pyro_zf.sequence import recurrence_in_use
 from pyro_zf.training.checkpoint import (
     load_checkpoint,
@@ -43,10 +45,11 @@ from pyro_zf.training.data import build_data, check_same_data, data_record
 from pyro_zf.training.memory import keep_freed_memory
 from pyro_zf.training.numbers import brief, marginal_numbers, training_numbers
 from pyro_zf.training.record import Record, json_text, read_metrics, write_text
-from pyro_zf.training.setup import build_model
+from pyro_zf.training.setup import build_model, prepare_model
 from pyro_zf.training.signals import stop_on_signal
 from pyro_zf.training.validation import (
     bounds_with_own_noise,
+    evaluating,
     latent_diagnostics,
     own_noise,
     without_posterior,
@@ -55,6 +58,7 @@ from pyro_zf.training.validation import (
 __all__ = ["Interrupted", "TrainingError", "train"]
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 class TrainingError(Exception):
@@ -78,11 +82,20 @@ class Progress:
     validated_step: int = 0
 
 
-def train(config: TrainConfig) -> dict[str, Any]:
+def train(
+    config: TrainConfig | None = None,
+    model: SequenceModel | None = None,
+    data: Splits | Any = None,
+) -> dict[str, Any]:
     """Train a model, validate it regularly, test the best state, and save figures and generated sequences.
+
+    A validation, a test or figures that fail are a warning; the state before them has been saved.
 
     Args:
         config: settings as given on the command line; see :class:`TrainConfig`.
+        model: a model to train, in place of one that is built from the settings.
+        data: data in place of those that the settings select: :class:`~pyro_zf.data.Splits`, or what
+            :func:`~pyro_zf.data.splits_of` accepts, such as a :class:`torch.utils.data.DataLoader`.
 
     Returns:
         dict: the content of ``summary.json``.
@@ -91,13 +104,43 @@ def train(config: TrainConfig) -> dict[str, Any]:
         UsageError, DataError: if the settings or the data are invalid.
         TrainingError: if the loss is not finite.
         Interrupted: on SIGINT or SIGTERM, after a checkpoint has been saved.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from pathlib import Path
+        >>> from pyro_zf import VRNN
+        >>> from pyro_zf.training import TrainConfig
+        >>> data = torch.utils.data.DataLoader((torch.rand(40, 6, 4) > 0.5).float(), batch_size=8)
+        >>> vrnn = VRNN(4, hidden_size=8, latent_size=2, mlp_size=8)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     config = TrainConfig(output_dir=Path(folder) / "run", max_steps=5, num_figures=0)
+        ...     summary = train(config, model=vrnn, data=data)
+        >>> summary["steps"], summary["test_num_sequences"]
+        (5, 2)
     """
+    show_progress()
     # Settings and run folder
+    config = config or TrainConfig()
     resuming = config.resume is not None
+    if not resuming and model is not None:
+        config = dataclasses.replace(config, own_model=True, model=type(model).__name__)
+    if not resuming and data is not None:
+        size = config.batch_size or getattr(data, "batch_size", None)  # that of a DataLoader
+        config = dataclasses.replace(config, own_data=True, batch_size=size)
     config = resumed(config) if resuming else resolve(config)
+    for what, given, was_own in (
+        ("model", model, config.own_model),
+        ("data", data, config.own_data),
+    ):
+        if was_own != (given is not None):
+            raise UsageError(
+                f"{config.resume} was trained on a {what} argument: give it again, as train(config, {what}=...)"
+                if was_own
+                else f"{config.resume} has {what} of its settings: leave out the {what} argument"
+            )
     device = torch.device(config.device)
     run = config.output_dir or Path("runs") / (
-        f"{config.dataset}-{config.model}-{datetime.now():%Y%m%d-%H%M%S}"
+        f"{'own' if config.own_data else config.dataset}-{config.model}-{datetime.now():%Y%m%d-%H%M%S}"
     )
     if not resuming and (run / "config.json").exists():
         raise UsageError(f"{run} already contains a run; resume it with --resume {run}")
@@ -105,9 +148,13 @@ def train(config: TrainConfig) -> dict[str, Any]:
     # Data, model, optimiser
     keep_freed_memory()
     torch.manual_seed(config.seed)
-    splits = build_data(config)
-    data = data_record(splits)
-    model = build_model(config, splits).to(device)
+    splits = build_data(config) if data is None else splits_of(data)
+    record_of_data = data_record(splits)
+    if model is None:
+        model = build_model(config, record_of_data)
+    else:
+        prepare_model(config, model, record_of_data)
+    model.to(device).train()
     assert config.batch_size and config.learning_rate
     train_batches = make_batches(
         splits.train, config.batch_size, config.seed, config.train_sequences, config.workers or 0
@@ -151,7 +198,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     last, best = run / "checkpoints" / "last.pt", run / "checkpoints" / "best.pt"
     if resuming:
         checkpoint = load_checkpoint(last, device)
-        check_same_data(run, checkpoint["data"], data)
+        check_same_data(run, checkpoint["data"], record_of_data)
         load_weights(model, checkpoint, last)
         for saved, own in zip(
             checkpoint["optimizer"]["param_groups"], optimiser.param_groups, strict=True
@@ -194,7 +241,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
             "format": 1,
             "step": progress.step,
             "config": config.to_json(),
-            "data": data,
+            "data": record_of_data,
             "carried": carried.state if carried else None,
             "progress": dataclasses.asdict(progress),
             "model": model.state_dict(),
@@ -221,24 +268,40 @@ def train(config: TrainConfig) -> dict[str, Any]:
             model.aux_weight.fill_(aux_weight(step))  # type: ignore[union-attr]
 
     def validate() -> None:
-        mean_loss()
+        save(last)  # what follows may fail
+        progress.validated_step = progress.step
         set_weights(progress.step)
-        bounds = bounds_with_own_noise(model, valid_batches, config.seed, device)
-        numbers = training_numbers(bounds, splits)
-        numbers |= without_posterior(
-            model, valid_batches, config.seed, device, config.valid_latents, splits
+        bounds = tried(
+            "validation", bounds_with_own_noise, model, valid_batches, config.seed, device
         )
-        diagnostics = latent_diagnostics(model, splits.valid, config.seed, device)
+        if bounds is None:
+            return
+        numbers = training_numbers(bounds, splits)
+        numbers |= (
+            tried(
+                "the bound without the posterior", without_posterior, model, valid_batches,
+                config.seed, device, config.valid_latents, splits,
+            )
+            or {}
+        )  # fmt: skip
+        diagnostics = tried(
+            "the diagnosis of the latents",
+            latent_diagnostics,
+            model,
+            splits.valid,
+            config.seed,
+            device,
+        )
         numbers |= diagnostics.numbers() if diagnostics else {}
         nats = -numbers["elbo_nats_per_sequence"]
         record.write("valid", progress.step, epoch=progress.epoch, **numbers)
         log.info(
-            "epoch %d, update %d: validation %s, KL %.2f",
+            "epoch %d, update %d: validation %s, KL %.2f (N = %s, k = 1)",
             progress.epoch, progress.step, brief(numbers, splits), numbers["kl_nats_per_sequence"],
+            f"{bounds.num_sequences:,}",
         )  # fmt: skip
         if diagnostics:
             log.info("  %s", diagnostics.verdict(splits.unit))
-        progress.validated_step = progress.step
         if nats < progress.best_nats:
             progress.best_nats, progress.best_step = nats, progress.step
             save(best)
@@ -246,7 +309,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     # The loop
     started = time.monotonic() - progress.seconds
     saved = window_start = time.monotonic()
-    sequences = 0
+    sequences: int | torch.Tensor = 0
     steps_an_epoch = len(train_batches)
     total = _total_steps(config, steps_an_epoch)
     bar = tqdm(total=total, initial=progress.step, unit="update", disable=not sys.stderr.isatty())
@@ -274,7 +337,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
             progress.step += 1
             progress.batch += 1
             progress.seconds = time.monotonic() - started
-            sequences += batch.num_sequences
+            sequences = sequences + batch.num_real  # on a GPU a tensor, which is not read here
             bar.update()
 
             if progress.step % config.log_interval == 0:
@@ -282,14 +345,17 @@ def train(config: TrainConfig) -> dict[str, Any]:
                 seconds = time.monotonic() - window_start
                 with own_noise(config.seed + progress.step, device):
                     terms = batch_bounds(model.model, model.guide, batch)
-                steps = batch.num_steps if batch.lengths is None else batch.lengths.double().mean()
-                means = {n: getattr(terms, n).mean().item() for n in ("elbo", "kl", "aux")}
+                means = Bounds(num_samples=1)
+                means.add(batch, terms)  # of the rows that are sequences
                 numbers = {
                     "loss_nats_per_sequence": loss,
-                    **{f"{n}_nats_per_sequence": mean for n, mean in means.items()},
-                    **{f"{n}_nats_per_step": mean / float(steps) for n, mean in means.items()},
+                    **{
+                        f"{n}_nats_per_sequence": means.per_sequence(n).mean
+                        for n in ("elbo", "kl", "aux")
+                    },
+                    **{f"{n}_nats_per_step": means.per_step(n).mean for n in ("elbo", "kl", "aux")},
                     "kl_weight": kl_weight(progress.step - 1),
-                    "sequences_per_second": sequences / seconds,
+                    "sequences_per_second": float(sequences) / seconds,
                 }
                 record.write("train", progress.step, epoch=progress.epoch, **numbers)
                 bar.set_postfix(
@@ -316,22 +382,33 @@ def train(config: TrainConfig) -> dict[str, Any]:
         save(last)
 
     # Test of the best model, and figures
-    load_weights(model, load_checkpoint(best, device), best)
-    set_weights(progress.best_step)
-    bounds = bounds_with_own_noise(model, test_batches, config.seed, device)
-    numbers = training_numbers(bounds, splits)
-    diagnostics = latent_diagnostics(model, splits.test, config.seed, device)
+    if progress.best_step >= 0:  # otherwise no validation has succeeded
+        load_weights(model, load_checkpoint(best, device), best)
+    tested = progress.best_step if progress.best_step >= 0 else progress.step
+    set_weights(tested)
+    bounds = tried("the test", bounds_with_own_noise, model, test_batches, config.seed, device)
+    numbers = training_numbers(bounds, splits) if bounds else {}
+    diagnostics = tried(
+        "the diagnosis of the latents", latent_diagnostics, model, splits.test, config.seed, device
+    )
     numbers |= diagnostics.numbers() if diagnostics else {}
-    record.write("test", progress.best_step, **numbers)
+    if bounds:
+        record.write("test", tested, **numbers)
+        numbers |= {"num_sequences": bounds.num_sequences, "num_samples": bounds.num_samples}
     record.close()
     figures: list[Path] = []
     if config.num_figures:
-        with own_noise(config.seed, device):
-            figures = save_run_figures(
-                run, model.eval(), splits, read_metrics(run), config.num_figures
-            )
+        with evaluating(model), own_noise(config.seed, device):
+            figures = (
+                tried(
+                    "saving figures", save_run_figures, run, model, splits, read_metrics(run),
+                    config.num_figures,
+                )
+                or []
+            )  # fmt: skip
+    model.eval()
     summary = {
-        "dataset": config.dataset,
+        "dataset": "own" if config.own_data else config.dataset,
         "data": splits.source.name,
         "data_detail": splits.source.detail,
         "comparable_with_published": splits.source.comparable,
@@ -346,8 +423,6 @@ def train(config: TrainConfig) -> dict[str, Any]:
         "best_step": progress.best_step,
         "training_seconds": round(progress.seconds, 1),
         "valid_elbo_nats_per_sequence": -progress.best_nats,
-        "test_num_sequences": bounds.num_sequences,
-        "test_num_samples": bounds.num_samples,
         **{f"test_{name}": value for name, value in numbers.items()},
         **marginal_numbers(splits, "test", bounds),
         "verdict": diagnostics.verdict(splits.unit) if diagnostics else None,
@@ -355,6 +430,34 @@ def train(config: TrainConfig) -> dict[str, Any]:
     }
     write_text(run / "summary.json", json_text(summary, indent=2) + "\n")
     return summary
+
+
+def tried(what: str, function: Callable[..., T], *arguments: Any) -> T | None:
+    """Call a function that is not needed for training; if it fails, warn and return None."""
+    try:
+        return function(*arguments)
+    except Exception as error:
+        reason = (str(error).strip() or "no message").splitlines()[0]
+        log.warning(
+            "%s failed and is left out (%s: %s); nothing of the training is lost",
+            what, type(error).__name__, reason,
+        )  # fmt: skip
+        log.debug("the traceback", exc_info=True)
+        return None
+
+
+def show_progress() -> None:
+    """Print the log of the package to stderr where nobody has said what to do with it.
+
+    A level of the logger ``pyro_zf``, or a handler of it or above it, is left as it is.
+    """
+    package = logging.getLogger("pyro_zf")
+    if package.level == logging.NOTSET and not package.isEnabledFor(logging.INFO):
+        package.setLevel(logging.INFO)
+    if not package.hasHandlers():
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        package.addHandler(handler)
 
 
 def _finished(config: TrainConfig, progress: Progress) -> bool:

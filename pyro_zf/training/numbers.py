@@ -94,6 +94,8 @@ def baseline_line(splits: Splits) -> str:
 
 def headline(summary: dict[str, Any]) -> str:
     """Test result of a run in one line: the bound with its unit, and the score of the baseline."""
+    if "test_elbo_nats_per_sequence" not in summary:
+        return f"no test result on {summary['data']}: the test failed, see the warning above"
     unit, step_unit = summary["unit"], summary["step_unit"]
     nats, error = (
         summary["test_elbo_nats_per_sequence"], summary["test_elbo_nats_per_sequence_stderr"]

@@ -40,7 +40,7 @@ class Record:
     def write(self, event: str, step: int, **numbers: Any) -> None:
         """Write an event with its metrics, whose names include the unit."""
         line = json_text({"event": event, "step": step, **numbers})
-        with self.path.open("a") as file:
+        with self.path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
         for name, value in numbers.items():
             if isinstance(value, (int, float)) and math.isfinite(value):
@@ -54,7 +54,7 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     """Read the events of a run. Lines that were not written completely are skipped."""
     events = []
     path = run / "metrics.jsonl"
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:
             events.append(json.loads(line))
         except json.JSONDecodeError:
@@ -64,14 +64,22 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
 
 def json_text(content: dict[str, Any], indent: int | None = None) -> str:
     """Serialise to JSON. Non-finite numbers, such as the standard error of one value, become null."""
-    finite = {
-        k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in content.items()
-    }
-    return json.dumps(finite, indent=indent, allow_nan=False)
+    return json.dumps(_finite(content), indent=indent, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    """Replace non-finite numbers by None at any depth."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {k: _finite(x) for k, x in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(x) for x in value]
+    return value
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a file atomically: a reader sees either the old or the new content."""
     temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text(text)
+    temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,28 +20,39 @@ from pyro_zf.training.config import TrainConfig, read_config
 from pyro_zf.training.data import build_data, check_data, check_same_data, data_record
 from pyro_zf.training.options import model_class
 
-__all__ = ["build_model", "load_run"]
+__all__ = ["build_model", "load_run", "prepare_model"]
 
-_EMISSIONS = {"binary": "bernoulli", "real": "gaussian", "categorical": "categorical"}
+_EMISSIONS = {
+    "binary": "bernoulli", "real": "gaussian", "counts": "negative-binomial",
+    "categorical": "categorical",
+}  # fmt: skip
 
 
-def build_model(config: TrainConfig, splits: Splits) -> SequenceModel:
+def build_model(config: TrainConfig, data: Splits | Mapping[str, Any]) -> SequenceModel:
     """Build and initialise the model of a resolved configuration.
+
+    Args:
+        config: the settings.
+        data: the data, or their properties (:func:`~pyro_zf.training.data.data_record`).
 
     Raises:
         UsageError: if the components of the model are incompatible with each other or with the data.
     """
+    data = data_record(data) if isinstance(data, Splits) else data
+    kind = data["kind"]
     options = dict(config.options)
-    emission = options.setdefault("emission", _EMISSIONS[splits.kind])
+    emission = options.setdefault("emission", _EMISSIONS[kind])
     kinds = declared(EMISSIONS[emission], "kinds", None)
-    if kinds is not None and splits.kind not in kinds:
-        fitting = [n for n, e in EMISSIONS.items() if splits.kind in declared(e, "kinds", ())]
+    if kinds is not None and kind not in kinds:
+        fitting = [n for n, e in EMISSIONS.items() if kind in declared(e, "kinds", ())]
         raise UsageError(
-            f"--emission {emission} is for {' and '.join(kinds)} data, but {splits.source.name} is "
-            f"{splits.kind}; use {' or '.join(fitting)}"
+            f"--emission {emission} is for {' and '.join(kinds)} data, but {data['name']} is "
+            f"{kind}; use {' or '.join(fitting)}"
         )
+    if emission == "beta-binomial" and options.get("max_count") is None:
+        options["max_count"] = data["high"]
     model: Any = model_class(config.model)
-    options |= {"time_chunk": config.time_chunk, "covariate_size": splits.covariate_size}
+    options |= {"time_chunk": config.time_chunk, "covariate_size": data["covariates"]}
     if model.has_latents:
         aux = aux_weights(config)
         if aux is not None:  # these replace alpha, beta and gamma
@@ -48,7 +60,7 @@ def build_model(config: TrainConfig, splits: Splits) -> SequenceModel:
         options |= {"aux": aux, "core": None if config.core == "auto" else config.core}
     given = {name: value for name, value in options.items() if value is not None}
     try:
-        built = model(splits.data_size, **given)
+        built = model(data["size"], **given)
         if isinstance(built, LatentSequenceModel):
             recurrence_in_use(built)
             for source in config.valid_latents:
@@ -57,6 +69,38 @@ def build_model(config: TrainConfig, splits: Splits) -> SequenceModel:
         return built
     except ValueError as error:
         raise UsageError(f"--model {config.model}: {error}") from error
+
+
+def prepare_model(config: TrainConfig, model: SequenceModel, data: Mapping[str, Any]) -> None:
+    """Check that a model object fits the data, and apply the settings that concern it.
+
+    Raises:
+        UsageError: if its sizes, its emission or its covariates do not fit the data.
+        TypeError: if it is not a model.
+    """
+    if not isinstance(model, SequenceModel):
+        how = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
+        raise TypeError(f"model must be an instance of a SequenceModel, not {how}")
+    name, size = type(model).__name__, model.data_size
+    kinds = declared(model.emission, "kinds", None)
+    if kinds is not None and data["kind"] not in kinds:
+        raise UsageError(
+            f"the emission of {name} is for {' and '.join(kinds)} data, but {data['name']} is {data['kind']}"
+        )
+    if size is not None and size != data["size"]:
+        what = "symbols" if data["kind"] == "categorical" else "values per step"
+        raise UsageError(
+            f"{name} was made for {size} {what}, but {data['name']} has {data['size']}"
+        )
+    if model.covariate_size != data["covariates"]:
+        raise UsageError(
+            f"{name} is conditioned on {model.covariate_size} covariates, but {data['name']} has "
+            f"{data['covariates']}"
+        )
+    if config.time_chunk is not None:
+        model.time_chunk = config.time_chunk
+    if isinstance(model, LatentSequenceModel) and config.core != "auto":
+        model.core = config.core
 
 
 def load_run(
@@ -72,6 +116,11 @@ def load_run(
         DataError: if the folder does not contain a run or the checkpoint, or the data are not available.
     """
     config = read_config(run)
+    if config.own_model or config.own_data:
+        own = "a model object" if config.own_model else "data"
+        raise DataError(
+            f"{run} was trained on {own} given in Python: open it there with pyro_zf.load"
+        )
     if data_dir is not None:
         config = dataclasses.replace(config, data_dir=data_dir)
     if data is not None:
@@ -82,7 +131,8 @@ def load_run(
         raise DataError(f"{run} has no checkpoint {which!r} (looked for {path})")
     splits = build_data(config)
     checkpoint = load_checkpoint(path, torch.device(device))
-    check_same_data(run, checkpoint["data"], data_record(splits))
-    model = build_model(config, splits).to(device)
+    record = data_record(splits)
+    check_same_data(run, checkpoint["data"], record)
+    model = build_model(config, record).to(device)
     load_weights(model, checkpoint, path)
     return config, splits, model.eval(), int(checkpoint["step"])

@@ -16,10 +16,27 @@ from pyro_zf.models import LatentSequenceModel, SequenceModel
 from pyro_zf.models.latent import LatentSource
 from pyro_zf.training.numbers import text_numbers
 
-__all__ = ["bounds_with_own_noise", "latent_diagnostics", "own_noise", "without_posterior"]
+__all__ = [
+    "bounds_with_own_noise",
+    "evaluating",
+    "latent_diagnostics",
+    "own_noise",
+    "without_posterior",
+]
 
 #: Number of sequences for the diagnostics of the latents at each validation.
 DIAGNOSED = 64
+
+
+@contextmanager
+def evaluating(model: SequenceModel) -> Iterator[None]:
+    """Put a model in evaluation mode, and afterwards back in its mode."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
 
 
 @contextmanager
@@ -37,11 +54,8 @@ def bounds_with_own_noise(
     model: SequenceModel, batches: Batches | StreamBatches, seed: int, device: torch.device
 ) -> Bounds:
     """ELBO, KL and auxiliary costs, estimated with one sample per sequence."""
-    model.eval()
-    with own_noise(seed, device):
-        bounds = evaluate(model.model, model.guide, batches.epoch(0, 0, device))
-    model.train()
-    return bounds
+    with evaluating(model), own_noise(seed, device):
+        return evaluate(model.model, model.guide, batches.epoch(0, 0, device))
 
 
 def latent_diagnostics(
@@ -51,12 +65,8 @@ def latent_diagnostics(
     if not isinstance(model, LatentSequenceModel) or len(dataset) < 2:
         return None
     batch = next(iter(Batches(dataset, DIAGNOSED, limit=DIAGNOSED))).to(device)
-    training = model.training
-    model.eval()
-    with own_noise(seed, device):
-        diagnostics = diagnose(model, [batch])
-    model.train(training)
-    return diagnostics
+    with evaluating(model), own_noise(seed, device):
+        return diagnose(model, [batch])
 
 
 def without_posterior(

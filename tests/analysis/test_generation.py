@@ -110,7 +110,12 @@ def values_of(combination: Combination) -> Values:
 def test_every_system_generates_continues_and_interpolates(combination: Combination) -> None:
     model = combination.build().eval()
     batch = combination.batch(num_sequences=2, num_steps=3)
-    for decoding in (None, Decoding(0.5, latent_temperature=0.5), Decoding(argmax=True)):
+    counts = combination.emission in ("poisson", "negative-binomial", "beta-binomial")
+    sharper = Decoding(1.0 if counts else 0.5, latent_temperature=0.5)
+    if counts:
+        with pytest.raises(ValueError, match="no temperature is known for"):
+            sample(model, values_of(combination), 2, 4, Decoding(0.5))
+    for decoding in (None, sharper, Decoding(argmax=True)):
         y = sample(model, values_of(combination), 2, 4, decoding)
         assert y.shape[:2] == (2, 4)
         longer = continue_prefix(model, batch, 2, decoding)
@@ -122,7 +127,10 @@ def test_every_system_generates_continues_and_interpolates(combination: Combinat
         with pytest.raises(ValueError, match="RNN has no latents"):
             interpolate(model, batch, torch.linspace(0, 1, 3))
         return
-    between = interpolate(model, batch, torch.linspace(0, 1, 3))
+    if flow := combination.posterior == "flow":
+        with pytest.raises(ValueError, match="the mean of a TransformedDistribution is not known"):
+            interpolate(model, batch, torch.linspace(0, 1, 3))
+    between = interpolate(model, batch, torch.linspace(0, 1, 3), at_mean=not flow)
     assert between.shape[:2] == (3, 3)
     assert reconstruct(model, batch).from_latents.shape == batch.targets.shape  # type: ignore[union-attr]
 
@@ -276,10 +284,20 @@ def test_the_latents_of_a_guide_of_ones_own() -> None:
         reconstruct(NoLatents(DATA, **SIZES), batch)
 
 
-def test_beginnings_have_one_length() -> None:
-    batch = random_batch(num_sequences=3, lengths=[7, 3, 7])
-    with pytest.raises(ValueError, match="must have the same length"):
-        continue_prefix(MODELS["paper"](), batch, 2)
+def test_prefixes_of_several_lengths_are_continued_from_their_own_end() -> None:
+    """Each row is what it would be alone, with the latents of the posterior up to its end."""
+    model = OwnGuide(DATA, **SIZES).eval()
+    batch = random_batch(num_sequences=3, num_steps=7, lengths=[7, 3, 5])
+    watching = Watching()
+    longer = continue_prefix(model, batch, 2, watching)
+    assert longer.shape == (3, 9, DATA)
+    for i, n in enumerate([7, 3, 5]):
+        torch.testing.assert_close(longer[i, :n], batch.targets[i, :n])  # type: ignore[index]
+        assert set(longer[i, n:].unique().tolist()) <= {0.0, 1.0}
+        far = torch.stack([watching.seen[f"z_{t + 1}"][i].mean() for t in range(9)]) > 40
+        assert far.tolist() == [True] * n + [False] * (9 - n)
+    with pytest.raises(ValueError, match="one of them has length 0"):
+        continue_prefix(model, random_batch(num_sequences=2, lengths=[3, 0]), 2)
 
 
 def test_handlers_around_a_call_see_no_sites() -> None:

@@ -45,7 +45,7 @@ def rows_of(data: Any, split: str) -> np.ndarray:
     [
         (REAL, "real", 2), (REAL[..., 0], "real", 1), (BITS, "binary", 3),
         (BITS[..., 0].astype(np.float64), "binary", 1), (BITS.astype(bool), "binary", 3),
-        (SYMBOLS, "categorical", 10), (BITS * 2, "real", 3), (SYMBOLS.astype(float), "real", 1),
+        (SYMBOLS, "categorical", 10), (BITS * 2, "counts", 3), (BITS * 2.0, "real", 3), (SYMBOLS.astype(float), "real", 1),
         (SYMBOLS - 3, "real", 1),
     ],
 )  # fmt: skip

@@ -43,7 +43,7 @@ def test_forget_bias() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"emission": "poisson"}, "unknown emission 'poisson'"),
+        ({"emission": "binomial"}, "unknown emission 'binomial'"),
         ({"variant": "v2"}, "unknown variant 'v2'"),
         ({"layout": "flat"}, "unknown layout 'flat'"),
         ({"core": "fast"}, "unknown core 'fast'"),

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch import distributions as td
 
+from pyro_zf.analysis.decoding import mean_of, mode_of
 from pyro_zf.distributions import AutoregressiveNormal, DiscretizedLogisticMixture
 from pyro_zf.nn import (
     EMISSIONS,
@@ -70,7 +71,7 @@ def test_densities_integrate_to_one(name: str, data_size: int) -> None:
 def test_samples_have_the_density(name: str) -> None:
     """E[p~(y)/p(y)] = 1 under samples from p, where p~ is another emission of the same kind."""
     data_size = 2
-    emission, other = (make_emission(name, H, data_size, mlp_size=5) for _ in range(2))
+    emission, other = (make_emission(name, H, data_size, mlp_size=5, max_count=4) for _ in range(2))
     h = 0.5 * torch.randn(H)
     p, q = emission(h), other(h)
     with torch.no_grad():
@@ -208,7 +209,7 @@ def test_autoregressive_gaussian_with_correlation_beats_a_factorised_one() -> No
 
 @pytest.mark.parametrize("name", EMISSIONS)
 def test_shapes(name: str) -> None:
-    emission = make_emission(name, H, 4, mlp_size=5)
+    emission = make_emission(name, H, 4, mlp_size=5, max_count=7)
     y = emission(torch.randn(6, 2, H))
     assert y.batch_shape == (6, 2)
     event: Any = () if name == "categorical" else (4,)
@@ -216,13 +217,46 @@ def test_shapes(name: str) -> None:
     assert y.expand((3, 6, 2)).sample((5,)).shape == (5, 3, 6, 2, *event)
     assert y.log_prob(y.sample()).shape == (6, 2)
     assert emits_symbols(emission) == (name == "categorical")
-    if name != "categorical":
-        assert y.mean.shape == (6, 2, 4)
+    assert mode_of(y).shape == (6, 2, *event)
+    if (
+        name == "autoregressive-gaussian"
+    ):  # only the mode of each value given those before it is known
+        with pytest.raises(ValueError, match="the mean of a AutoregressiveNormal is not known"):
+            mean_of(y)
+    else:
+        assert mean_of(y).shape == (6, 2, *event)
+
+
+@pytest.mark.parametrize("name", ["poisson", "negative-binomial", "beta-binomial"])
+def test_counts(name: str) -> None:
+    """Probabilities add up to one; mean and mode are theirs; gradients are those of finite differences."""
+    emission = make_emission(name, H, 1, mlp_size=5, max_count=9)
+    h = torch.randn(4, H)
+    values = torch.arange(10.0 if name == "beta-binomial" else 4000.0)
+    p = emission(h.unsqueeze(1)).log_prob(values.unsqueeze(-1)).exp()  # (state, count)
+    torch.testing.assert_close(p.sum(1), torch.ones(4))
+    torch.testing.assert_close((p * values).sum(1), mean_of(emission(h)).squeeze(-1))
+    torch.testing.assert_close(values[p.argmax(1)], mode_of(emission(h)).squeeze(-1))
+    y = emission(h).sample()
+    h.requires_grad_()
+    assert torch.autograd.gradcheck(lambda h: emission(h).log_prob(y), (h,))
+
+
+def test_a_beta_binomial_needs_its_total() -> None:
+    with pytest.raises(ValueError, match="needs max_count, at least 1, not None"):
+        make_emission("beta-binomial", H, 2)
+
+
+def test_the_mode_of_a_logistic_mixture_is_a_level() -> None:
+    y = LogisticMixtureEmission(H, 3, mlp_size=5, levels=5)(torch.randn(6, H))
+    levels = torch.linspace(0, 1, 5)
+    log_prob = torch.stack([y.base_dist.log_prob(torch.full((6, 3), float(v))) for v in levels])
+    torch.testing.assert_close(mode_of(y), levels[log_prob.argmax(0)])
 
 
 def test_an_unknown_emission() -> None:
-    with pytest.raises(ValueError, match="unknown emission 'poisson'; there are"):
-        make_emission("poisson", H, 4)
+    with pytest.raises(ValueError, match="unknown emission 'binomial'; there are"):
+        make_emission("binomial", H, 4)
 
 
 def test_autoregressive_normal_takes_any_moments() -> None:
