@@ -83,8 +83,8 @@ def test_train_then_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         (["train", "--prior", "gausian"], "did you mean gaussian?"),
         (["train", "--posterior", "smooth"], "did you mean smoothing?"),
         (
-            ["train", "--emission", "poisson"],
-            "--emission poisson: must be one of bernoulli, categorical",
+            ["train", "--emission", "binomial"],
+            "--emission binomial: must be one of bernoulli, categorical",
         ),
         (["train", "--objective", "elbow"], "did you mean elbo?"),
         (["train", "--emission", "gaussian"], "use bernoulli or logistic-mixture"),

@@ -28,6 +28,8 @@ __all__ = [
 ]
 
 Rows = Mapping[str, Shaped[Tensor, "_ _ ..."]]
+#: Number of steps of each sequence, the same for all rows or by title; None if all steps are valid.
+Lengths = Int[Tensor, " sequences"] | Mapping[str, Int[Tensor, " sequences"]] | None
 #: Number of sounds or series shown per row.
 SHOWN = 4
 
@@ -55,6 +57,10 @@ def as_texts(
         text_of(row.cpu().numpy(), splits.vocabulary, splits.joiner, splits.unit != "segment")
         for row in _ended(sequences, lengths)
     ]
+
+
+def _lengths_of(lengths: Lengths, title: str) -> Int[Tensor, " sequences"] | None:
+    return lengths.get(title) if isinstance(lengths, Mapping) else lengths
 
 
 def _ended(
@@ -92,13 +98,16 @@ def save_sounds(
     name: str,
     rows: Rows,
     splits: Splits,
-    lengths: Int[Tensor, " sequences"] | None = None,
+    lengths: Lengths = None,
 ) -> list[Path]:
     """Save 16-bit WAV files, ``NAME-TITLE-1.wav`` etc., and pictures of waveforms and spectrograms."""
     import soundfile
 
     assert splits.sample_rate is not None
-    sounds = {title: as_sounds(x, splits, lengths)[:SHOWN] for title, x in rows.items()}
+    sounds = {
+        title: as_sounds(x, splits, _lengths_of(lengths, title))[:SHOWN]
+        for title, x in rows.items()
+    }
     written = []
     for suffix, figure in (("", waveforms), ("-spectrograms", spectrograms)):
         written.append(folder / f"{name}{suffix}.png")
@@ -118,10 +127,10 @@ def save_texts(
     name: str,
     rows: Rows,
     splits: Splits,
-    lengths: Int[Tensor, " sequences"] | None = None,
+    lengths: Lengths = None,
 ) -> list[Path]:
     """Save texts in one file. Several rows are interleaved: the first text of each, then the second, .."""
-    texts = {title: as_texts(x, splits, lengths) for title, x in rows.items()}
+    texts = {title: as_texts(x, splits, _lengths_of(lengths, title)) for title, x in rows.items()}
     path = folder / f"{name}.txt"
     if len(texts) == 1:
         gap = "\n" if splits.unit != "segment" else "\n" + "-" * 40 + "\n"
@@ -140,7 +149,7 @@ def write_hdf5(
     path: Path,
     rows: Rows,
     splits: Splits,
-    lengths: Int[Tensor, " sequences"] | None = None,
+    lengths: Lengths = None,
     **attributes: Any,
 ) -> Path:
     """Write sequences as arrays, one per row, in the units of the data: bits, symbols, restored numbers.
@@ -149,7 +158,7 @@ def write_hdf5(
         path: path of the file.
         rows: sequences by name.
         splits: the data set of the sequences.
-        lengths: number of steps of each sequence, if they differ. Later steps have no meaning.
+        lengths: number of steps of each sequence, if they differ, also by row. Later steps have no meaning.
         **attributes: attributes of the file, such as the settings of the generation.
     """
     with h5py.File(path, "w") as file:
@@ -160,7 +169,10 @@ def write_hdf5(
             ):
                 values = values.astype(np.uint8)
             file.create_dataset(name.replace("/", "-"), data=values, compression="gzip")
-        if lengths is not None:
+        if isinstance(lengths, Mapping):
+            for name, of_row in lengths.items():
+                file.create_dataset(f"{name}_lengths", data=of_row.cpu().numpy())
+        elif lengths is not None:
             file.create_dataset("lengths", data=lengths.cpu().numpy())
         file.attrs["data"] = splits.source.name
         file.attrs["kind"] = splits.kind

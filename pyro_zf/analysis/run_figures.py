@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from pyro_zf.analysis.figures import curves, kl_over_images, kl_per_step
 from pyro_zf.analysis.generation import reconstruct, sample
-from pyro_zf.analysis.outputs import Rows, save_pictures, save_sounds, save_texts
+from pyro_zf.analysis.outputs import Lengths, Rows, save_pictures, save_sounds, save_texts
 from pyro_zf.batch import SequenceBatch
 from pyro_zf.data import Batches, Splits
 from pyro_zf.infer import batch_bounds
@@ -91,7 +91,7 @@ def save_sequences(
     name: str,
     rows: Rows,
     splits: Splits,
-    lengths: torch.Tensor | None = None,
+    lengths: Lengths = None,
     grid: bool = False,
 ) -> list[Path]:
     """Save sequences as pictures, sounds or texts, depending on the data.
@@ -101,7 +101,7 @@ def save_sequences(
         name: name of the files without their suffixes.
         rows: sequences by title.
         splits: the data set of the sequences.
-        lengths: number of steps of each sequence to show.
+        lengths: number of steps of each sequence to show, the same for all rows or by title.
         grid: whether to show images of the first row only, as a square grid without a title.
     """
     if splits.sample_rate is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from pyro_zf.training import (
     resolve_device,
 )
 
-__all__ = ["RunOptions", "at_least_one", "load", "run_command"]
+__all__ = ["RunOptions", "at_least_one", "load", "print_anywhere", "run_command"]
 
 
 @dataclass(frozen=True)
@@ -61,11 +62,19 @@ def at_least_one(config: Any, *names: str) -> None:
             raise UsageError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
 
 
+def print_anywhere() -> None:
+    """Let texts with characters that the terminal cannot show be printed, with these characters escaped."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def run_command(command: Callable[[Any], None], config: Any) -> int:
     """Run a command and return its exit code.
 
     Exit codes: 0 success, 1 training failed, 2 invalid usage or data, 130 interrupted.
     """
+    print_anywhere()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         command(config)

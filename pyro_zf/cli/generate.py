@@ -31,6 +31,7 @@ from pyro_zf.analysis import (
     shown_steps,
     write_hdf5,
 )
+from pyro_zf.analysis.outputs import Lengths
 from pyro_zf.batch import SequenceBatch
 from pyro_zf.cli.common import RunOptions, at_least_one, load, run_command
 from pyro_zf.data import Splits
@@ -145,7 +146,7 @@ def _generate(config: GenerateConfig) -> None:
         raise UsageError(f"{settings.model} has no latents to {config.task}")
     torch.manual_seed(config.seed)
     steps = config.steps or shown_steps(splits, config.seconds)
-    lengths = None
+    lengths: Lengths = None
     rows: dict[str, Tensor]
     try:
         if config.task == "samples":
@@ -154,7 +155,7 @@ def _generate(config: GenerateConfig) -> None:
                 "samples": sample(model, splits.values, config.number, steps, decoding, covariates)
             }
         elif config.task == "continue":
-            rows = _continued(config, model, splits, steps, decoding, device)
+            rows, lengths = _continued(config, model, splits, steps, decoding, device)
         else:
             batch = _sequences(splits, config.split, config.number, config.steps, device)
             lengths = batch.lengths
@@ -203,8 +204,8 @@ def _continued(
     steps: int,
     decoding: Decoding,
     device: torch.device,
-) -> dict[str, Tensor]:
-    """The given beginnings and their continuations, by title."""
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The given beginnings and their continuations, by title; the lengths of the beginnings."""
     if config.prefix is not None:
         known = _text_batch([config.prefix], splits, device)
     else:
@@ -214,17 +215,16 @@ def _continued(
         steps = known.num_steps + (config.steps or known.num_steps)
     assert known.targets is not None
     rows = {}
+    lengths: dict[str, Tensor] = {}
     if config.prefix is None:
-        given = known.targets
-        if known.mask is not None and "<eos>" in (splits.vocabulary or ()):
-            end = splits.vocabulary.index("<eos>")  # type: ignore[union-attr]
-            given = torch.where(known.mask, given, end)
-        rows["given"] = given
+        rows["given"] = known.targets
+        if known.lengths is not None:
+            lengths["given"] = known.lengths
     for i in range(config.variants):
         rows[f"continued {i + 1}"] = continue_prefix(
             model, known, steps - known.num_steps, decoding
         )
-    return rows
+    return rows, lengths
 
 
 def _prefix_steps(splits: Splits, steps: int) -> int:
@@ -355,7 +355,7 @@ def _save(
     name: str,
     rows: dict[str, Tensor],
     splits: Splits,
-    lengths: Tensor | None,
+    lengths: Lengths,
     grid: bool,
     attributes: dict[str, Any],
 ) -> None:
@@ -363,7 +363,12 @@ def _save(
     shown = rows
     if splits.vocabulary is None and name != "interpolation" and not grid:
         shown = {title: x[:8] for title, x in rows.items()}
-    few = None if lengths is None else lengths[: len(next(iter(shown.values())))]
+    number = len(next(iter(shown.values())))
+    few: Lengths = lengths
+    if isinstance(lengths, dict):
+        few = {title: x[:number] for title, x in lengths.items()}
+    elif isinstance(lengths, Tensor):
+        few = lengths[:number]
     paths = save_sequences(folder, name, shown, splits, few, grid)
     paths.append(write_hdf5(folder / f"{name}.h5", rows, splits, lengths, **attributes))
     for path in paths:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from pyro_zf.cli.common import run_command
+from pyro_zf.cli.common import print_anywhere, run_command
 from pyro_zf.data.progress import always_shown
 from pyro_zf.models import MODELS
 from pyro_zf.training import (
@@ -34,6 +34,7 @@ __all__ = ["prepare_main", "train_main"]
 def train_main(argv: Sequence[str] | None = None) -> int:
     """``svi_train.py``: see :class:`~pyro_zf.training.TrainConfig` and the options of the models."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    print_anywhere()
     try:
         config = parse_train(arguments)
     except (UsageError, OSError) as error:
@@ -136,6 +137,7 @@ def _taken(arguments: list[str], flag: str) -> str | None:
 def prepare_main(argv: Sequence[str] | None = None) -> int:
     """``prepare_data.py NAME``: see :class:`~pyro_zf.training.DataConfig` for the options."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    print_anywhere()
     if arguments and arguments[0] in DATASETS:
         arguments[:1] = ["--dataset", arguments[0]]
     elif arguments and not arguments[0].startswith("-"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +22,8 @@ from pyro_zf.data.store import SPLITS, key_of, prepared, reserve, write_statisti
 from pyro_zf.data.values import Kind, Statistics, Values
 
 __all__ = ["H5Dataset", "load_hdf5"]
+
+log = logging.getLogger(__name__)
 
 #: Upper limit on the number of symbols for whole numbers that are interpreted as symbols.
 MAX_SYMBOLS = 100_000
@@ -149,15 +152,18 @@ def load_hdf5(
     stat = path.stat()
     try:
         with h5py.File(path, "r") as file:
+            # A file that was replaced has another inode or time of change, whatever its other times.
             arrays = _arrays(file, path, key, condition_on)
             covariates, names = _covariates(file, path, arrays, condition_on)
-            source = [str(path.resolve()), stat.st_size, stat.st_mtime_ns]
+            source = [
+                str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino,
+            ]  # fmt: skip
             stored = prepared(
                 "hdf5", key_of(source, {"key": key, "kind": kind}),
                 lambda target: _scan(target, file, path, arrays, kind),
             )  # fmt: skip
     except OSError as error:
-        raise DataError(f"{path} is damaged or not an HDF5 file ({error})") from error
+        raise DataError(_why_not_opened(path, str(error))) from error
     notes = stored.notes
     raw = Values(notes["kind"], notes["size"])
     totals = {split: stored.statistics(split, raw) for split in SPLITS}
@@ -191,7 +197,10 @@ def load_hdf5(
         for split in SPLITS
     ]
     if notes["empty"]:
-        findings.append(f"{notes['empty']:,} sequences of length 0 were skipped")
+        findings.append(f"{notes['empty']:,} sequences of length 0 were left out")
+    findings += notes["remarks"]
+    for remark in notes["warnings"]:
+        log.warning("%s: %s", path.name, remark)
     if covariates:
         size = next(iter(covariates.values())).shape[-1]
         findings.append(f"conditioned on {condition_on}: {size} {'classes' if names else 'values'}")
@@ -248,12 +257,52 @@ def _arrays(
         if n.rpartition("/")[2] != "lengths" and not n.endswith("_lengths")
         and not (condition_on and (n == condition_on or n.endswith(f"_{condition_on}")))
     ]  # fmt: skip
+    if not names and (links := _links(file)):
+        raise DataError(
+            f"{path} has no arrays of its own, only {links} links to other files, which are not followed: "
+            "give the file that holds the array"
+        )
     if len(names) != 1:
         raise DataError(
             f"{path} has {len(names)} arrays ({', '.join(names[:5]) or 'none'}): select one with --hdf5-key, "
             "or name three of them train, valid and test"
         )
     return {"": names[0]}
+
+
+def _why_not_opened(path: Path, reason: str) -> str:
+    """What an error of the HDF5 library means, in one line."""
+    reason = reason.splitlines()[0]
+    if "SWMR" in reason or "consistency flags" in reason:
+        return (
+            f"{path} is open for writing in another program, or was left open by one that crashed: close "
+            f"that program, or run h5clear -s {path.name}"
+        )
+    if "unable to lock" in reason or "errno = 11" in reason:
+        return f"{path} is open in another program that has locked it: close it there, or copy the file"
+    if "filter" in reason or "plugin" in reason:
+        return (
+            f"{path} is compressed by a filter that is not installed here ({reason}): write it again with "
+            f"gzip, for example by h5repack -f GZIP=4 {path.name} plain.h5 where the filter is installed"
+        )
+    return f"{path} is damaged or not an HDF5 file ({reason})"
+
+
+def _links(file: h5py.File) -> int:
+    """Number of entries that are links to other files, which are not followed."""
+    found = 0
+
+    def visit(group: h5py.Group) -> None:
+        nonlocal found
+        for name in group:
+            link = group.get(name, getlink=True)
+            if isinstance(link, h5py.ExternalLink):
+                found += 1
+            elif isinstance(link, h5py.HardLink) and isinstance(group.get(name), h5py.Group):
+                visit(group[name])
+
+    visit(file)
+    return found
 
 
 def _names(file: h5py.File) -> list[str]:
@@ -290,22 +339,34 @@ def _scan(
             f"{path}: train, valid and test differ in the number of values per step: {shapes}"
         )
     lengths = {name: _lengths(file, path, name) for name in shapes}
-    low, high, whole = np.inf, -np.inf, True
+    extremes = (_Extreme(-1), _Extreme(1))
+    whole = True
     for name in shapes:
-        for steps, _ in _blocks(file, path, name, lengths[name]):
-            if steps.size:
-                low, high = min(low, float(steps.min())), max(high, float(steps.max()))
+        for steps, (first, rows) in _blocks(file, path, name, lengths[name]):
+            for extreme in extremes:
+                extreme.add(steps, name, first, rows)
             whole = whole and (steps.dtype.kind in "iub" or bool((steps == np.rint(steps)).all()))
+    low, high = (extreme.value for extreme in extremes)
     if low > high:
         raise DataError(f"{path}: {', '.join(shapes)} has no steps: all lengths are 0")
+    if low == high:
+        raise DataError(
+            f"{path}: all values of {', '.join(shapes)} are {low:g}: there is nothing to learn"
+        )
+    for extreme in extremes:
+        if abs(extreme.value) > float(np.finfo(np.float32).max):
+            raise DataError(f"{path}: {extreme.where} is beyond the range of 32-bit numbers")
     symbols = all(len(shape) == 2 for shape in shapes.values())
     found, why = _kind(kind, low, high, whole, symbols, path, {file[n].dtype.kind for n in shapes})
     size = int(high) + 1 if found == "categorical" else next(iter(shapes.values()))[2:] or (1,)
     size = size if isinstance(size, int) else int(size[0])
     owners = _owners(file, shapes, arrays)
     totals = {split: Statistics(found, size) for split in SPLITS}
+    others = Statistics("real", 1)  # all values but the lowest and the highest
     for name, owner in owners.items():
-        for _, (first, rows) in _blocks(file, path, name, lengths[name]):
+        for steps, (first, rows) in _blocks(file, path, name, lengths[name]):
+            if found == "real":
+                others.add(steps[(steps > low) & (steps < high)].reshape(-1, 1))
             for i, split in enumerate(SPLITS):
                 mine = [r for j, r in enumerate(rows) if owner[first + j] == i and len(r)]
                 if mine:
@@ -330,9 +391,70 @@ def _scan(
         write_statistics(target, split, totals[split])
     return {
         "kind": found, "why": why, "size": size, "arrays": used, "high": high,
+        "remarks": _remarks(file, shapes, totals["train"]),
+        "warnings": _far_from_the_rest(extremes, others) if found == "real" else [],
         "ragged": any(x is not None for x in lengths.values()), "empty": empty,
         "how": "with the splits of the file" if "" not in arrays else "split 90/5/5 at random",
     }  # fmt: skip
+
+
+@dataclass
+class _Extreme:
+    """The lowest (sign -1) or highest (sign 1) value, where it is first, and how often it occurs."""
+
+    sign: int
+    value: float = 0.0
+    count: int = 0
+    where: str = ""
+
+    def __post_init__(self) -> None:
+        self.value = -self.sign * np.inf
+
+    def add(self, steps: np.ndarray, name: str, first: int, rows: list[np.ndarray]) -> None:
+        """Take a block into account, whose steps are those of ``rows``, the first of which is ``first``."""
+        if not steps.size:
+            return
+        found = float(steps.max() if self.sign > 0 else steps.min())
+        if found == self.value:
+            self.count += int((steps == found).sum())
+        elif self.sign * found > self.sign * self.value:
+            self.value, self.count = found, int((steps == found).sum())
+            row = next(j for j, row in enumerate(rows) if (row == found).any())
+            place = np.argwhere(rows[row] == found)[0]
+            self.where = f"{name}[{first + row}] holds {found:g} at step {place[0]}"
+
+
+def _far_from_the_rest(extremes: tuple[_Extreme, _Extreme], others: Statistics) -> list[str]:
+    """Warnings for a lowest or highest value that is more than 100 standard deviations from the others."""
+    if others.num_steps < 2:
+        return []
+    mean, deviation = others.moments()
+    return [
+        f"{x.where} ({x.count:,} such values), {abs(x.value - mean) / deviation:.3g} standard deviations from "
+        f"the mean of the other values, {mean:.3g}: if it marks missing values, end the sequences before it"
+        for x in extremes
+        if abs(x.value - mean) > 100 * deviation
+    ]
+
+
+def _remarks(file: h5py.File, shapes: dict[str, Any], train: Statistics) -> list[str]:
+    """What of the file is not used, in lines with counts."""
+    lines = []
+    used = {*shapes, *(f"{name}_lengths" for name in shapes)}
+    used |= {f"{name.rpartition('/')[0]}/lengths".lstrip("/") for name in shapes}
+    if unused := [name for name in _names(file) if name not in used]:
+        shown = ", ".join(unused[:5]) + (", .." if len(unused) > 5 else "")
+        lines.append(f"{len(unused)} other arrays of the file are not read as sequences: {shown}")
+    if links := _links(file):
+        lines.append(f"{links} links to other files were not followed")
+    if train.kind == "real" and train.size > 1:
+        constant = train.constant()
+        if len(constant):
+            lines.append(
+                f"{len(constant)} of {train.size} values per step are constant in the training data, the "
+                f"first at index {constant[0]}"
+            )
+    return lines
 
 
 def _blocks(
@@ -345,7 +467,7 @@ def _blocks(
         try:
             block = array[first : first + size]
         except OSError as error:
-            raise DataError(f"{path}: {name} is damaged ({error})") from error
+            raise DataError(_why_not_opened(path, f"{name}: {error}")) from error
         rows = list(block) if lengths is None else [
             row[:n] for row, n in zip(block, lengths[first : first + size], strict=True)
         ]  # fmt: skip

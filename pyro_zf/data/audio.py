@@ -242,7 +242,10 @@ class SoundFiles:
 
     def _skip(self, file: Recording, error: DataError) -> None:
         self.skipped[file.name] = str(error)
-        log.warning("skipped: %s", error)
+        if len(self.skipped) <= 3:
+            log.warning("skipped: %s", error)
+        elif len(self.skipped) == 4:
+            log.warning("more files were skipped; their number is given at the end")
 
     def none_usable(self) -> DataError:
         """Create the error for the case that no file can be used."""

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 __all__ = ["Kind", "Statistics", "Values"]
@@ -115,6 +115,10 @@ class Statistics:
             values -= self.shift
         self.sums += values.sum(0)
         self.squares += (values**2).sum(0)
+
+    def constant(self) -> Int[np.ndarray, " constant"]:
+        """Indices of the values of a step that are the same in all steps."""
+        return np.flatnonzero(self._moments()[1] == 0)
 
     def moments(self) -> tuple[float, float]:
         """Mean and standard deviation over all values. A standard deviation of 0 is replaced by 1."""

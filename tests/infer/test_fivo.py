@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import pyro
 import pytest
 import torch
@@ -11,6 +14,8 @@ from pyro.optim import ClippedAdam
 from pyro_zf import RNN, VRNN, SequenceBatch, ZForcing
 from pyro_zf.infer import TraceFIVO, TraceIWAE, batch_bounds, evaluate, particle_filter
 from pyro_zf.infer.fivo import _ancestors
+from pyro_zf.models import MODELS as SYSTEMS
+from pyro_zf.nn import StepStates
 from tests.helpers import MODELS, SIZES, assert_close, attributes, loss_and_gradients, random_batch
 
 
@@ -146,3 +151,90 @@ def test_one_particle_is_the_elbo() -> None:
     loss, _ = loss_and_gradients(model, TraceFIVO(1, resample_below=0.0), batch)
     expected, _ = loss_and_gradients(model, TraceIWAE(1), batch)
     assert_close(loss, expected, "loss")
+
+
+@pytest.mark.parametrize("name", ["zforcing", "vrnn", "srnn", "storn"])
+@torch.no_grad()
+def test_against_a_filter_written_out(name: str) -> None:
+    """Every part of the state of a particle follows its ancestor; costs, masks and KL weight enter once."""
+    costs = {"alpha": 0.3, "beta": 0.7} if name == "zforcing" else {"aux": {"b": 0.3, "u": 0.7}}
+    model: Any = SYSTEMS[name](4, hidden_size=6, latent_size=3, mlp_size=5, kl_weight=0.4, **costs)
+    for parameter in model.parameters():  # uneven weights, so that much is resampled
+        parameter.mul_(3)
+    batch, particles = random_batch(lengths=[7, 3, 1, 5, 2]), 6
+    torch.manual_seed(1)
+    result = particle_filter(model, batch, particles, resample_below=0.9)
+    torch.manual_seed(1)
+    shape = (particles, batch.num_sequences)
+    u, b = model.input_features(batch, None)[0], model.backward_states(batch)
+    context = model.posterior_context(batch)
+    assert batch.targets is not None
+    assert batch.mask is not None
+    log_weight = torch.full(shape, -math.log(particles))
+    bound, aux = torch.zeros(shape[1]), torch.zeros(shape[1])
+    state = tuple(x.expand(*shape, -1) for x in model.cell.initial(shape, None))
+    resampled = 0
+    for t in range(batch.num_steps):
+        real = batch.mask[:, t]
+        u_t = u[t].expand(*shape, -1)
+        state = model.cell.before(u_t, state)
+        h = state[0]
+        reads = torch.cat([{"state": h, "input": u_t}[k] for k in model.prior_reads], -1)
+        p, q = model.prior(reads), model.posterior(reads, context[t].expand(*shape, -1))
+        z = q.sample()
+        state = model.cell.after(u_t, model.cell_inputs({"z": z}), state)
+        y = model.emission(model.emission_inputs(u_t, {"z": z}, state[0]))
+        ratio = 0.4 * (p.log_prob(z) - q.log_prob(z))
+        log_weight = log_weight + torch.where(real, y.log_prob(batch.targets[:, t]) + ratio, 0.0)
+        states = StepStates(batch.inputs[:, t], z, h, state[0], b[t], None)
+        for cost, module in model.aux.items():
+            if t > 0 or cost != "u":
+                value = model.aux_weights[cost] * module(states).expand(shape)
+                aux = aux + torch.where(real, value.mean(0), 0.0)
+        total = torch.logsumexp(log_weight, 0)
+        bound, log_weight = bound + torch.where(real, total, 0.0), log_weight - total
+        if t + 1 < batch.num_steps:
+            ancestors, uneven = _ancestors(log_weight, 0.9)
+            resampled += int(uneven.sum())
+            log_weight = torch.where(uneven, -math.log(particles), log_weight)
+            state = tuple(
+                torch.stack([s[ancestors[:, i], i] for i in range(shape[1])], 1) for s in state
+            )
+    assert resampled > 5
+    assert_close(result.bound, bound, "bound")
+    assert_close(result.aux, aux, "auxiliary costs")
+
+
+def test_behind_the_end_nothing_is_added() -> None:
+    torch.set_default_dtype(torch.float32)
+    model = VRNN(4, hidden_size=6, latent_size=3, mlp_size=5)
+    batch = SequenceBatch.from_targets(torch.ones(2, 5, 4), torch.tensor([2, 5]))
+    with torch.no_grad():
+        per_step = particle_filter(model, batch, 7).bound_per_step
+    assert (per_step[0, 2:] == 0).all()
+    assert (per_step[0, :2] != 0).all()
+
+
+def test_the_noise_of_the_filter_is_its_own() -> None:
+    """The ELBO of a seed does not change with the filter, whose noise differs between batches."""
+    model, batches = MODELS["paper"](), [random_batch()] * 2
+    torch.manual_seed(2)
+    plain = evaluate(model.model, model.guide, batches, 3)
+    torch.manual_seed(2)
+    both = evaluate(model.model, model.guide, batches, 3, fivo=True)
+    for name in ("elbo", "iwae", "kl"):
+        assert both.per_sequence(name) == plain.per_sequence(name)
+    first, second = both._values["fivo"]
+    assert not torch.equal(first, second)
+
+
+def test_one_sequence_has_no_standard_error() -> None:
+    model = MODELS["paper"]()
+    bounds = evaluate(
+        model.model, model.guide, [random_batch(lengths=[7, 3, 3, 2, 2])], 3, fivo=True
+    )
+    for name in ("fivo", "elbo", "kl"):
+        estimates = bounds.at_steps(name)
+        assert estimates is not None
+        assert [math.isnan(x.stderr) for x in estimates] == [False] * 3 + [True] * 4
+        assert all(math.isfinite(x.mean) for x in estimates)

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import copy
+import io
+import warnings
+from typing import Any
+
 import pyro
 import pytest
 import torch
 from pyro.infer import RenyiELBO
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pyro_zf.infer import OBJECTIVES, SVI, Trace_ELBO, TraceIWAE, TraceMeanField_ELBO
-from tests.helpers import MODELS, assert_close, loss_and_gradients, random_batch
+from pyro_zf import SequenceBatch
+from pyro_zf.infer import (
+    OBJECTIVES,
+    SVI,
+    Trace_ELBO,
+    TraceIWAE,
+    TraceMeanField_ELBO,
+    batch_bounds,
+)
+from tests.helpers import MODELS, assert_close, attributes, loss_and_gradients, random_batch
 
 
 class CountSynchronisations(TorchDispatchMode):
@@ -170,3 +183,129 @@ def test_unneeded_densities_of_latents_are_not_computed() -> None:
             traces = next(objective._get_traces(model.model, model.guide, (batch,), {}))
         assert all(("log_prob" in trace.nodes["z"]) == validate for trace in traces)
         assert "log_prob" in traces[0].nodes["y"]
+
+
+def test_the_iwae_is_the_sum_over_particles() -> None:
+    """Each particle is scored by itself, by the programs without a plate of particles."""
+    model, batch = MODELS["paper"](kl_weight=0.6), random_batch(lengths=[7, 3, 1, 5, 2])
+    k = 4
+    torch.manual_seed(1)
+    loss = TraceIWAE(k).differentiable_loss(model.model, model.guide, batch)
+    torch.manual_seed(1)
+    with pyro.plate("num_particles_vectorized", k, dim=-2):
+        paths = pyro.poutine.trace(model.guide).get_trace(batch).nodes["z"]["value"]
+    log_weights, costs = [], []
+    for z in paths:
+        q, p = (
+            pyro.poutine.trace(pyro.poutine.condition(program, data={"z": z})).get_trace(batch)
+            for program in (model.guide, model.model)
+        )
+        for trace in (q, p):
+            trace.compute_log_prob()
+        terms = {name: p.nodes[name]["log_prob"] for name in ("z", "y", "aux_b", "aux_u")}
+        log_weights.append(terms["z"] + terms["y"] - q.nodes["z"]["log_prob"])
+        costs.append(terms["aux_b"] + terms["aux_u"])
+    bound = torch.logsumexp(torch.stack(log_weights), 0) - torch.tensor(float(k)).log()
+    assert_close(loss, -(bound + torch.stack(costs).mean(0)).sum(), "loss")
+
+
+def site_per_step(model: Any) -> Any:
+    def guide(batch: SequenceBatch) -> None:
+        with model.using_layout("steps"):
+            model.guide(batch)
+
+    return guide
+
+
+@pytest.mark.parametrize("objective", [Trace_ELBO(), TraceMeanField_ELBO(), TraceIWAE(3)])
+def test_a_guide_in_the_other_layout_is_refused(objective: Any) -> None:
+    model, batch = MODELS["paper"](), random_batch()
+    message = "the guide has the site z_1 and the model z, so the model would ignore the guide"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of Pyro, which goes on
+        with pytest.raises(ValueError, match=message):
+            objective.differentiable_loss(model.model, site_per_step(model), batch)
+        with pytest.raises(ValueError, match=message):
+            batch_bounds(model.model, site_per_step(model), batch)
+        with (
+            model.using_layout("steps"),
+            pytest.raises(ValueError, match="has the site z and the model z_1"),
+        ):
+            objective.differentiable_loss(model.model, model.guide_time, batch)
+
+
+@pytest.mark.usefixtures("unchecked")  # under tracing a size is a tensor
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("jit", "plain"),
+    [
+        (pyro.infer.JitTrace_ELBO, pyro.infer.Trace_ELBO),
+        (pyro.infer.JitTraceMeanField_ELBO, pyro.infer.TraceMeanField_ELBO),
+    ],
+)
+def test_jit_objectives_of_pyro(jit: Any, plain: Any) -> None:
+    """The eager recurrence is traced; gradients are those of the objective that is not traced.
+
+    The noise is a constant, since a traced program draws other noise from the same seed.
+    """
+    model, targets = MODELS["paper"](), random_batch().targets
+    assert targets is not None
+
+    def of(model: Any) -> tuple[Any, Any]:
+        return (
+            lambda x: model.model(SequenceBatch.from_targets(x)),
+            lambda x: model.guide(SequenceBatch.from_targets(x)),
+        )
+
+    results = []
+    noise = {"_standard_normal": lambda shape, **_: torch.full(tuple(shape), 0.3)}
+    with attributes(torch.distributions.normal, **noise):
+        for objective, core in ((plain(), "eager"), (jit(), "auto")):
+            model.core = core  # type: ignore[assignment]
+            model.zero_grad()
+            loss = objective.loss_and_grads(*of(model), targets)
+            gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+            results.append((loss, gradients))
+    (loss, gradients), (of_jit, gradients_of_jit) = results
+    assert of_jit == pytest.approx(loss, rel=1e-10)
+    for a, b in zip(gradients, gradients_of_jit, strict=True):
+        torch.testing.assert_close(a, b)
+    pyro.clear_param_store()
+    fused = MODELS["paper"](core="fused")
+    with pytest.raises(ValueError, match=r"cannot be traced by torch\.jit"):
+        jit().loss_and_grads(*of(fused), targets)
+
+
+def test_a_model_is_pickled_after_svi() -> None:
+    model, batch = MODELS["paper"](), random_batch()
+    svi = pyro.infer.SVI(model.model, model.guide, pyro.optim.Adam({}), pyro.infer.Trace_ELBO())  # type: ignore[attr-defined]
+    svi.step(batch)
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    again = torch.load(file, weights_only=False)
+    copied = copy.deepcopy(model)
+    expected = loss_and_gradients(model, Trace_ELBO(), batch)[0]
+    for other in (again, copied):
+        assert_close(loss_and_gradients(other, Trace_ELBO(), batch)[0], expected, "loss")
+    assert svi.step(batch) > 0, "training goes on"
+
+
+def test_without_auxiliary_costs() -> None:
+    """Pyro's own inference sees the density of data and latents alone, in both layouts."""
+    batch = random_batch()
+    for layout in ("time", "steps"):
+        model = MODELS["paper"](kl_weight=0.2, layout=layout)
+        expected = MODELS["paper"](kl_weight=1.0, alpha=0.0, beta=0.0, layout=layout)
+        expected.load_state_dict(model.state_dict())
+
+        def importance(model: Any) -> float:
+            torch.manual_seed(4)
+            pyro.clear_param_store()
+            run = pyro.infer.Importance(model.model, model.guide, num_samples=5).run(batch)
+            return float(run.get_log_normalizer())
+
+        with model.without_auxiliary_costs():
+            found = importance(model)
+        assert found == pytest.approx(importance(expected), rel=1e-12)
+        assert importance(model) != pytest.approx(found, rel=1e-6), "the weights are back"

@@ -23,6 +23,7 @@ from pyro_zf.infer import (
 )
 from pyro_zf.models import MODELS, LatentSequenceModel
 from pyro_zf.models.base import LAYOUTS, local_parameters
+from tests.helpers import layouts_agree, loss_and_gradients
 from tests.models.test_exact_likelihood import FAMILIES, copies, instance
 
 T, FIRST = 7, 3
@@ -189,3 +190,21 @@ def test_errors() -> None:
     state = tuple(torch.randn(4, 5) for _ in range(2))
     filtered = model.loss_module(TraceFIVO(3))(replace(second, carried=state))
     assert filtered.isfinite()
+
+
+@pytest.mark.parametrize("posterior", ["recognition", "filtering", "smoothing"])
+@pytest.mark.parametrize("name", ["vrnn", "storn", "srnn"])
+def test_layouts_agree_on_what_continues_with_other_posteriors(name: str, posterior: str) -> None:
+    """A posterior that ignores the state is drawn for all steps at once, along a state that is carried."""
+    _, second = parts(real_batch(ragged=True))
+    model = make(name, "time", posterior=posterior)
+    sizes = [
+        *model.cell.state_sizes,
+        *(model.deterministic.state_sizes if model.deterministic else ()),
+    ]
+    carried = tuple(torch.randn(4, size) for size in sizes)
+    batch = replace(second, carried=carried)
+    layouts_agree(model, batch)
+    loss, _ = loss_and_gradients(model, Trace_ELBO(), batch)
+    other, _ = loss_and_gradients(model, Trace_ELBO(), second)
+    assert abs(loss - other) > 1e-6, "the state matters"

@@ -12,7 +12,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from pyro_zf import SequenceBatch, VariationalBiLSTM, ZForcing
-from pyro_zf.infer import Trace_ELBO, TraceIWAE, TraceMeanField_ELBO, batch_bounds
+from pyro_zf.infer import Trace_ELBO, TraceIWAE, TraceMeanField_ELBO, WordDropout, batch_bounds
 from pyro_zf.nn import GaussianForm, SmoothingPosterior
 from pyro_zf.sequence import Recurrence
 from tests.helpers import assert_close, attributes, loss_and_gradients, random_batch
@@ -476,3 +476,11 @@ def test_wrong_options(options: dict[str, Any], message: str) -> None:
 def test_reconstruction_form() -> None:
     model = bilstm(reconstruction_form=GaussianForm(mean="tanh"))
     assert model.p_psi(10 * torch.randn(50, 3)).mean.abs().max() < 1
+
+
+def test_the_backward_network_does_not_read_dropped_words() -> None:
+    """Word dropout hides inputs from the forward network alone."""
+    model, batch = bilstm(), random_batch(lengths=LENGTHS)
+    hidden = WordDropout(1.0, 0)(batch)
+    assert not torch.equal(hidden.inputs, batch.inputs)
+    torch.testing.assert_close(model.backward_states(hidden), model.backward_states(batch))

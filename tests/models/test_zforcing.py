@@ -225,3 +225,17 @@ def test_print_names_the_parts() -> None:
     text = repr(MODELS["paper"]())
     for part in ("GaussianPrior", "SmoothingPosterior", "LSTMCell", "BernoulliEmission"):
         assert part in text
+
+
+@pytest.mark.parametrize("layout", ["steps", "time"])
+@pytest.mark.parametrize("condition", ["z", "zh"])
+def test_with_a_detached_posterior_the_cost_of_b_trains_its_own_network_alone(
+    layout: str, condition: str
+) -> None:
+    model = MODELS["detach-posterior"](aux_condition=condition, layout=layout)
+    batch = random_batch()
+    guide = pyro.poutine.trace(model.guide).get_trace(batch)
+    trace = pyro.poutine.trace(pyro.poutine.replay(model.model, trace=guide)).get_trace(batch)
+    trace.log_prob_sum(lambda name, _: name.startswith("aux_b")).backward()
+    trained = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
+    assert trained == {name for name, _ in model.named_parameters() if name.startswith("aux.b.")}
