@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -166,3 +167,33 @@ def test_a_system_without_latents(
     for option in (["--fivo"], ["--latents", "prior"]):
         assert evaluate_main([run, *option]) == 2
         assert "rnn has no latents" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii", "utf-8"])
+def test_texts_are_printed_and_written_on_any_terminal(
+    encoding: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files are UTF-8; what the terminal cannot show is escaped."""
+    boat, ship = "\N{SAILBOAT} sails \N{GREEK SMALL LETTER ALPHA} .", "the \N{SHIP} sinks ."
+    (tmp_path / "text.txt").write_text(f"{boat}\n{ship}\n" * 30, encoding="utf-8")
+    environment = {
+        **os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0", "LC_ALL": "C", "PYTHONWARNINGS": "ignore",
+        "PYTHONCOERCECLOCALE": "0",
+    }  # fmt: skip
+
+    def run(*arguments: str) -> bytes:
+        done = subprocess.run(
+            [sys.executable, "-m", "pyro_zf.cli", *arguments], cwd=tmp_path, env=environment,
+            capture_output=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    sizes = ["--hidden-size", "6", "--mlp-size", "5", "--latent-size", "2", "--max-steps", "3"]
+    run("train", "--dataset", "text", "--data", "text.txt", *sizes, "--num-figures", "2", "--output-dir", "run")  # fmt: skip
+    printed = run("interpolate", "run", "--first", boat, "--second", ship, "--points", "3")
+    assert b"sails" in printed
+    run("report", "run", "--title", f"a report {ship}")
+    page = (tmp_path / "run/report.html").read_bytes()
+    assert f"a report {ship}".encode() in page
+    page.decode("utf-8")

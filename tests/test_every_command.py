@@ -84,7 +84,6 @@ def test_every_command(
     printed = run("evaluate", "run", "--num-samples", "3", *filtering).splitlines()[-1]
     result = json.loads(printed)
     assert finite(result)
-    assert result["elbo_nats_per_sequence"] <= result["iwae_nats_per_sequence"] + 1e-4
     if latents:
         assert None in result["fivo_nats_at_steps_stderr"], "one sequence alone reaches a step"
         assert len(result["kl_nats_at_steps"]) == T, "a latent of the whole sequence has no step"

@@ -300,8 +300,9 @@ def _comparison(runs: Sequence[RunContent]) -> str:
         for panels, key in ((elbos, "elbo"), (kls, "kl")):
             values = [e[f"{key}_nats_per_sequence"] for e in valid]
             panels.setdefault(data, {}).setdefault(run.name, []).append((steps, values))
-    parts.append(_figure(bound_in_training(elbos, "validation ELBO, nats"), "Validation ELBO."))
-    parts.append(_figure(kl_in_training(kls, "KL, nats"), "KL on the validation data."))
+    if any(event["event"] == "valid" for run in runs for event in run.events):
+        parts.append(_figure(bound_in_training(elbos, "validation ELBO, nats"), "Validation ELBO."))
+        parts.append(_figure(kl_in_training(kls, "KL, nats"), "KL on the validation data."))
     return "\n".join(parts)
 
 

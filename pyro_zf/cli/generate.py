@@ -35,6 +35,7 @@ from pyro_zf.analysis.outputs import Lengths
 from pyro_zf.batch import SequenceBatch
 from pyro_zf.cli.common import RunOptions, at_least_one, load, run_command
 from pyro_zf.data import Splits
+from pyro_zf.data.vocabulary import without_surrogates
 from pyro_zf.models import LatentSequenceModel, SequenceModel
 from pyro_zf.training import UsageError
 from pyro_zf.training.checks import there_are
@@ -274,6 +275,7 @@ def _sequences(
 def _text_batch(texts: list[str], splits: Splits, device: torch.device) -> SequenceBatch:
     if splits.vocabulary is None:
         raise UsageError(f"{splits.source.name} is not a text")
+    texts = [without_surrogates(text) for text in texts]
     batch = splits.batch_of_texts(texts)
     assert batch.targets is not None
     for text, symbols in zip(texts, batch.targets, strict=True):

@@ -13,7 +13,16 @@ from jaxtyping import Int32
 
 from pyro_zf.data.datasets import DataError
 
-__all__ = ["BOS", "EOS", "UNK", "UNKNOWN", "Vocabulary", "read_text", "tokenize_sentence"]
+__all__ = [
+    "BOS",
+    "EOS",
+    "UNK",
+    "UNKNOWN",
+    "Vocabulary",
+    "read_text",
+    "tokenize_sentence",
+    "without_surrogates",
+]
 
 BOS, EOS, UNK = "<bos>", "<eos>", "<unk>"
 SPECIALS = (BOS, EOS, UNK)
@@ -147,6 +156,16 @@ _MARKS = {
     b"\xff\xfe\0\0": "utf-32", b"\0\0\xfe\xff": "utf-32", b"\xff\xfe": "utf-16",
     b"\xfe\xff": "utf-16",
 }  # fmt: skip
+
+
+def without_surrogates(text: str) -> str:
+    r"""Restore characters that Python could not decode, as in arguments under another locale than UTF-8.
+
+    Example:
+        >>> without_surrogates("\udce2\udc9b\udcb5 \udcff") == "\N{SAILBOAT} \N{REPLACEMENT CHARACTER}"
+        True
+    """
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def lines_of(text: str) -> Iterator[str]:

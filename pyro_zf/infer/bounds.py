@@ -255,7 +255,10 @@ def evaluate(
 
     Raises:
         ValueError: if a batch continues the previous one and the model returned no state.
+        TypeError: if ``batches`` is a single batch.
     """
+    if isinstance(batches, SequenceBatch):
+        raise TypeError("batches are a list or an iterator of SequenceBatch, not one: give [batch]")
     bounds = Bounds(num_samples)
     end = None
     for batch, following in itertools.pairwise(itertools.chain(batches, [None])):

@@ -62,6 +62,16 @@ def embedding_layer(
     return layers[0] if len(layers) == 1 else nn.Sequential(*layers), size or data_size
 
 
+def instance(part: str, given: object) -> None:
+    """Reject a class where a module is expected.
+
+    Raises:
+        TypeError: if ``given`` is a class of modules.
+    """
+    if isinstance(given, type) and issubclass(given, nn.Module):
+        raise TypeError(f"{part} is the class {given.__name__}; give an instance of it")
+
+
 class LatentSequenceModel(SequenceModel, RecurrentSystem):
     r"""A recurrent model with latents. The published systems are subclasses.
 
@@ -134,8 +144,7 @@ class LatentSequenceModel(SequenceModel, RecurrentSystem):
         super().__init__(layout, kl_weight, name, aux_weight, time_chunk, covariate_size)
         parts = {"prior": prior, "posterior": posterior, "emission": emission, "cell": cell}
         for part, given in {**parts, "backward": backward}.items():
-            if isinstance(given, type) and issubclass(given, nn.Module):
-                raise TypeError(f"{part} is the class {given.__name__}; give an instance of it")
+            instance(part, given)
         names = {k: x for k, x in parts.items() if isinstance(x, str)}
         o: Any = self.Options.of(**names, **options)
         self.options = o
@@ -298,7 +307,9 @@ class LatentSequenceModel(SequenceModel, RecurrentSystem):
 
         Raises:
             ValueError: if the weight is negative.
+            TypeError: if the cost is a class.
         """
+        instance(f"the cost {name!r}", cost)
         self.set_aux_weight(name, weight)
         self.aux[name] = cost
         if cost.reads_backward and self.backward_network is None:

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from pyro_zf.batch import SequenceBatch
 from pyro_zf.models.base import SequenceModel
-from pyro_zf.models.latent import embedding_layer
+from pyro_zf.models.latent import embedding_layer, instance
 from pyro_zf.models.options import ModelOptions
 from pyro_zf.nn.cells import Cell, State, make_cell
 from pyro_zf.nn.emissions import make_emission
@@ -78,6 +78,8 @@ class RNN(SequenceModel):
         super().__init__(layout, kl_weight, name, aux_weight, time_chunk, covariate_size)
         names = {"emission": emission, "cell": cell}
         names = {k: x for k, x in names.items() if isinstance(x, str)}
+        for part, given in (("emission", emission), ("cell", cell)):
+            instance(part, given)
         self.options = o = ModelOptions.of(**names, **options)
         self.data_size = data_size
         if not isinstance(emission, nn.Module):

@@ -38,7 +38,7 @@ import pyro
 from torch import Tensor, nn
 
 from pyro_zf.batch import SequenceBatch
-from pyro_zf.models.latent import LatentSequenceModel
+from pyro_zf.models.latent import LatentSequenceModel, instance
 from pyro_zf.models.options import LatentOptions
 from pyro_zf.models.released import convert_released
 from pyro_zf.nn.auxiliary import ReversePrediction, StateReconstruction, StepStates
@@ -143,6 +143,7 @@ class ZForcing(LatentSequenceModel):
         name: str = "zforcing",
         **options: Any,
     ) -> None:
+        instance("reverse_emission", reverse_emission)
         variant = options.get("variant", "paper")
         if variant not in VARIANTS:
             raise ValueError(f"unknown variant {variant!r}; there are {sorted(VARIANTS)}")

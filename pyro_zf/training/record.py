@@ -10,6 +10,8 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
+from pyro_zf.data.vocabulary import without_surrogates
+
 __all__ = ["Record", "json_text", "read_metrics", "write_text"]
 
 
@@ -81,5 +83,5 @@ def _finite(value: Any) -> Any:
 def write_text(path: Path, text: str) -> None:
     """Write a file atomically: a reader sees either the old or the new content."""
     temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text(text, encoding="utf-8")
+    temporary.write_text(without_surrogates(text), encoding="utf-8")
     os.replace(temporary, path)

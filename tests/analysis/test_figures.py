@@ -9,7 +9,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from pyro_zf.analysis import curves, digits, kl_per_step
+from pyro_zf.analysis import curves, digits, kl_per_step, series, spectrograms, waveforms
 
 
 def canvas(figure: Figure) -> np.ndarray:
@@ -83,3 +83,17 @@ def test_curves_per_step_where_sequences_differ_in_length() -> None:
     assert train.get_ydata()[-1] == valid.get_ydata()[0] == 100.0
     train, valid = curves(events).axes[0].lines
     assert (train.get_ydata()[-1], valid.get_ydata()[0]) == (4000.0, 30000.0)
+
+
+def test_panels_of_unequal_lengths_are_shown_whole() -> None:
+    """The axes are shared: a short sound in the last panel does not cut the long ones."""
+    long, short = (np.random.default_rng(0).normal(size=8000 * n) for n in (2, 1))
+    for figure in (spectrograms, waveforms):
+        axes = figure([[long, short], [short, short]], ["a", "b"], 8000).axes
+        for panel in axes:
+            low, high = panel.get_xlim()
+            assert low <= 0.02
+            assert high >= 1.95
+    rows = [torch.randn(2, 9, 1), torch.randn(2, 4, 1)]
+    for panel in series(rows, ["a", "b"]).axes:
+        assert panel.get_xlim() == (-0.5, 8.5)

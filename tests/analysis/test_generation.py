@@ -309,3 +309,44 @@ def test_handlers_around_a_call_see_no_sites() -> None:
         interpolate(model, random_batch(num_sequences=2), torch.zeros(2))
         ZForcing(DATA, **SIZES).generate(torch.zeros(1, DATA), 2)
     assert not list(tracer.trace.stochastic_nodes)
+
+
+class NoMode(torch.nn.Module):
+    """An emission that declares neither mean nor mode."""
+
+    def forward(self, h: torch.Tensor) -> Any:
+        class Unknown(dist.Normal):
+            mean = mode = property(lambda _: (_ for _ in ()).throw(NotImplementedError))  # type: ignore[assignment]
+
+            def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
+                return Unknown(self.loc.expand(batch_shape), self.scale.expand(batch_shape))
+
+        return Unknown(h[..., :DATA], 1.0).to_event(1)
+
+
+class WithMode(NoMode):
+    """An emission that declares its mode."""
+
+    def forward(self, h: torch.Tensor) -> Any:
+        class Known(dist.Gumbel):
+            mode = property(lambda self: self.loc)  # type: ignore[assignment]
+
+        return Known(h[..., :DATA], 1.0).to_event(1)
+
+
+def test_the_most_probable_value_is_not_a_sample() -> None:
+    model = ZForcing(DATA, emission=NoMode(), reverse_emission=NoMode(), **SIZES).eval()
+    for decoding in (Decoding(argmax=True), Decoding(argmax=True, latent_temperature=0.0)):
+        with pytest.raises(
+            ValueError, match="the most probable value of a Unknown is not known: sample"
+        ):
+            model.generate(torch.zeros(2, DATA), 3, decoding)
+    with pytest.raises(ValueError, match="the most probable value of a Unknown is not known"):
+        reconstruct(model, random_batch("gaussian"))
+    model = ZForcing(DATA, emission=WithMode(), reverse_emission=NoMode(), **SIZES).eval()
+    certain = Decoding(argmax=True, latent_temperature=0.0)
+    first = model.generate(torch.zeros(2, DATA), 3, certain)
+    torch.testing.assert_close(first, model.generate(torch.zeros(2, DATA), 3, certain))
+    flow = ZForcing(DATA, prior="flow", **SIZES).eval()
+    with pytest.raises(ValueError, match="the mean of a TransformedDistribution is not known"):
+        flow.generate(torch.zeros(2, DATA), 3, certain)

@@ -187,3 +187,34 @@ def test_in_a_browser(runs: list[Path], tmp_path: Path) -> None:
     assert (columns > 12).sum() > 200, "the pictures are drawn; borders alone are thinner"
     assert (seen.max(-1) < 0.3).mean() > 0.003, "there is text"
     assert (seen.min(-1) > 0.95).mean() > 0.5, "the background is white"
+
+
+def test_a_column_of_the_comparison_holds_bounds_of_one_kind() -> None:
+    """A test on 10,000 sequences is not replaced by an evaluation of 200, and each has its N and k."""
+    summary = {
+        "data": "digits", "data_detail": "", "num_parameters": 5, "steps": 9, "best_step": 9, "unit": "image",
+        "training_seconds": 1.0, "test_elbo_nats_per_sequence": -117.33, "test_num_sequences": 10_000,
+        "test_elbo_nats_per_sequence_stderr": 0.2, "test_num_samples": 1, "test_active_units": 3,
+        "test_latent_units": 8, "test_diagnosed_sequences": 64,
+    }  # fmt: skip
+    few = {
+        "split": "test", "latents": "posterior", "step": 9, "num_sequences": 200, "num_samples": 25,
+        "elbo_nats_per_sequence": -121.11, "iwae_nats_per_sequence": -119.5,
+    }  # fmt: skip
+    other = {**few, "num_sequences": 10_000, "iwae_nats_per_sequence": -116.0}
+    runs = [
+        RunContent("first", {"model": "zforcing"}, [], summary, [few]),
+        RunContent("second", {"model": "vrnn"}, [], summary, [other]),
+    ]
+    page = report_page(runs)
+    table = page[page.index("<h2>Comparison") : page.index("</table>")]
+    heads = re.findall("<th>(.*?)</th>", table)
+    cells = [re.findall("<td>(.*?)</td>", row) for row in re.findall("<tr>(.*?)</tr>", table)[1:]]
+    first, second = (dict(zip(heads, row, strict=True)) for row in cells)
+    assert first["ELBO, test, k = 1, N = 10,000"] == "-117.33 ± 0.20"
+    assert first["ELBO, test, k = 25, N = 200"] == "-121.11"
+    assert first["IWAE, test, k = 25, N = 200"] == "-119.50"
+    assert first["IWAE, test, k = 25, N = 10,000"] == ""
+    assert second["IWAE, test, k = 25, N = 10,000"] == "-116.00"
+    assert second["IWAE, test, k = 25, N = 200"] == ""
+    assert first["active units"] == "3 of 8 (N = 64)"

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyro
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pyro_zf import SequenceBatch
+from pyro_zf import SequenceBatch, ZForcing
 from pyro_zf.data import (
     ArrayDataset,
     Batches,
@@ -277,3 +278,21 @@ def test_grey_levels_are_not_stored_as_bits(own: bool) -> None:
     (batch,) = Batches(Own(data) if own else data, 2)
     assert batch.targets is not None
     assert batch.targets.unique().tolist() == pytest.approx([0.7])
+
+
+def test_the_beginning_of_a_text_has_a_start_symbol() -> None:
+    """Its first input is never predicted in reverse; other segments begin with the symbol before them."""
+    symbols = np.arange(1, 41, dtype=np.int32)
+    stream = TextStream(symbols, Values("categorical", 42, start=0), segment=5)
+    assert stream.batch(np.array([0])).has_start_symbol
+    assert stream.batch(np.array([2, 0])).has_start_symbol
+    assert not stream.batch(np.array([1, 3])).has_start_symbol
+    first, second, *_ = StreamBatches(stream, num_streams=2)
+    assert first.has_start_symbol
+    assert not second.has_start_symbol
+    model = ZForcing(42, emission="categorical", hidden_size=4, latent_size=2, mlp_size=4)
+    model.eval()
+    for batch, scored in ((first, 4), (second, 5)):
+        with model.using_layout("steps"):
+            trace = pyro.poutine.trace(model.model).get_trace(batch)
+        assert len([name for name in trace.nodes if name.startswith("aux_u_")]) == scored

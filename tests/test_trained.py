@@ -1,0 +1,327 @@
+"""Training with models and data of one's own, and trained models in Python."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
+
+import pyro_zf
+from pyro_zf import RNN, VRNN, SequenceBatch, ZForcing
+from pyro_zf.data import ArrayDataset, DataError, DataSource, Splits, Values, splits_of
+from pyro_zf.infer import batch_bounds
+from pyro_zf.models import SequenceModel
+from pyro_zf.training import TrainConfig, UsageError, load_run, read_metrics, train
+
+pytestmark = pytest.mark.usefixtures("single_precision", "unchecked")
+
+SIZES: dict[str, Any] = {"hidden_size": 8, "latent_size": 2, "mlp_size": 8}
+BITS = (torch.rand(60, 6, 4, generator=torch.Generator().manual_seed(0)) > 0.5).float()
+LENGTHS = torch.arange(60) % 6 + 1
+
+
+def config(folder: Path, **options: Any) -> TrainConfig:
+    settings = {"max_steps": 6, "num_figures": 0, "log_interval": 2, "valid_interval": 3, **options}
+    return TrainConfig(output_dir=folder / "run", **settings)
+
+
+def ragged(samples: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
+    return torch.stack([x for x, _ in samples]), torch.tensor([n for _, n in samples])
+
+
+def as_batches(samples: list[Tensor]) -> SequenceBatch:
+    return SequenceBatch.from_targets(torch.stack(samples))
+
+
+def own_splits() -> Splits:
+    values = Values("real", 3)
+    array = np.random.default_rng(0).normal(size=(30, 5, 3)).astype(np.float32)
+    parts = [ArrayDataset(array[a:b], None, None, values) for a, b in ((0, 20), (20, 25), (25, 30))]
+    return Splits(*parts, DataSource("made up", "", False))
+
+
+SOURCES: dict[str, Any] = {
+    "tensor": lambda: DataLoader(BITS, batch_size=7),
+    "lengths": lambda: DataLoader(
+        list(zip(BITS, LENGTHS.tolist(), strict=True)), batch_size=7, collate_fn=ragged
+    ),
+    "covariates": lambda: DataLoader(
+        TensorDataset(BITS, LENGTHS, torch.randn(60, 2)), batch_size=7
+    ),
+    "batches": lambda: DataLoader(BITS, batch_size=7, collate_fn=as_batches),
+    "mapping": lambda: {
+        "train": DataLoader(BITS[:40], batch_size=7),
+        "valid": DataLoader(BITS[40:50], batch_size=7),
+        "test": DataLoader(BITS[50:], batch_size=7),
+    },
+    "splits": own_splits,
+}
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_a_model_and_data_of_ones_own(source: str, tmp_path: Path) -> None:
+    """Trained, checkpointed, resumed, loaded, evaluated, diagnosed and generated from."""
+    data, real = SOURCES[source](), source == "splits"
+
+    def make() -> VRNN:
+        options = {**SIZES, "covariate_size": 2} if source == "covariates" else SIZES
+        return VRNN(3 if real else 4, emission="gaussian" if real else "bernoulli", **options)
+
+    torch.manual_seed(0)
+    summary = train(config(tmp_path), model=make(), data=data)
+    assert (summary["model"], summary["dataset"]) == ("VRNN", "own")
+    assert {e["event"] for e in read_metrics(tmp_path / "run")} == {"train", "valid", "test"}
+    resumed = TrainConfig(resume=tmp_path / "run", max_steps=9)
+    with pytest.raises(UsageError, match=r"trained on a model argument: give it again"):
+        train(resumed, data=data)
+    with pytest.raises(UsageError, match=r"trained on a data argument: give it again"):
+        train(resumed, model=make())
+    assert train(resumed, model=make(), data=data)["steps"] == 9
+    torch.manual_seed(0)
+    whole = make()
+    train(config(tmp_path / "whole", max_steps=9), model=whole, data=data)
+    loaded = pyro_zf.load(tmp_path / "run", "last", model=make(), data=data)
+    kept = torch.load(tmp_path / "whole/run/checkpoints/last.pt", weights_only=True)["model"]
+    assert all(torch.equal(x, kept[name]) for name, x in loaded.state_dict().items())
+    found = pyro_zf.evaluate(loaded, num_samples=3, fivo=True, max_sequences=4)
+    assert all(math.isfinite(found[f"{x}_nats_per_sequence"]) for x in ("elbo", "iwae", "fivo"))
+    assert len(repr(found).splitlines()) >= 7
+    assert "nats per sequence" in repr(found)
+    generated = pyro_zf.generate(loaded, 5, seed=1)
+    assert generated.sequences.shape == (5, splits_of(data).num_steps, 3 if real else 4)
+    assert torch.equal(generated.sequences, pyro_zf.generate(loaded, 5, seed=1).sequences)
+    if len(splits_of(data).test) > 1:
+        diagnosed = pyro_zf.diagnose(loaded)
+        assert "z carries about" in repr(diagnosed)
+    with pytest.raises(UsageError, match=r"trained on a model object of the class VRNN"):
+        pyro_zf.load(tmp_path / "run")
+    with pytest.raises(DataError, match=r"given in Python: open it there with pyro_zf\.load"):
+        load_run(tmp_path / "run")
+
+
+def test_a_run_is_loaded_without_its_data(tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    path.write_text("the old boat .\nthe red tree .\n" * 30, encoding="utf-8")
+    settings = {"dataset": "text", "data": path, **SIZES, "max_steps": 4, "num_figures": 0}
+    train(TrainConfig.of(output_dir=tmp_path / "run", **settings))
+    text = path.read_text(encoding="utf-8")
+    path.unlink()
+    for where in (tmp_path / "run", tmp_path / "run/checkpoints/last.pt", str(tmp_path / "run")):
+        model = pyro_zf.load(where)
+        assert not model.training
+        generated = pyro_zf.generate(model, 3, argmax=True)
+        assert generated.texts is not None
+        assert all(set(x.split()) <= {*text.split(), "<bos>", "<unk>"} for x in generated.texts)
+        assert repr(generated).startswith("3 generated sequences of 5 words, categorical")
+    with pytest.raises(DataError, match="is not a file"):
+        pyro_zf.evaluate(model)
+    moved = tmp_path / "elsewhere" / "text.txt"
+    moved.parent.mkdir()
+    moved.write_text(text, encoding="utf-8")
+    model = pyro_zf.load(tmp_path / "run", data=moved)
+    assert pyro_zf.evaluate(model, num_samples=2)["num_sequences"] == 3
+    moved.write_text(text + "more words\n" * 9, encoding="utf-8")
+    model = pyro_zf.load(tmp_path / "run", data=moved)
+    with pytest.raises(DataError, match=r"was trained on text of text\.txt, but the data found"):
+        pyro_zf.evaluate(model)
+
+
+def test_errors(tmp_path: Path) -> None:
+    """The same lines from Python as from the command line."""
+    for settings, message in (
+        ({"dataset": "minst"}, "--dataset minst: must be one of mnist, .*; did you mean mnist?"),
+        ({"max_steps": "x"}, "--max-steps cannot be 'x'; it must be int"),
+        ({"batch_size": 2.5}, "--batch-size cannot be 2.5; it must be int"),
+        ({"preset": "papers"}, "--preset papers: must be one of auto, paper, small"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            TrainConfig(**settings)  # type: ignore[arg-type]
+    assert TrainConfig(output_dir="runs/x").output_dir == Path("runs/x")  # type: ignore[arg-type]
+    assert TrainConfig(max_steps=np.int64(5)).max_steps == 5  # type: ignore[arg-type]
+    assert TrainConfig(aux=["b=1"]).aux == ("b=1",)  # type: ignore[arg-type]
+    loader = DataLoader(BITS, batch_size=7)
+    vrnn = VRNN(4, **SIZES)
+    for options, error, message in (
+        ({"model": VRNN}, TypeError, "an instance of a SequenceModel, not the class VRNN"),
+        ({"model": torch.nn.Linear(2, 2)}, TypeError, "an instance of a SequenceModel, not Linear"),
+        ({"model": VRNN(5, **SIZES)}, UsageError, "VRNN was made for 5 values per step, but .* has 4"),
+        ({"model": VRNN(4, emission="gaussian", **SIZES)}, UsageError, "is for real data, but .* binary"),
+        ({"model": VRNN(4, covariate_size=1, **SIZES)}, UsageError, "on 1 covariates, but .* has 0"),
+        ({"data": BITS}, DataError, "data cannot be a Tensor: give Splits, a DataLoader"),
+        ({"data": {"train": loader}}, DataError, "data has no valid, test"),
+        ({"data": DataLoader(BITS.reshape(60, 6, 2, 2))}, DataError, r"has shape \(1, 6, 2, 2\)"),
+        ({"data": DataLoader(BITS / 0)}, DataError, "contains values that are not finite"),
+        (
+            {"data": DataLoader(TensorDataset(BITS, LENGTHS * 9))}, DataError,
+            r"a batch of 1 sequences of 6 steps has lengths \[9\]",
+        ),
+    ):  # fmt: skip
+        with pytest.raises(error, match=message):  # type: ignore[arg-type]
+            train(config(tmp_path), **{"model": vrnn, "data": loader, **options})
+    with pytest.raises(UsageError, match="--aux is an option of a model that train"):
+        train(config(tmp_path, aux=("b=1",)), model=vrnn, data=loader)
+    with pytest.raises(
+        UsageError, match="--segment selects or converts data, but the data were given"
+    ):
+        train(config(tmp_path, segment=4), model=vrnn, data=loader)
+    with pytest.raises(
+        UsageError, match=r"evaluate has no option num_sample: .*did you mean num_samples"
+    ):
+        pyro_zf.evaluate(vrnn, loader, num_sample=3)
+    with pytest.raises(UsageError, match=r"was not loaded from a run, so give the data, as data="):
+        pyro_zf.evaluate(vrnn)
+    with pytest.raises(UsageError, match="RNN has no latents to diagnose"):
+        pyro_zf.diagnose(RNN(4, hidden_size=3, mlp_size=3), loader)
+    with pytest.raises(DataError, match="is not a run folder with a checkpoint 'best'"):
+        pyro_zf.load(tmp_path)
+    with pytest.raises(DataError, match="does not exist"):
+        pyro_zf.load(tmp_path / "nothing")
+    assert not (tmp_path / "run").exists()
+
+
+class FailsInEvaluation(VRNN):
+    """Its emission works in training alone."""
+
+    fails = "eval"
+
+    def emitted(self, features: Tensor, batch: SequenceBatch) -> Any:
+        if not self.training:
+            raise RuntimeError("no evaluation\nwith this emission")
+        return super().emitted(features, batch)
+
+
+def test_a_look_that_fails_does_not_lose_the_training(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    loader = DataLoader(BITS, batch_size=7)
+    caplog.set_level(logging.INFO)
+    summary = train(
+        config(tmp_path, num_figures=2), model=FailsInEvaluation(4, **SIZES), data=loader
+    )
+    assert summary["steps"] == 6
+    assert "test_elbo_nats_per_sequence" not in summary
+    for what in ("validation", "the test", "saving figures"):
+        assert (
+            f"{what} failed and is left out (RuntimeError: no evaluation); nothing of the training"
+            in caplog.text
+        )
+    state = torch.load(tmp_path / "run/checkpoints/last.pt", weights_only=True)
+    assert state["step"] == 6
+    again = VRNN(4, **SIZES)
+    again.load_state_dict(state["model"])
+    assert (
+        batch_bounds(again.model, again.guide, SequenceBatch.from_targets(BITS))
+        .elbo.isfinite()
+        .all()
+    )
+
+
+class FailsInDiagnosis(VRNN):
+    def guide_steps(self, batch: SequenceBatch) -> None:
+        super().guide_steps(batch)
+
+    @property
+    def programs_are_derived(self) -> bool:
+        if not self.training:
+            raise RuntimeError("nobody looks at me")
+        return True
+
+
+def test_a_diagnosis_that_fails_leaves_the_bounds(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    summary = train(config(tmp_path), model=FailsInDiagnosis(4, **SIZES), data=DataLoader(BITS))
+    assert (
+        "the diagnosis of the latents failed and is left out (RuntimeError: nobody" in caplog.text
+    )
+    assert math.isfinite(summary["test_elbo_nats_per_sequence"])
+    assert summary["best_step"] > 0
+
+
+def test_the_log_averages_over_sequences(tmp_path: Path) -> None:
+    """Rows without steps, as in the last batch of streams, are not counted."""
+    path = tmp_path / "text.txt"
+    path.write_text("abcd efgh\n" * 44, encoding="utf-8")  # the last of 8 streams ends early
+    settings = {
+        "dataset": "text", "data": path, "level": "character", "segment": 10, "batch_size": 8,
+        "model": "rnn", "hidden_size": 8, "mlp_size": 8, "num_figures": 0, "log_interval": 1,
+        "learning_rate": 1e-12, "max_epochs": 1,
+    }  # fmt: skip
+    train(TrainConfig.of(output_dir=tmp_path / "run", **settings))
+    events = [e for e in read_metrics(tmp_path / "run") if e["event"] == "train"]
+    assert len(events) == 5
+    for event in events:  # without latents the loss is minus the ELBO
+        assert event["elbo_nats_per_sequence"] == pytest.approx(
+            -event["loss_nats_per_sequence"], rel=1e-4
+        )
+
+
+def test_training_in_a_program_of_ones_own_is_not_silent(tmp_path: Path) -> None:
+    program = (
+        "import sys, torch\n"
+        "from pathlib import Path\n"
+        "from pyro_zf import VRNN, TrainConfig, train\n"
+        "data = torch.utils.data.DataLoader((torch.rand(40, 6, 4) > 0.5).float(), batch_size=8)\n"
+        "vrnn = VRNN(4, hidden_size=8, latent_size=2, mlp_size=8)\n"
+        "train(TrainConfig(output_dir=Path(sys.argv[1]), max_steps=3, num_figures=0), vrnn, data)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "run")], capture_output=True, text=True,
+        check=True, env={**os.environ, "PYTHONWARNINGS": "ignore"},
+    )  # fmt: skip
+    assert "model: VRNN, 1,348 parameters, cpu" in done.stderr
+    assert "update 3: validation -ELBO" in done.stderr
+
+
+def test_what_batches_and_models_refuse() -> None:
+    zf = ZForcing(4, **SIZES)
+    for wrong, error, message in (
+        (lambda: zf.model(BITS), TypeError, r"takes a SequenceBatch, not a Tensor: use SequenceBatch\.from"),
+        (lambda: SequenceBatch.from_targets(BITS[:3], [1, 2, 3]), TypeError, r"lengths must be a tensor, not a list: use torch\.tensor\(lengths\)"),
+        (lambda: SequenceBatch.from_targets(BITS.numpy()), TypeError, r"not a ndarray: use torch\.from_numpy\(targets\)"),
+        (lambda: SequenceBatch.from_targets([[1, 2]]), TypeError, r"not a list: use torch\.tensor\(targets\)"),
+        (lambda: SequenceBatch.from_targets(BITS[:2], torch.tensor([1.0, 2.0])), TypeError, r"whole numbers, not torch\.float32"),
+        (lambda: SequenceBatch.from_targets(BITS[:2], covariates=np.ones((2, 1))), TypeError, r"covariates must be a tensor"),
+        (lambda: zf.model(SequenceBatch.from_targets(BITS.to(torch.uint8))), TypeError, r"call batch\.numeric\(\)"),
+        (lambda: zf.model(SequenceBatch.from_targets(BITS.double())), TypeError, r"call batch\.to\(dtype=torch\.float32\)"),
+        (lambda: zf.model(SequenceBatch.from_targets(BITS[..., :3])), ValueError, r"takes 4 values per step, \(batch, time, 4\), but the batch is \(60, 6, 3\)"),
+        (lambda: zf.model(SequenceBatch.from_targets(BITS[..., 0])), ValueError, r"takes 4 values per step"),
+        (lambda: ZForcing(4, emission="categorical", **SIZES).model(SequenceBatch.from_targets(BITS)), ValueError, r"takes symbols, \(batch, time\) whole numbers"),
+        (lambda: zf.generate(torch.zeros(28), num_steps=3), ValueError, r"start must be \(batch, 4\).*not \(28,\)"),
+        (lambda: ZForcing(4, emission="categorical", **SIZES).generate(torch.zeros(2, 4), 3), ValueError, r"start must be \(batch,\), one symbol each"),
+        (lambda: ZForcing(4, reverse_emission=torch.nn.Linear, **SIZES), TypeError, r"reverse_emission is the class Linear; give an instance"),
+        (lambda: ZForcing(4, aux={"x": (torch.nn.Linear, 1.0)}, **SIZES), TypeError, r"the cost 'x' is the class Linear; give an instance"),
+        (lambda: zf.loss_module(pyro_zf.infer.Trace_ELBO), TypeError, r"the objective is the class Trace_ELBO; give Trace_ELBO\(\)"),
+        (lambda: pyro_zf.infer.evaluate(zf.model, zf.guide, SequenceBatch.from_targets(BITS)), TypeError, r"batches are a list or an iterator of SequenceBatch"),
+    ):  # fmt: skip
+        with pytest.raises(error, match=message):
+            wrong()  # type: ignore[no-untyped-call]
+
+
+def test_random_weights_are_refused() -> None:
+    """In Pyro they would leave neither a site nor a parameter."""
+    import pyro.distributions as dist
+    from pyro.nn import PyroSample
+    from pyro.nn.module import to_pyro_module_
+
+    for path in ("cell.lstm.weight_hh_l0", "prior.network.0.weight"):
+        zf: SequenceModel = ZForcing(4, **SIZES)
+        to_pyro_module_(zf)
+        owner, _, name = path.rpartition(".")
+        module = zf.get_submodule(owner)
+        shape = getattr(module, name).shape
+        setattr(module, name, PyroSample(dist.Normal(0.0, 1.0).expand(shape).to_event(2)))
+        with pytest.raises(
+            ValueError, match=r"weight\S* of a \w+ is a PyroSample, but random weights"
+        ):
+            zf.model(SequenceBatch.from_targets(BITS))
