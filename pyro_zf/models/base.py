@@ -76,9 +76,9 @@ class SequenceModel(nn.Module):
     the sites of a step, and give auxiliary costs by ``pyro.factor`` sites whose names begin with
     :data:`AUX_PREFIX`. A model program returns the state after the last step, without its gradient.
 
-    In exchange a model is accepted by everything in Pyro that takes a model and a guide, by the
-    objectives, the trainer and the evaluation of this package, and gets :meth:`loss_module` and
-    :meth:`generate`.
+    In exchange a model is accepted by Pyro's inference (see the page on programs for what is particular),
+    by the objectives, the trainer and the evaluation of this package, and gets :meth:`loss_module` and
+    :meth:`generate`. Auxiliary costs are factors, which :meth:`without_auxiliary_costs` switches off.
 
     Args:
         layout: ``"time"`` for training, ``"steps"`` for handlers that act on single steps.

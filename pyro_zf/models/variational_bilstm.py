@@ -55,6 +55,9 @@ g. The activity regularisation :math:`\gamma \lVert h_t \rVert^2` (eq. 7) is sum
 h. The hidden layers have leaky ReLUs, as the paper says, not clipped as Z-Forcing's.
 i. At test time z is drawn from the prior or put at its mean (figure 3):
    :meth:`~pyro_zf.models.LatentSequenceModel.drawing_latents_from`.
+j. The networks of eq. 3 to 6 give the logarithm of the standard deviation, bounded to -7..7, where the paper
+   says that they give a variance. ``form=GaussianForm("log-variance", log_scale_limits=None)``
+   gives a variance without bounds.
 """
 
 from __future__ import annotations
