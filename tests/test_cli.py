@@ -169,15 +169,12 @@ def test_a_system_without_latents(
         assert "rnn has no latents" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("encoding", ["cp1252", "ascii", "utf-8"])
-def test_texts_are_printed_and_written_on_any_terminal(
-    encoding: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_texts_are_printed_and_written_on_any_terminal(tmp_path: Path) -> None:
     """Files are UTF-8; what the terminal cannot show is escaped."""
     boat, ship = "\N{SAILBOAT} sails \N{GREEK SMALL LETTER ALPHA} .", "the \N{SHIP} sinks ."
     (tmp_path / "text.txt").write_text(f"{boat}\n{ship}\n" * 30, encoding="utf-8")
     environment = {
-        **os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0", "LC_ALL": "C", "PYTHONWARNINGS": "ignore",
+        **os.environ, "PYTHONIOENCODING": "cp1252", "PYTHONUTF8": "0", "LC_ALL": "C", "PYTHONWARNINGS": "ignore",
         "PYTHONCOERCECLOCALE": "0",
     }  # fmt: skip
 

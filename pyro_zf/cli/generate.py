@@ -252,7 +252,9 @@ def _beginnings(
             "the prefix is %d steps, all that sequences of the %s split have, not %d (--prefix-steps)",
             longest, split, steps,
         )  # fmt: skip
-    return cut(replace(batch, lengths=lengths), splits, longest)
+    same = bool((lengths == longest).all())
+    batch = cut(replace(batch, lengths=lengths), splits, longest)
+    return replace(batch, lengths=None) if same else batch
 
 
 def _sequences(

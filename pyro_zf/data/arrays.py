@@ -163,7 +163,8 @@ def load_hdf5(
                 lambda target: _scan(target, file, path, arrays, kind),
             )  # fmt: skip
     except OSError as error:
-        raise DataError(_why_not_opened(path, str(error))) from error
+        otherwise = f"{path} is damaged or not an HDF5 file"
+        raise DataError(_why(path, error, otherwise)) from error
     notes = stored.notes
     raw = Values(notes["kind"], notes["size"])
     totals = {split: stored.statistics(split, raw) for split in SPLITS}
@@ -270,9 +271,9 @@ def _arrays(
     return {"": names[0]}
 
 
-def _why_not_opened(path: Path, reason: str) -> str:
-    """What an error of the HDF5 library means, in one line."""
-    reason = reason.splitlines()[0]
+def _why(path: Path, error: OSError, otherwise: str) -> str:
+    """What an error of the HDF5 library means, in one line; ``otherwise`` if it has no known cause."""
+    reason = str(error).splitlines()[0]
     if "SWMR" in reason or "consistency flags" in reason:
         return (
             f"{path} is open for writing in another program, or was left open by one that crashed: close "
@@ -280,12 +281,12 @@ def _why_not_opened(path: Path, reason: str) -> str:
         )
     if "unable to lock" in reason or "errno = 11" in reason:
         return f"{path} is open in another program that has locked it: close it there, or copy the file"
-    if "filter" in reason or "plugin" in reason:
+    if "plugin" in reason or "not registered" in reason or "not available" in reason:
         return (
             f"{path} is compressed by a filter that is not installed here ({reason}): write it again with "
             f"gzip, for example by h5repack -f GZIP=4 {path.name} plain.h5 where the filter is installed"
         )
-    return f"{path} is damaged or not an HDF5 file ({reason})"
+    return f"{otherwise} ({reason})"
 
 
 def _links(file: h5py.File) -> int:
@@ -467,7 +468,7 @@ def _blocks(
         try:
             block = array[first : first + size]
         except OSError as error:
-            raise DataError(_why_not_opened(path, f"{name}: {error}")) from error
+            raise DataError(_why(path, error, f"{path}: {name} is damaged")) from error
         rows = list(block) if lengths is None else [
             row[:n] for row, n in zip(block, lengths[first : first + size], strict=True)
         ]  # fmt: skip

@@ -99,7 +99,7 @@ def test_sequences_without_steps_are_left_out(write: Any) -> None:
     data = load_hdf5(write(x=REAL, x_lengths=lengths))
     assert sum(len(data[s]) for s in SPLITS) == 26
     assert all(data[s].lengths.min() > 0 for s in SPLITS)  # type: ignore[union-attr]
-    assert data.findings[-1] == "14 sequences of length 0 were skipped"
+    assert data.findings[-1] == "14 sequences of length 0 were left out"
     assert sum(data.statistics(s).num_sequences for s in SPLITS) == 26
     with pytest.raises(DataError, match="has no steps: all lengths are 0"):
         load_hdf5(write(x=REAL, x_lengths=0 * lengths))
