@@ -111,12 +111,17 @@ def load(
         what = f"{path} is not a run folder with a checkpoint {checkpoint!r}" if path.is_dir() else (
             f"{path} does not exist"
         )  # fmt: skip
-        raise DataError(f"{what} (looked for {file})")
+        hint = "; there is checkpoint='last'" if (file.parent / "last.pt").is_file() else ""
+        raise DataError(f"{what} (looked for {file}){hint}")
     name = resolve_device(device)
     content = load_checkpoint(file, torch.device(name))
     if not {"config", "data", "model", "step"} <= set(content):
         raise DataError(f"{file} is not a checkpoint of a training run")
     config = TrainConfig.from_json(content["config"], f"the settings in {file}")
+    if isinstance(data, (str, Path)) and config.own_data:
+        raise UsageError(
+            f"{path} was trained on data given in Python, so data must be like these, not the path {data}"
+        )
     if isinstance(data, (str, Path)):
         config, data = dataclasses.replace(config, data=Path(data)), None
     if data_dir is not None:
@@ -191,6 +196,12 @@ def evaluate(model: SequenceModel, data: Any = None, **options: Any) -> Evaluati
         if name not in known:
             raise UsageError(f"evaluate has no option {there_are(name, known)}")
     config = EvaluationConfig(**options)
+    for name in ("num_samples", "max_sequences", "batch_size", "samples_per_pass"):
+        value = getattr(config, name)
+        if not (value is None and name == "max_sequences") and not (
+            isinstance(value, int) and value >= 1
+        ):
+            raise UsageError(f"{name} must be a whole number of at least 1, not {value!r}")
     splits = _splits(model, data)
     chunk = model.time_chunk
     try:
@@ -296,8 +307,13 @@ def generate(
         ValueError: if a number is out of range.
         UsageError: if the condition is not known, or nothing tells what the data are.
     """
-    if number < 1 or (steps is not None and steps < 1):
-        raise ValueError(f"number and steps must be at least 1: {number}, {steps}")
+    for name, value in (("number", number), ("steps", 1 if steps is None else steps)):
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
+    if not isinstance(model, SequenceModel):
+        raise TypeError(
+            f"model must be a SequenceModel, as load() returns, not a {type(model).__name__}"
+        )
     if data is None and model.trained is not None:
         record, values = model.trained.record, model.trained.values
     else:
@@ -341,8 +357,14 @@ def generate(
 
 
 def _splits(model: SequenceModel, data: Any) -> Splits:
+    if not isinstance(model, SequenceModel):
+        raise TypeError(
+            f"model must be a SequenceModel, as load() returns, not a {type(model).__name__}"
+        )
     if data is not None:
-        return splits_of(data)
+        splits = splits_of(data)
+        prepare_model(TrainConfig(), model, data_record(splits))
+        return splits
     if model.trained is None:
         raise UsageError(
             f"this {type(model).__name__} was not loaded from a run, so give the data, as data=..."

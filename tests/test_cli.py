@@ -194,3 +194,29 @@ def test_texts_are_printed_and_written_on_any_terminal(tmp_path: Path) -> None:
     page = (tmp_path / "run/report.html").read_bytes()
     assert f"a report {ship}".encode() in page
     page.decode("utf-8")
+
+
+def test_a_smaller_evaluation_does_not_replace_a_larger_one(tmp_path: Path) -> None:
+    run = str(tmp_path / "run")
+    assert train_main(["--output-dir", run, *FLAGS, "--max-steps", "3"]) == 0
+    few = ["--num-samples", "2", "--diagnosed-sequences", "0"]
+    for options in (
+        ["--max-sequences", "20", "--fivo"],
+        ["--max-sequences", "10"],
+        ["--max-sequences", "5"],
+    ):
+        assert evaluate_main([run, *few, *options]) == 0
+    found = [json.loads(path.read_text()) for path in Path(run).glob("evaluation-*.json")]
+    assert sorted(x["num_sequences"] for x in found) == [5, 10, 20]
+    assert any("fivo_nats_per_sequence" in x for x in found)
+
+
+def test_a_folder_whose_name_is_not_utf8(tmp_path: Path) -> None:
+    folder = os.path.join(os.fsencode(tmp_path), b"run\xff")
+    done = subprocess.run(
+        [sys.executable, "-m", "pyro_zf.cli", "train", *FLAGS, "--max-steps", "3", "--output-dir", folder],
+        capture_output=True, check=False, env={**os.environ, "PYTHONWARNINGS": "ignore"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert b"no TensorBoard events" in done.stderr
+    assert os.path.exists(os.path.join(folder, b"summary.json"))

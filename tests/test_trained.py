@@ -21,7 +21,7 @@ from pyro_zf import RNN, VRNN, SequenceBatch, ZForcing
 from pyro_zf.data import ArrayDataset, DataError, DataSource, Splits, Values, splits_of
 from pyro_zf.infer import batch_bounds
 from pyro_zf.models import SequenceModel
-from pyro_zf.training import TrainConfig, UsageError, load_run, read_metrics, train
+from pyro_zf.training import TrainConfig, UsageError, load_run, read_metrics, resolve, train
 
 pytestmark = pytest.mark.usefixtures("single_precision", "unchecked")
 
@@ -65,6 +65,8 @@ SOURCES: dict[str, Any] = {
         "test": DataLoader(BITS[50:], batch_size=7),
     },
     "splits": own_splits,
+    "values": lambda: BITS,
+    "shuffled": lambda: DataLoader(BITS, batch_size=7, shuffle=True),
 }
 
 
@@ -136,6 +138,44 @@ def test_a_run_is_loaded_without_its_data(tmp_path: Path) -> None:
         pyro_zf.evaluate(model)
 
 
+def test_what_loaders_give_is_checked_and_kept(caplog: pytest.LogCaptureFixture) -> None:
+    classes = torch.arange(60) % 3
+    splits = splits_of(DataLoader(TensorDataset(BITS, LENGTHS, classes), batch_size=7))
+    assert splits.covariate_names == ("0", "1", "2")
+    assert splits.train.batch(np.arange(4)).covariates.sum() == 4
+    shuffled = DataLoader(BITS, batch_size=7, shuffle=True)
+    one, two = splits_of(shuffled), splits_of(shuffled)
+    assert one.content_key() == two.content_key()
+    assert torch.equal(one.test.batch(np.arange(3)).targets, two.test.batch(np.arange(3)).targets)
+    batch = SequenceBatch.from_targets(torch.randint(3, (30, 5)) + 1, start=9)
+    symbols = splits_of([batch])
+    assert (symbols.values.start, symbols.values.size) == (9, 10)
+    real = torch.randn(60, 6, 4)
+    for data, message in (
+        ([SequenceBatch(batch.inputs.flip(1), batch.targets)], "are not the targets delayed by one step"),
+        ([SequenceBatch(batch.inputs, batch.targets, continues=True)], "that continues another is not"),
+        (real * 0 + 3.5, r"all values of the data are 3\.5"),
+        (real.double() * 1e200, "beyond the range of 32-bit numbers"),
+        (real.to(torch.complex64), "holds torch.complex64, which is not supported"),
+        ([(real, LENGTHS.float())], "whole numbers of shape"),
+        ([(real, LENGTHS[:, None])], "whole numbers of shape"),
+        ([(real[:30], None, torch.ones(30, 2)), (real[30:], None)], "30 of 60 sequences have no covariates"),
+        ([(real, None, torch.ones(60, 3, 2))], "covariates for fewer steps than a sequence has"),
+        (torch.zeros(60, 6, 0), "it should be .batch, time, size."),
+    ):  # fmt: skip
+        with pytest.raises(DataError, match=message):
+            splits_of(data)
+    lengths = torch.arange(60) % 7
+    far = real.clone()
+    far[13, 2] = -99999.0
+    findings = splits_of([(far, lengths)]).findings
+    assert "9 sequences of length 0 were left out" in findings
+    assert "holds -99999 at step 2 (4 such values)" in caplog.text
+    assert "stored as floats" in splits_of(torch.poisson(real.abs() * 5)).findings[0]
+    assert splits_of(torch.poisson(real.abs() * 5).long()).kind == "counts"
+    assert splits_of(real.to(torch.bfloat16)).kind == "real"
+
+
 def test_errors(tmp_path: Path) -> None:
     """The same lines from Python as from the command line."""
     for settings, message in (
@@ -157,10 +197,11 @@ def test_errors(tmp_path: Path) -> None:
         ({"model": VRNN(5, **SIZES)}, UsageError, "VRNN was made for 5 values per step, but .* has 4"),
         ({"model": VRNN(4, emission="gaussian", **SIZES)}, UsageError, "is for real data, but .* binary"),
         ({"model": VRNN(4, covariate_size=1, **SIZES)}, UsageError, "on 1 covariates, but .* has 0"),
-        ({"data": BITS}, DataError, "data cannot be a Tensor: give Splits, a DataLoader"),
+        ({"data": list(BITS)}, DataError, "a list of tensors may be of batches or of sequences"),
+        ({"data": "x.h5"}, DataError, "the data cannot be a str: give Splits, a DataLoader, a tensor"),
         ({"data": {"train": loader}}, DataError, "data has no valid, test"),
         ({"data": DataLoader(BITS.reshape(60, 6, 2, 2))}, DataError, r"has shape \(1, 6, 2, 2\)"),
-        ({"data": DataLoader(BITS / 0)}, DataError, "contains values that are not finite"),
+        ({"data": DataLoader(BITS / 0)}, DataError, "contain values that are not finite"),
         (
             {"data": DataLoader(TensorDataset(BITS, LENGTHS * 9))}, DataError,
             r"a batch of 1 sequences of 6 steps has lengths \[9\]",
@@ -325,3 +366,76 @@ def test_random_weights_are_refused() -> None:
             ValueError, match=r"weight\S* of a \w+ is a PyroSample, but random weights"
         ):
             zf.model(SequenceBatch.from_targets(BITS))
+
+
+class NeedsGradients(VRNN):
+    """Its emission works while gradients are on."""
+
+    def emitted(self, features: Tensor, batch: SequenceBatch) -> Any:
+        if not torch.is_grad_enabled():
+            raise RuntimeError("no bound without gradients")
+        return super().emitted(features, batch)
+
+
+def test_a_log_entry_that_fails_keeps_its_loss(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    summary = train(config(tmp_path), model=NeedsGradients(4, **SIZES), data=BITS)
+    assert summary["steps"] == 6
+    assert "the bound of a batch failed and is left out (RuntimeError: no bound" in caplog.text
+    events = [e for e in read_metrics(tmp_path / "run") if e["event"] == "train"]
+    assert all(math.isfinite(e["loss_nats_per_sequence"]) for e in events)
+    assert len(events) == 3
+    with pytest.raises(DataError, match=r"no|'best'.*there is checkpoint='last'"):
+        pyro_zf.load(tmp_path / "run", model=VRNN(4, **SIZES), data=BITS)
+    assert pyro_zf.load(tmp_path / "run", "last", model=VRNN(4, **SIZES), data=BITS)
+
+
+def test_counts_beyond_the_largest_are_refused(tmp_path: Path) -> None:
+    counts = torch.poisson(torch.full((60, 6, 4), 3.0)).long()
+    with pytest.raises(UsageError, match=r"--max-count 4 is the largest count .* has"):
+        train(config(tmp_path), VRNN(4, emission="beta-binomial", max_count=4, **SIZES), counts)
+    options = {**SIZES, "emission": "beta-binomial"}
+    with pytest.raises(UsageError, match="--max-count 4 is the largest count"):
+        train(TrainConfig.of(output_dir=tmp_path / "run", max_count=4, **options), data=counts)
+    summary = train(
+        TrainConfig.of(output_dir=tmp_path / "run", max_steps=3, num_figures=0, **options),
+        data=counts,
+    )
+    assert math.isfinite(summary["test_elbo_nats_per_sequence"])
+
+
+def test_data_of_ones_own_have_no_settings_of_mnist(tmp_path: Path) -> None:
+    own = resolve(TrainConfig(model="variational-bilstm", own_data=True, device="cpu"))
+    (tmp_path / "x.h5").touch()
+    other = resolve(
+        TrainConfig(
+            model="variational-bilstm", dataset="hdf5", data=tmp_path / "x.h5", device="cpu"
+        )
+    )
+    assert own.options == other.options
+    assert own.learning_rate == other.learning_rate
+
+
+def test_options_have_types() -> None:
+    for options, message in (
+        ({"hidden_size": "8"}, "--hidden-size cannot be '8'; it must be int"),
+        ({"hidden_size": 8.5}, "--hidden-size cannot be 8.5; it must be int"),
+        ({"alpha": "x"}, "--alpha cannot be 'x'; it must be float"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            resolve(TrainConfig(options=options))
+    with pytest.raises(TypeError, match="config must be a TrainConfig, not a dict"):
+        train({"max_steps": 3})  # type: ignore[arg-type]
+    with pytest.raises(
+        TypeError, match=r"model must be a SequenceModel, as load\(\) returns, not a str"
+    ):
+        pyro_zf.evaluate("runs/a")  # type: ignore[arg-type]
+    with pytest.raises(
+        UsageError, match="num_samples must be a whole number of at least 1, not '3'"
+    ):
+        pyro_zf.evaluate(VRNN(4, **SIZES), BITS, num_samples="3")
+    with pytest.raises(
+        UsageError, match="VRNN was made for 5 values per step, but data given in Python has 4"
+    ):
+        pyro_zf.evaluate(VRNN(5, **SIZES), BITS)

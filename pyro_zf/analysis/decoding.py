@@ -104,12 +104,15 @@ def mean_of(distribution: Any) -> Tensor:
     if isinstance(distribution, Categorical):
         return distribution.logits.argmax(-1)
     try:
-        return distribution.mean
+        mean: Tensor = distribution.mean
+        if bool(mean.isfinite().all()):
+            return mean
     except NotImplementedError:
-        raise ValueError(
-            f"the mean of a {_name(distribution)} is not known: draw samples, or give the distribution "
-            "a property mean"
-        ) from None
+        pass
+    raise ValueError(
+        f"the mean of a {_name(distribution)} is not known: draw samples, or give the distribution a "
+        "property mean"
+    )
 
 
 def mode_of(distribution: Any) -> Tensor:
@@ -136,7 +139,9 @@ def mode_of(distribution: Any) -> Tensor:
             component
         )
     try:
-        return distribution.mode
+        mode: Tensor = distribution.mode
+        if bool(mode.isfinite().all()):
+            return mode
     except (NotImplementedError, AttributeError):
         pass
     try:
@@ -145,8 +150,8 @@ def mode_of(distribution: Any) -> Tensor:
             best = distribution.log_prob(values).argmax(0, keepdim=True)
             return values.expand(values.shape[:1] + best.shape[1:]).gather(0, best)[0]
         if not distribution.support.is_discrete:
-            return distribution.mean
-    except NotImplementedError:
+            return mean_of(distribution)
+    except (NotImplementedError, ValueError):
         pass
     raise ValueError(
         f"the most probable value of a {_name(distribution)} is not known: sample instead (without "

@@ -291,12 +291,15 @@ def _sound_panels(rows: Sequence[Sequence[Any]], height: float) -> tuple[Figure,
     return figure, panels
 
 
-def series(rows: Sequence[Float[Tensor, "_ _ _"]], titles: Sequence[str]) -> Figure:
+def series(
+    rows: Sequence[Sequence[Float[Tensor, "_ _"]] | Float[Tensor, "_ _ _"]], titles: Sequence[str]
+) -> Figure:
     """Plot sequences of numbers: lines for up to three dimensions, else images over time."""
     columns = max(len(row) for row in rows)
     figure = Figure(figsize=(2.4 * columns, 1.5 * len(rows) + 0.3), layout="constrained")
     panels = figure.subplots(len(rows), columns, squeeze=False)
-    low, high = min(float(row.min()) for row in rows), max(float(row.max()) for row in rows)
+    low = min(float(sequence.min()) for row in rows for sequence in row)
+    high = max(float(sequence.max()) for row in rows for sequence in row)
     longest = max(len(sequence) for row in rows for sequence in row)
     for row, title, axes_of_row in zip(rows, titles, panels, strict=True):
         for sequence, axes in zip(row, axes_of_row, strict=False):

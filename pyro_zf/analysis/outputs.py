@@ -73,7 +73,12 @@ def _ended(
 
 
 def save_pictures(
-    folder: Path, name: str, rows: Rows, splits: Splits, grid: bool = False
+    folder: Path,
+    name: str,
+    rows: Rows,
+    splits: Splits,
+    grid: bool = False,
+    lengths: Lengths = None,
 ) -> list[Path]:
     """Save images, or numbers as pictures, in one PNG file with one row for each of ``rows``.
 
@@ -83,12 +88,14 @@ def save_pictures(
         rows: sequences by title.
         splits: the data set of the sequences.
         grid: whether to show images of the first row only, as a square grid without a title.
+        lengths: number of steps of each sequence to show, the same for all rows or by title.
     """
     path = folder / f"{name}.png"
     if splits.is_image:
         figure = digits(list(rows.values()), None if grid else list(rows))
     else:
-        figure = series([x[: SHOWN + 1] for x in rows.values()], list(rows))
+        shown = [_ended(x, _lengths_of(lengths, title))[: SHOWN + 1] for title, x in rows.items()]
+        figure = series(shown, list(rows))
     figure.savefig(path, dpi=150)
     return [path]
 

@@ -119,9 +119,7 @@ def _run(run: RunContent) -> str:
     parts = [f"<h2>{_text(run.name)}</h2>"]
     facts = {
         "system": config.get("model"),
-        "data": f"{summary['data']} ({summary['data_detail']})"
-        if summary
-        else config.get("dataset"),
+        "data": f"{summary['data']} ({summary['data_detail']})" if summary else _data_of(run),
         "parameters": f"{summary['num_parameters']:,}" if summary else None,
         "updates": summary.get("steps"),
         "best update on validation data": summary.get("best_step"),
@@ -251,25 +249,43 @@ def _diagnostics(found: Mapping[str, Any], run: RunContent) -> str:
     return "".join(parts)
 
 
-def _test_bounds(run: RunContent) -> dict[tuple[int, int, int], str]:
-    """Bounds on test data by (index in ``_BOUNDS``, samples, sequences): what makes them comparable."""
-    found: dict[tuple[int, int, int], str] = {}
+Column = tuple[str, str, int, int, int]
+
+
+def _test_bounds(run: RunContent) -> dict[Column, str]:
+    """Bounds on test data by what makes them comparable.
+
+    That is the data, the unit, the index in ``_BOUNDS``, and the numbers of samples and sequences.
+    """
+    found: dict[Column, str] = {}
     for e in [*_tested(run), *run.evaluations]:
         usual = e["split"].startswith("test") and e["latents"] == "posterior"
         if not usual or e.get("step", run.summary.get("best_step")) != run.summary.get("best_step"):
             continue
         for i, (key, _) in enumerate(_BOUNDS):
             if key != "log_likelihood" and (shown := _with_error(e, f"{key}_nats_per_sequence")):
-                found.setdefault((i, e["num_samples"], e["num_sequences"]), shown)
+                column = (_data_of(run), run.unit, i, e["num_samples"], e["num_sequences"])
+                found.setdefault(column, shown)
     return found
+
+
+def _data_of(run: RunContent) -> str:
+    """Name of the data of a run."""
+    if "data" in run.summary:
+        return str(run.summary["data"])
+    return "data given in Python" if run.config.get("own_data") else str(run.config.get("dataset"))
 
 
 def _comparison(runs: Sequence[RunContent]) -> str:
     bounds = [_test_bounds(run) for run in runs]
     columns = sorted({key for of_run in bounds for key in of_run})
+    several = len({(data, unit) for data, unit, *_ in columns}) > 1
     heads = [
         "run", "system", "data", "parameters", "updates",
-        *(f"{_BOUNDS[i][1]}, test, k = {k}, N = {n:,}" for i, k, n in columns),
+        *(
+            f"{_BOUNDS[i][1]}, test, k = {k}, N = {n:,}" + (f", per {unit} of {data}" if several else "")
+            for data, unit, i, k, n in columns
+        ),
         "active units", "loss by shuffling z",
     ]  # fmt: skip
     lines = []
@@ -279,7 +295,7 @@ def _comparison(runs: Sequence[RunContent]) -> str:
         active, number = found.get("active_units"), found.get("diagnosed_sequences")
         shuffled = _with_error(found, "shuffled_loss_nats_per_sequence")
         lines.append((
-            run.name, run.config.get("model"), s.get("data", run.config.get("dataset")),
+            run.name, run.config.get("model"), _data_of(run),
             f"{s['num_parameters']:,}" if s else "", s.get("steps", ""),
             *(of_run.get(key, "") for key in columns),
             "" if active is None else f"{active} of {found.get('latent_units')} (N = {number})",
@@ -296,7 +312,7 @@ def _comparison(runs: Sequence[RunContent]) -> str:
     for run in runs:
         valid = [e for e in run.events if e["event"] == "valid"]
         steps = [e["step"] for e in valid]
-        data = str(run.config.get("dataset"))
+        data = f"{_data_of(run)}, per {run.unit}"
         for panels, key in ((elbos, "elbo"), (kls, "kl")):
             values = [e[f"{key}_nats_per_sequence"] for e in valid]
             panels.setdefault(data, {}).setdefault(run.name, []).append((steps, values))
@@ -329,7 +345,7 @@ def _files(files: Sequence[Path]) -> list[str]:
                     f'<audio controls src="data:audio/wav;base64,{data}"></audio></figure>'
                 )
             elif path.suffix in (".txt", ".md"):
-                text = path.read_text(encoding="utf-8")
+                text = path.read_text(encoding="utf-8", errors="replace")
                 parts.append(
                     f"<figure><figcaption>{_text(path.stem)}</figcaption><pre>{_text(text)}</pre></figure>"
                 )

@@ -110,7 +110,7 @@ def save_sequences(
         return save_texts(folder, name, rows, splits, lengths)
     if splits.kind == "categorical":  # indices cannot be shown as a picture
         return []
-    return save_pictures(folder, name, rows, splits, grid)
+    return save_pictures(folder, name, rows, splits, grid, lengths)
 
 
 def _measure(splits: Splits) -> tuple[str, Literal["sequence", "step"]]:

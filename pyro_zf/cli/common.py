@@ -24,7 +24,7 @@ from pyro_zf.training import (
     resolve_device,
 )
 
-__all__ = ["RunOptions", "at_least_one", "load", "print_anywhere", "run_command"]
+__all__ = ["RunOptions", "at_least_one", "first_line", "load", "print_anywhere", "run_command"]
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,11 @@ def at_least_one(config: Any, *names: str) -> None:
         value = getattr(config, name)
         if value is not None and value < 1:
             raise UsageError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+
+
+def first_line(error: Exception) -> str:
+    """The message of an error, without the shapes of a trace that Pyro appends to it."""
+    return str(error).strip().partition("\n")[0].strip()
 
 
 def print_anywhere() -> None:

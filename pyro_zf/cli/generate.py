@@ -33,7 +33,7 @@ from pyro_zf.analysis import (
 )
 from pyro_zf.analysis.outputs import Lengths
 from pyro_zf.batch import SequenceBatch
-from pyro_zf.cli.common import RunOptions, at_least_one, load, run_command
+from pyro_zf.cli.common import RunOptions, at_least_one, first_line, load, run_command
 from pyro_zf.data import Splits
 from pyro_zf.data.vocabulary import without_surrogates
 from pyro_zf.models import LatentSequenceModel, SequenceModel
@@ -173,7 +173,7 @@ def _generate(config: GenerateConfig) -> None:
                     for i in range(config.variants)
                 }
     except ValueError as error:  # a step out of range, or an emission that has no temperature
-        raise UsageError(str(error)) from error
+        raise UsageError(first_line(error)) from error
     folder = config.output_dir or config.run / "generated"
     attributes = {
         "task": config.task, "temperature": config.temperature, "argmax": config.argmax,
@@ -309,9 +309,11 @@ def _interpolate(config: InterpolateConfig) -> None:
         steps = splits.num_steps  # an upper limit: a sentence ends at its end symbol
     for i, pair in enumerate(pairs):
         for name, decoding in decoders.items():
-            rows[f"{i + 1} {name}"] = interpolate(
-                model, pair, weights, decoding, steps, config.codes == "mean"
-            )
+            try:
+                found = interpolate(model, pair, weights, decoding, steps, config.codes == "mean")
+            except ValueError as error:  # a posterior without a mean, or an emission without a mode
+                raise UsageError(f"{first_line(error)} (--codes {config.codes})") from error
+            rows[f"{i + 1} {name}"] = found
     folder = config.output_dir or config.run / "interpolated"
     attributes = {"weights": weights.cpu().numpy(), "seed": config.seed, "run": str(config.run)}
     if splits.vocabulary is None:

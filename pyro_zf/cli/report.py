@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -41,6 +41,9 @@ def _report(config: ReportConfig) -> None:
     if not config.runs:
         raise UsageError("name at least one run folder")
     runs = [read_run(run) for run in config.runs]
+    for i, run in enumerate(runs):  # folders of the same name in different places
+        if sum(other.name == run.name for other in runs) > 1:
+            runs[i] = replace(run, name=str(config.runs[i]))
     title = config.title or (runs[0].name if len(runs) == 1 else f"{len(runs)} runs")
     output = config.output or (
         config.runs[0] / "report.html" if len(runs) == 1 else Path("report.html")

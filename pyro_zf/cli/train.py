@@ -59,7 +59,10 @@ def parse_train(arguments: Sequence[str]) -> TrainConfig:
         if not file.is_file():
             raise UsageError(f"--config {path}: the file does not exist")
         base = TrainConfig.from_json(file.read_text(encoding="utf-8"), str(file))
-        base = dataclasses.replace(base, output_dir=None, resume=None)
+        base = dataclasses.replace(
+            base, output_dir=None, resume=None, own_data=False, own_model=False,
+            model=TrainConfig.model if base.own_model else base.model,
+        )  # fmt: skip
     model = _value_of(rest, "--model") or base.model
     check_name("model", model, MODELS)
     if model != base.model:  # keep only the options that the new model also has

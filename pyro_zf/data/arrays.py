@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,15 +18,17 @@ from pyro_zf.batch import SequenceBatch
 from pyro_zf.data import blocks
 from pyro_zf.data.covariates import ConditionedDataset, covariates_of, one_hot
 from pyro_zf.data.datasets import DataError, DataSource, Splits, check_lengths
-from pyro_zf.data.store import SPLITS, key_of, prepared, reserve, write_statistics
+from pyro_zf.data.store import SPLITS, identity_of, key_of, prepared, reserve, write_statistics
 from pyro_zf.data.values import Kind, Statistics, Values
 
-__all__ = ["H5Dataset", "load_hdf5"]
+__all__ = ["Extreme", "H5Dataset", "Sampled", "kind_of", "load_hdf5"]
 
 log = logging.getLogger(__name__)
 
 #: Upper limit on the number of symbols for whole numbers that are interpreted as symbols.
 MAX_SYMBOLS = 100_000
+#: Upper limit of counts, up to which single precision holds every whole number.
+MAX_COUNT = 2**24
 
 
 @dataclass(frozen=True)
@@ -149,15 +151,12 @@ def load_hdf5(
     path = Path(path).expanduser()
     if not path.is_file():
         raise DataError(f"{path} is not a file")
-    stat = path.stat()
     try:
         with h5py.File(path, "r") as file:
-            # A file that was replaced has another inode or time of change, whatever its other times.
             arrays = _arrays(file, path, key, condition_on)
             covariates, names = _covariates(file, path, arrays, condition_on)
-            source = [
-                str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino,
-            ]  # fmt: skip
+            sources = _files_of(file, path, arrays)
+            source = [identity_of(p) for p in sources]
             stored = prepared(
                 "hdf5", key_of(source, {"key": key, "kind": kind}),
                 lambda target: _scan(target, file, path, arrays, kind),
@@ -246,7 +245,7 @@ def _arrays(
 ) -> dict[str, str]:
     """Map each split (or ``""`` for all splits) to the name of its array."""
     if key is not None:
-        if key not in file or not isinstance(file[key], h5py.Dataset):
+        if not isinstance(file.get(key), h5py.Dataset):
             raise DataError(
                 f"{path} has no array {key!r}; it has {', '.join(_names(file)) or 'none'}"
             )
@@ -289,8 +288,31 @@ def _why(path: Path, error: OSError, otherwise: str) -> str:
     return f"{otherwise} ({reason})"
 
 
-def _links(file: h5py.File) -> int:
-    """Number of entries that are links to other files, which are not followed."""
+def _files_of(file: h5py.File, path: Path, arrays: dict[str, str]) -> list[Path]:
+    """All files that hold values of the arrays: by external links and as sources of virtual arrays.
+
+    Raises:
+        DataError: if one of them does not exist.
+    """
+    found = {path: None}
+    for name in arrays.values():
+        array = file[name]
+        own = Path(array.file.filename)
+        found[own] = None
+        for source in array.virtual_sources() if array.is_virtual else ():
+            if source.file_name == ".":
+                continue
+            other = own.parent / source.file_name
+            if not other.is_file():
+                raise DataError(
+                    f"{path}: {name} is a virtual array, and {other}, which holds a part of it, is missing"
+                )
+            found[other] = None
+    return list(found)
+
+
+def _links(file: h5py.File, used: Collection[str] = ()) -> int:
+    """Number of entries that are links to other files, apart from arrays that are used."""
     found = 0
 
     def visit(group: h5py.Group) -> None:
@@ -298,7 +320,7 @@ def _links(file: h5py.File) -> int:
         for name in group:
             link = group.get(name, getlink=True)
             if isinstance(link, h5py.ExternalLink):
-                found += 1
+                found += f"{group.name.rstrip('/')}/{name}".lstrip("/") not in used
             elif isinstance(link, h5py.HardLink) and isinstance(group.get(name), h5py.Group):
                 visit(group[name])
 
@@ -340,10 +362,11 @@ def _scan(
             f"{path}: train, valid and test differ in the number of values per step: {shapes}"
         )
     lengths = {name: _lengths(file, path, name) for name in shapes}
-    extremes = (_Extreme(-1), _Extreme(1))
-    whole = True
+    extremes = (Extreme(-1), Extreme(1))
+    whole, sampled = True, Sampled()
     for name in shapes:
         for steps, (first, rows) in _blocks(file, path, name, lengths[name]):
+            sampled.add(steps)
             for extreme in extremes:
                 extreme.add(steps, name, first, rows)
             whole = whole and (steps.dtype.kind in "iub" or bool((steps == np.rint(steps)).all()))
@@ -358,22 +381,20 @@ def _scan(
         if abs(extreme.value) > float(np.finfo(np.float32).max):
             raise DataError(f"{path}: {extreme.where} is beyond the range of 32-bit numbers")
     symbols = all(len(shape) == 2 for shape in shapes.values())
-    found, why = _kind(kind, low, high, whole, symbols, path, {file[n].dtype.kind for n in shapes})
+    integers = all(file[n].dtype.kind in "iub" for n in shapes)
+    found, why = kind_of(kind, low, high, whole, symbols, integers, str(path))
     size = int(high) + 1 if found == "categorical" else next(iter(shapes.values()))[2:] or (1,)
     size = size if isinstance(size, int) else int(size[0])
     owners = _owners(file, shapes, arrays)
     totals = {split: Statistics(found, size) for split in SPLITS}
-    others = Statistics("real", 1)  # all values but the lowest and the highest
     for name, owner in owners.items():
-        for steps, (first, rows) in _blocks(file, path, name, lengths[name]):
-            if found == "real":
-                others.add(steps[(steps > low) & (steps < high)].reshape(-1, 1))
+        for _, (first, rows) in _blocks(file, path, name, lengths[name]):
             for i, split in enumerate(SPLITS):
                 mine = [r for j, r in enumerate(rows) if owner[first + j] == i and len(r)]
                 if mine:
                     totals[split].add(np.concatenate(mine), len(mine))
     used = {}
-    empty = 0
+    empty, numbers = 0, []
     for i, split in enumerate(SPLITS):
         name = arrays.get(split) or arrays[""]
         chosen = np.flatnonzero(owners[name] == i)
@@ -382,6 +403,7 @@ def _scan(
         counted = np.full(len(chosen), shapes[name][1]) if kept is None else kept[chosen]
         empty += int((counted == 0).sum())
         chosen, counted = chosen[counted > 0], counted[counted > 0]
+        numbers.append(str(len(chosen)))
         if not len(chosen):
             raise DataError(
                 f"{path}: no sequence of {name} with at least one step is left for the {split} split"
@@ -393,14 +415,14 @@ def _scan(
     return {
         "kind": found, "why": why, "size": size, "arrays": used, "high": high,
         "remarks": _remarks(file, shapes, totals["train"]),
-        "warnings": _far_from_the_rest(extremes, others) if found == "real" else [],
+        "warnings": sampled.far(extremes) if found in ("real", "counts") else [],
         "ragged": any(x is not None for x in lengths.values()), "empty": empty,
-        "how": "with the splits of the file" if "" not in arrays else "split 90/5/5 at random",
+        "how": "with the splits of the file" if "" not in arrays else f"split {'/'.join(numbers)} at random",
     }  # fmt: skip
 
 
 @dataclass
-class _Extreme:
+class Extreme:
     """The lowest (sign -1) or highest (sign 1) value, where it is first, and how often it occurs."""
 
     sign: int
@@ -422,20 +444,37 @@ class _Extreme:
             self.value, self.count = found, int((steps == found).sum())
             row = next(j for j, row in enumerate(rows) if (row == found).any())
             place = np.argwhere(rows[row] == found)[0]
-            self.where = f"{name}[{first + row}] holds {found:g} at step {place[0]}"
+            where = f"{name}[{first + row}]" if not name.endswith(" ") else f"{name}{first + row}"
+            self.where = f"{where} holds {found:g} at step {place[0]}"
 
 
-def _far_from_the_rest(extremes: tuple[_Extreme, _Extreme], others: Statistics) -> list[str]:
-    """Warnings for a lowest or highest value that is more than 100 standard deviations from the others."""
-    if others.num_steps < 2:
-        return []
-    mean, deviation = others.moments()
-    return [
-        f"{x.where} ({x.count:,} such values), {abs(x.value - mean) / deviation:.3g} standard deviations from "
-        f"the mean of the other values, {mean:.3g}: if it marks missing values, end the sequences before it"
-        for x in extremes
-        if abs(x.value - mean) > 100 * deviation
-    ]
+@dataclass
+class Sampled:
+    """A sample of the values, to tell which of them are far from the rest."""
+
+    values: list[np.ndarray] = field(default_factory=list)
+
+    def add(self, steps: np.ndarray) -> None:
+        """Take every n-th value of a block, at most a thousand."""
+        flat = steps.reshape(-1)
+        self.values.append(flat[:: max(flat.size // 1000, 1)].astype(np.float64))
+
+    def far(self, extremes: tuple[Extreme, Extreme]) -> list[str]:
+        """Warnings for a lowest or highest value more than 50 interquartile ranges from the median."""
+        values = np.concatenate(self.values)
+        low, median, high = np.quantile(values, [0.25, 0.5, 0.75])
+        spread = high - low
+        if spread == 0:  # most values are the same: take the deviation of the others
+            inner = values[(values > extremes[0].value) & (values < extremes[1].value)]
+            spread = inner.std() if len(inner) else 0.0
+        if not spread > 0:
+            return []
+        return [
+            f"{x.where} ({x.count:,} such values), {abs(x.value - median) / spread:.3g} times the interquartile "
+            f"range from the median, {median:.3g}: if it marks missing values, end the sequences before it"
+            for x in extremes
+            if abs(x.value - median) > 50 * spread
+        ]
 
 
 def _remarks(file: h5py.File, shapes: dict[str, Any], train: Statistics) -> list[str]:
@@ -446,7 +485,7 @@ def _remarks(file: h5py.File, shapes: dict[str, Any], train: Statistics) -> list
     if unused := [name for name in _names(file) if name not in used]:
         shown = ", ".join(unused[:5]) + (", .." if len(unused) > 5 else "")
         lines.append(f"{len(unused)} other arrays of the file are not read as sequences: {shown}")
-    if links := _links(file):
+    if links := _links(file, shapes):
         lines.append(f"{links} links to other files were not followed")
     if train.kind == "real" and train.size > 1:
         constant = train.constant()
@@ -484,38 +523,54 @@ def _blocks(
         yield steps, (first, rows)
 
 
-def _kind(
+def kind_of(
     given: Kind | None,
     low: float,
     high: float,
     whole: bool,
     symbols: bool,
-    path: Path,
-    dtypes: set[str],
+    integers: bool,
+    where: str,
 ) -> tuple[Kind, str]:
+    """Kind of values, and how it was found.
+
+    Args:
+        given: the kind, if it was given.
+        low, high: range of the values.
+        whole: whether all are whole numbers.
+        symbols: whether a step is a single value, of shape (N, T).
+        integers: whether they are stored as integers.
+        where: the data, for messages.
+
+    Raises:
+        DataError: if the values are not of the kind that was given.
+    """  # fmt: skip
     if given is None:
         if whole and low >= 0 and high <= 1:
             return "binary", "inferred: all values are 0 or 1"
-        if whole and low >= 0 and "f" not in dtypes:
+        if whole and low >= 0 and integers:
             if symbols and high < MAX_SYMBOLS:
                 return "categorical", "inferred: whole numbers of shape (N, T)"
-            return "counts", f"inferred: integers from {low:g} to {high:g}"
-        if whole and low >= 0 and high < 2**31:
+            if high < MAX_COUNT:
+                return "counts", f"inferred: integers from {low:g} to {high:g}"
+        if whole and low >= 0 and high < MAX_COUNT:
             return "real", (
                 "inferred; all values are whole numbers that are stored as floats: --kind counts"
                 f"{' or --kind categorical' if symbols else ''} takes them as such"
             )
+        if whole:
+            return "real", f"inferred; all values are whole numbers, from {low:g} to {high:g}"
         return "real", "inferred"
-    if given == "counts" and not (whole and low >= 0):
+    if given == "counts" and not (whole and low >= 0 and high < MAX_COUNT):
         raise DataError(
-            f"{path} has no counts, which are whole numbers from 0: its values range from {low:g} to "
-            f"{high:g}{'' if whole else ' and are not all whole'}"
+            f"{where} has no counts, which are whole numbers from 0 to {MAX_COUNT - 1}: its values range from "
+            f"{low:g} to {high:g}{'' if whole else ' and are not all whole'}"
         )
     if given == "binary" and not (whole and low >= 0 and high <= 1):
-        raise DataError(f"{path} is not binary: its values range from {low:g} to {high:g}")
+        raise DataError(f"{where} is not binary: its values range from {low:g} to {high:g}")
     if given == "categorical" and not (whole and 0 <= low <= high < MAX_SYMBOLS and symbols):
         raise DataError(
-            f"{path} is not categorical, which requires whole numbers from 0 to {MAX_SYMBOLS - 1} of shape "
+            f"{where} is not categorical, which requires whole numbers from 0 to {MAX_SYMBOLS - 1} of shape "
             f"(N, T); its values range from {low:g} to {high:g}"
         )
     return given, "as given"

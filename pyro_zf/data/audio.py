@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 import logging
 import math
@@ -20,6 +19,7 @@ import numpy as np
 from jaxtyping import Int16
 
 from pyro_zf.data.datasets import DataError
+from pyro_zf.data.store import digest_of
 
 __all__ = [
     "SUFFIXES",
@@ -78,13 +78,7 @@ class Recording:
         Raises:
             DataError: if the file cannot be read.
         """
-        if self.checksum is not None:
-            return self.checksum
-        try:
-            with self.open() as file:
-                return hashlib.file_digest(file, "blake2b").hexdigest()[:32]
-        except OSError as error:
-            raise DataError(f"{self.name} cannot be read: {error.strerror}") from error
+        return digest_of(self.root / self.name) if self.checksum is None else self.checksum
 
 
 @dataclass
@@ -96,6 +90,7 @@ class Levels:
         clipped: number of samples outside -1..1.
         peak: largest amplitude, relative to the range.
         channels, rate: of the file.
+        behind: number of bytes behind what the header of the file describes.
     """
 
     samples: int = 0
@@ -103,6 +98,7 @@ class Levels:
     peak: float = 0.0
     channels: int = 1
     rate: int = 0
+    behind: int = 0
 
     def add(self, samples: np.ndarray) -> None:
         """Add a block of samples, as floating-point or 16-bit numbers."""
@@ -125,7 +121,7 @@ class Levels:
                 f"{name} has {100 * self.clipped / self.samples:.0f} % of its samples outside -1..1, where "
                 f"they would be clipped: they reach {self.peak:g}{scale}"
             )
-        if 0 < self.peak * 32768 < 0.5:
+        if 0 < self.peak * 32768 <= 0.5:
             raise DataError(
                 f"{name} would become silent as 16 bits: its samples reach 2^{math.log2(self.peak):.0f} of "
                 "the range, so they are probably 16-bit values in a file of more bits; shift them up"
@@ -176,6 +172,12 @@ class SoundFiles:
         if converted := Counter(x.rate for x in seen if x.rate != sample_rate):
             rates = ", ".join(f"{n} of {rate} Hz" for rate, n in converted.most_common(3))
             lines.append(f"resampled to {sample_rate} Hz: {rates}")
+        if short := [x for x in seen if x.behind]:
+            total = sum(x.behind for x in short)
+            lines.append(
+                f"{len(short)} of {len(seen)} files are longer than their headers say; {total:,} bytes behind were "
+                "not read"
+            )
         loud = max((x.peak for x in seen), default=0.0)
         if 0 < loud < 2**-9:
             lines.append(
@@ -274,7 +276,7 @@ def sound_files(root: Path, what: str = "sound files") -> SoundFiles:
                 files.append(Recording(name, root, path.stat().st_size))
             else:
                 there[path.suffix.lower() or "without suffix"] += 1
-        others = ", ".join(f"{n} {s}" for s, n in there.most_common(3))
+        others = _counted(there)
         archives = sorted(p for p in root.iterdir() if p.suffix.lower() == ".zip")
         if not files and archives:
             if len(archives) > 1:
@@ -287,22 +289,39 @@ def sound_files(root: Path, what: str = "sound files") -> SoundFiles:
                 f"no {what} in {root} (found {others or 'nothing'}); supported suffixes are "
                 f"{', '.join(SUFFIXES)}"
             )
-        return SoundFiles(files, root, others=f"{others} files" if others else "")
+        return SoundFiles(files, root, others=others)
     if root.suffix.lower() == ".zip" and root.is_file():
         try:
             with zipfile.ZipFile(root) as archive:
                 members = sorted(archive.infolist(), key=lambda m: m.filename)
         except (zipfile.BadZipFile, OSError) as error:
             raise DataError(f"{root} is damaged or not a zip archive ({error})") from error
-        files = [
-            Recording(m.filename, root, m.file_size, True, m.CRC)
-            for m in members
-            if Path(m.filename).suffix.lower() in SUFFIXES and "__MACOSX" not in m.filename
-        ]
+        files, there = [], Counter()
+        for m in members:
+            suffix = Path(m.filename).suffix.lower()
+            if m.is_dir():
+                continue
+            if any(part.startswith((".", "__MACOSX")) for part in m.filename.split("/")):
+                there["hidden"] += 1
+            elif suffix in SUFFIXES:
+                files.append(Recording(m.filename, root, m.file_size, True, m.CRC))
+            else:
+                there[suffix or "without suffix"] += 1
         if not files:
-            raise DataError(f"no {what} in {root}; supported suffixes are {', '.join(SUFFIXES)}")
-        return SoundFiles(files, root)
+            raise DataError(
+                f"no {what} in {root} (found {_counted(there) or 'nothing'}); supported suffixes are "
+                f"{', '.join(SUFFIXES)}"
+            )
+        return SoundFiles(files, root, others=_counted(there))
     raise DataError(f"{root} is neither a folder nor a zip archive of {what}")
+
+
+def _counted(there: Counter[str]) -> str:
+    """Number of files, and of the most common kinds; empty without files."""
+    if not there:
+        return ""
+    kinds = ", ".join(f"{n} {s}" for s, n in there.most_common(3))
+    return f"{there.total()} files ({kinds}{', ..' if len(there) > 3 else ''})"
 
 
 def read_sound(file: Recording, sample_rate: int) -> Int16[np.ndarray, " samples"]:
@@ -328,6 +347,7 @@ def sound_blocks(
     with _sound(file) as sound:
         announced, rate, read = sound.frames, sound.samplerate, 0
         levels.channels, levels.rate = sound.channels, rate
+        levels.behind = _behind(file)
         exact = sound.subtype == "PCM_16" and sound.channels == 1 and rate == sample_rate
         stream = (
             None if rate == sample_rate else soxr.ResampleStream(rate, sample_rate, 1, "float32")
@@ -351,6 +371,11 @@ def sound_blocks(
             if stream is not None:
                 mono = stream.resample_chunk(mono, last=read >= announced)
             yield np.clip(np.rint(mono * 32768.0), -32768, 32767).astype(np.int16)
+        if not read and file.size > 1024:
+            raise DataError(
+                f"{file.name} has {file.size} bytes, but no samples according to its header: the program that "
+                "wrote it did not finish; repair the header, for example with sox --ignore-length"
+            )
         if not read:
             raise DataError(f"{file.name} has no samples")
         levels.check(file.name)
@@ -403,6 +428,15 @@ def _check_riff(file: Recording, head: bytes) -> None:
     # Programs that write to a pipe leave the size at 0 or at the maximum.
     if head[:4] == b"RIFF" and 8 < told < 0xFFFFFF00 and file.size < told - 8:
         raise DataError(f"{file.name} is truncated: it has {file.size} of {told} bytes")
+
+
+def _behind(file: Recording) -> int:
+    """Number of bytes of a RIFF file behind the length that its header gives, if it gives one."""
+    with file.open() as opened:
+        head = opened.read(8)
+    told = int.from_bytes(head[4:8], "little") + 8
+    known = head[:4] == b"RIFF" and 8 < told < 0xFFFFFF00
+    return max(file.size - told - told % 2, 0) if known else 0
 
 
 def _is_mp3(head: bytes) -> bool:

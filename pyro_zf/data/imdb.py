@@ -23,7 +23,7 @@ import numpy as np
 from pyro_zf.data.datasets import DataError, DataSource, Splits
 from pyro_zf.data.download import fetch, find, search_dirs
 from pyro_zf.data.progress import progress_bar
-from pyro_zf.data.store import SPLITS, Writer, key_of, prepared
+from pyro_zf.data.store import SPLITS, Writer, digest_of, key_of, prepared
 from pyro_zf.data.values import Values
 from pyro_zf.data.vocabulary import EOS, UNKNOWN, Vocabulary, tokenize_sentence
 
@@ -78,7 +78,7 @@ def load_imdb(
     source = _source(search_dirs(data_dir), data_dir is not None, download, urls)
     files = _texts_of(source) if source.is_dir() else [source]
     key = key_of(
-        [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files],
+        [(p.name, digest_of(p)) for p in files],
         {"protocol": protocol, "size": vocabulary_size, "max": max_reviews},
     )
 

@@ -117,6 +117,10 @@ def speech_splits(
                     "recordings or a shorter --segment"
                 )
         writer.close()
+        if not writer.statistics["train"].varies:
+            raise DataError(
+                f"{files.root}: all samples of the training set are the same: there is nothing to learn"
+            )
         if groups:
             for split in SPLITS:
                 names = np.array(speakers[split], dtype="S16")

@@ -31,6 +31,8 @@ __all__ = [
     "Prepared",
     "StoredDataset",
     "Writer",
+    "digest_of",
+    "identity_of",
     "key_of",
     "prepared",
     "reserve",
@@ -52,6 +54,25 @@ def key_of(source: Any, options: Mapping[str, Any]) -> str:
     """Hash of the sources of the data and of the options for their preparation."""
     text = json.dumps([FORMAT, source, dict(sorted(options.items()))], default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def digest_of(path: Path) -> str:
+    """Hash of the content of a file.
+
+    Raises:
+        DataError: if it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "blake2b").hexdigest()[:32]
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def identity_of(path: Path) -> list[Any]:
+    """What changes when a file is written or replaced; for files that are too large to be hashed."""
+    stat = path.stat()
+    return [str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
 
 
 def reserve(file: h5py.File, nbytes: int) -> None:

@@ -123,6 +123,7 @@ def load_text(
         for row, line in zip(padded, parts, strict=True):
             row[: len(line)] = line
         datasets[split] = ArrayDataset(padded, lengths, None, values)
+    numbers = [sum(map(len, symbols_of[s])) if stream else len(symbols_of[s]) for s in SPLITS]
     symbols = vocabulary.symbols
     if level == "character":
         symbols = tuple("\n" if s == "<eos>" else s for s in symbols)
@@ -134,7 +135,7 @@ def load_text(
             + (
                 "with the splits of the folder"
                 if path.is_dir()
-                else f"split 90/5/5 by {level if stream else 'line'}"
+                else f"split {'/'.join(f'{n:,}' for n in numbers)} by {level if stream else 'line'}"
             ),
             False,
         ),
@@ -192,7 +193,8 @@ def _read_texts(path: Path) -> dict[str, str]:
 
 
 def _with_newlines(text: str) -> str:
-    return "\n".join(text.splitlines()) + "\n"
+    """The text with Unix line ends, the last of them included; other characters are kept."""
+    return text.replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n") + "\n"
 
 
 def _split(parts: dict[str, S], path: Path, what: str) -> dict[str, S]:

@@ -116,6 +116,12 @@ class Statistics:
         self.sums += values.sum(0)
         self.squares += (values**2).sum(0)
 
+    @property
+    def varies(self) -> bool:
+        """Whether the values are not all the same."""
+        means, variances = self._moments()
+        return bool((variances > 0).any() or (means != means[0]).any())
+
     def constant(self) -> Int[np.ndarray, " constant"]:
         """Indices of the values of a step that are the same in all steps."""
         return np.flatnonzero(self._moments()[1] == 0)

@@ -116,8 +116,12 @@ def read_text(path: Path) -> str:
     for magic, what, how in _COMPRESSED:
         if content.startswith(magic):
             raise DataError(
-                f"{path} is {what}, not a text file: unpack it first, with {how} {path.name}"
+                f"{path} is {what}, not a text file: convert or unpack it first, with {how} {path.name}"
             )
+    if content[257:262] == b"ustar":
+        raise DataError(
+            f"{path} is a tar archive, not a text file: unpack it first, with tar xf {path.name}"
+        )
     for mark, encoding in _MARKS.items():
         if content.startswith(mark):
             try:
@@ -127,11 +131,17 @@ def read_text(path: Path) -> str:
                     f"{path} begins with the byte order mark of {encoding.upper()}, but is not valid: "
                     f"{error.reason} at offset {error.start}"
                 ) from error
-    if (null := content.find(b"\0")) >= 0:
-        encoding = "UTF-16BE" if null % 2 == 0 else "UTF-16LE"
+    if nulls := content.count(b"\0"):
+        in_even = content[::2].count(b"\0")
+        order = "BE" if 2 * in_even > nulls else "LE"
         raise DataError(
-            f"{path} contains NUL bytes (the first at offset {null}), so it is not UTF-8 but probably "
-            f"{encoding} without a byte order mark; convert it with iconv -f {encoding} -t UTF-8"
+            f"{path} contains {nulls:,} NUL bytes, so it is no plain text"
+            + (
+                f" in UTF-8 but probably UTF-16{order} without a byte order mark; convert it with iconv -f "
+                f"UTF-16{order} -t UTF-8"
+                if _is_utf16(content, order)
+                else "; file -i FILE may name what it is"
+            )
         )
     try:
         return content.decode("utf-8-sig")
@@ -139,7 +149,7 @@ def read_text(path: Path) -> str:
         line = content.count(b"\n", 0, error.start) + 1
         raise DataError(
             f"{path} is not valid UTF-8: byte 0x{content[error.start]:02x} at offset {error.start} (line "
-            f"{line}); convert it from its encoding, for example with iconv -f windows-1252 -t UTF-8"
+            f"{line}); convert it from its encoding, which file -i may name, as with iconv -f ENCODING -t UTF-8"
         ) from error
 
 
@@ -150,12 +160,26 @@ _COMPRESSED = (
     (b"BZh", "compressed by bzip2", "bunzip2 -k"),
     (b"\xfd7zXZ", "compressed by xz", "unxz -k"),
     (b"\x28\xb5\x2f\xfd", "compressed by zstd", "unzstd -k"),
+    (b"\x04\x22\x4d\x18", "compressed by lz4", "unlz4 -k"),
+    (b"\x1f\x9d", "compressed by compress", "uncompress -k"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive", "7z x"),
+    (b"%PDF-", "a PDF", "pdftotext"),
+    (b"{\\rtf", "a document in RTF", "unrtf --text"),
 )
 #: Byte order marks; those of UTF-32 come first, since one of them begins with that of UTF-16.
 _MARKS = {
     b"\xff\xfe\0\0": "utf-32", b"\0\0\xfe\xff": "utf-32", b"\xff\xfe": "utf-16",
     b"\xfe\xff": "utf-16",
 }  # fmt: skip
+
+
+def _is_utf16(content: bytes, order: str) -> bool:
+    """Whether a text has line ends and spaces in UTF-16, and enough bytes that are NUL."""
+    blanks = (" ", "\n")
+    encoding = f"utf-16-{order.lower()}"
+    return len(content) % 2 == 0 and any(
+        content.count(blank.encode(encoding)) > len(content) / 2000 for blank in blanks
+    )
 
 
 def without_surrogates(text: str) -> str:
@@ -170,4 +194,4 @@ def without_surrogates(text: str) -> str:
 
 def lines_of(text: str) -> Iterator[str]:
     """Iterate over the lines that are not blank, with surrounding whitespace removed."""
-    return (line.strip() for line in text.splitlines() if line.strip())
+    return (line.strip() for line in text.split("\n") if line.strip())

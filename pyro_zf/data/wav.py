@@ -39,9 +39,8 @@ def load_wav(
     shares = {"train": 0.9, "valid": 0.05, "test": 0.05}
 
     def describe(stored: Prepared) -> DataSource:
-        detail = (
-            f"{sum(stored.notes['recordings'].values())} files at {rate} Hz, split 90/5/5 by file"
-        )
+        numbers = stored.notes["recordings"]
+        detail = f"{sum(numbers.values())} files at {rate} Hz, split {'/'.join(map(str, numbers.values()))} by file"
         return DataSource(
             f"sounds of {files.root.name}", f"{files.root}, {detail}", False, stored.key
         )

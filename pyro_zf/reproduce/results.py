@@ -106,7 +106,7 @@ def evaluated(
     evaluations = {}
     loaded = None
     for split in splits:
-        path = evaluation_path(run, split, "posterior", num_samples)
+        path = evaluation_path(run, split, "posterior", num_samples, config[f"{split}_sequences"])
         wanted = {
             "step": summary["best_step"], "max_sequences": config[f"{split}_sequences"],
             "batch_size": BATCH, "seed": 0,

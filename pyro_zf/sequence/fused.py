@@ -350,6 +350,11 @@ def plan_in_use(system: RecurrentSystem) -> FusedPlan | str:
         return "eager"
     plan = fused_plan(system)
     if torch.jit.is_tracing():  # type: ignore[attr-defined]
+        if isinstance(system.cell, LatentChain):
+            raise ValueError(
+                "torch.jit computes wrong gradients for a chain of latents in layout 'time': take layout "
+                "'steps' for its objectives"
+            )
         plan = "its hand-written backward cannot be traced by torch.jit"
     if not isinstance(plan, str):
         return plan

@@ -136,6 +136,8 @@ def check_names(config: Any) -> None:
         UsageError: for the first problem found.
     """
     check_name("objective", config.objective, OBJECTIVES)
+    if config.free_bits and config.objective != "elbo":
+        raise UsageError(f"--free-bits requires --objective elbo, not {config.objective}")
     if config.own_model:
         if given := [*config.options, *["aux"] * (config.aux is not None)]:
             raise UsageError(
@@ -145,9 +147,12 @@ def check_names(config: Any) -> None:
         return
     check_name("model", config.model, MODELS)
     model, known = model_class(config.model), option_types(config.model)
-    for name in config.options:
+    for name, value in config.options.items():
         if name not in known:
             raise UsageError(misplaced(name, config.model, list(vars(config))))
+        if value is not None and not has_type(value, known[name]):
+            wanted = getattr(known[name], "__name__", str(known[name])).replace(" | None", "")
+            raise UsageError(f"--{name.replace('_', '-')} cannot be {value!r}; it must be {wanted}")
     for option, names in (
         ("prior", PRIORS), ("posterior", POSTERIORS), ("emission", EMISSIONS),
         ("activation", ACTIVATIONS), ("cell", CELLS),
@@ -162,8 +167,6 @@ def check_names(config: Any) -> None:
                 )
     if config.aux is not None and any(letter in config.options for letter in model.letters):
         raise UsageError("--aux replaces --alpha, --beta and --gamma: give one or the other")
-    if config.free_bits and config.objective != "elbo":
-        raise UsageError(f"--free-bits requires --objective elbo, not {config.objective}")
     if not model.has_latents and config.objective == "fivo":
         raise UsageError(f"--objective fivo filters latents, but {config.model} has none: use elbo")
     if config.objective in ("iwae", "fivo") and config.num_particles == 1 and model.has_latents:

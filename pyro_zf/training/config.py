@@ -231,7 +231,9 @@ def resolve(config: TrainConfig) -> TrainConfig:
     given = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
     given = {k: x for k, x in given.items() if x is not None} | config.options
     values = dict(PRESETS["hdf5" if config.own_data else config.dataset][preset])
-    values |= model.preset(config.dataset, preset, {**values, **given})
+    values |= model.preset(
+        "hdf5" if config.own_data else config.dataset, preset, {**values, **given}
+    )
     if any(getattr(config, name) is not None for name in _LIMITS):
         values = {k: v for k, v in values.items() if k not in _LIMITS}
     if config.aux is not None:

@@ -199,6 +199,6 @@ def check_same_data(run: Path, trained_on: Any, found: dict[str, Any]) -> None:
         differs = "" if name == "name" else f" with {'' if name == 'content' else 'an'}other {name}"
         raise DataError(
             f"{run} was trained on {trained_on['name']}, but the data found are "
-            f"{found['name']}{differs}; specify the original data, prepared in the same way, with "
-            "--data-dir or --data"
+            f"{found['name']}{differs}; specify the original data, prepared in the same way"
+            + (", with --data-dir or --data" if found["name"] != "data given in Python" else "")
         )

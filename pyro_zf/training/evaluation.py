@@ -166,9 +166,18 @@ def _closer_look(
     return numbers
 
 
-def evaluation_path(run: Path, split: str, latents: str, num_samples: int) -> Path:
-    """Path of the file that an evaluation is saved to."""
-    return run / f"evaluation-{split}-{latents}-k{num_samples}.json"
+def evaluation_path(
+    run: Path,
+    split: str,
+    latents: str,
+    num_samples: int,
+    max_sequences: int | None = None,
+    fivo: bool = False,
+) -> Path:
+    """Path of the file that an evaluation is saved to; one for each kind of evaluation."""
+    most = "" if max_sequences is None else f"-n{max_sequences}"
+    name = f"evaluation-{split}-{latents}-k{num_samples}{most}{'-fivo' * fivo}"
+    return run / f"{name}.json"
 
 
 def save_evaluation(run: Path, result: dict[str, Any]) -> Path | None:
@@ -177,7 +186,10 @@ def save_evaluation(run: Path, result: dict[str, Any]) -> Path | None:
     Returns:
         Path | None: the file, or None if the folder is not writable.
     """
-    path = evaluation_path(run, result["split"], result["latents"], result["num_samples"])
+    path = evaluation_path(
+        run, result["split"], result["latents"], result["num_samples"], result["max_sequences"],
+        "fivo_nats_per_sequence" in result,
+    )  # fmt: skip
     try:
         write_text(path, json_text(result, indent=2) + "\n")
     except OSError as error:

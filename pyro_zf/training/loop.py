@@ -19,6 +19,7 @@ import torch
 from tqdm import tqdm
 
 from pyro_zf.analysis import save_run_figures
+from pyro_zf.batch import SequenceBatch
 from pyro_zf.data import Splits, StreamBatches, make_batches, splits_of
 from pyro_zf.infer import (
     OBJECTIVES,
@@ -118,6 +119,8 @@ def train(
         >>> summary["steps"], summary["test_num_sequences"]
         (5, 2)
     """
+    if config is not None and not isinstance(config, TrainConfig):
+        raise TypeError(f"config must be a TrainConfig, not a {type(config).__name__}")
     show_progress()
     # Settings and run folder
     config = config or TrainConfig()
@@ -127,6 +130,7 @@ def train(
     if not resuming and data is not None:
         size = config.batch_size or getattr(data, "batch_size", None)  # that of a DataLoader
         config = dataclasses.replace(config, own_data=True, batch_size=size)
+    resumed_run = config.resume
     config = resumed(config) if resuming else resolve(config)
     for what, given, was_own in (
         ("model", model, config.own_model),
@@ -134,9 +138,9 @@ def train(
     ):
         if was_own != (given is not None):
             raise UsageError(
-                f"{config.resume} was trained on a {what} argument: give it again, as train(config, {what}=...)"
+                f"{resumed_run} was trained on a {what} argument: give it again, as train(config, {what}=...)"
                 if was_own
-                else f"{config.resume} has {what} of its settings: leave out the {what} argument"
+                else f"{resumed_run} has {what} of its settings: leave out the {what} argument"
             )
     device = torch.device(config.device)
     run = config.output_dir or Path("runs") / (
@@ -306,6 +310,13 @@ def train(
             progress.best_nats, progress.best_step = nats, progress.step
             save(best)
 
+    def terms_of(batch: SequenceBatch) -> Bounds:
+        """Bounds of the sequences of a batch, with noise of their own."""
+        found = Bounds(num_samples=1)
+        with own_noise(config.seed + progress.step, device):
+            found.add(batch, batch_bounds(model.model, model.guide, batch))
+        return found
+
     # The loop
     started = time.monotonic() - progress.seconds
     saved = window_start = time.monotonic()
@@ -343,26 +354,18 @@ def train(
             if progress.step % config.log_interval == 0:
                 loss = mean_loss()
                 seconds = time.monotonic() - window_start
-                with own_noise(config.seed + progress.step, device):
-                    terms = batch_bounds(model.model, model.guide, batch)
-                means = Bounds(num_samples=1)
-                means.add(batch, terms)  # of the rows that are sequences
+                means = tried("the bound of a batch", terms_of, batch)
                 numbers = {
                     "loss_nats_per_sequence": loss,
-                    **{
-                        f"{n}_nats_per_sequence": means.per_sequence(n).mean
-                        for n in ("elbo", "kl", "aux")
-                    },
-                    **{f"{n}_nats_per_step": means.per_step(n).mean for n in ("elbo", "kl", "aux")},
+                    **(log_numbers(means) if means else {}),
                     "kl_weight": kl_weight(progress.step - 1),
                     "sequences_per_second": float(sequences) / seconds,
                 }
                 record.write("train", progress.step, epoch=progress.epoch, **numbers)
+                shown = {"elbo": "ELBO", "kl": "KL", "aux": "aux"}
                 bar.set_postfix(
                     loss=f"{loss:.1f}",
-                    ELBO=f"{numbers['elbo_nats_per_sequence']:.1f}",
-                    KL=f"{numbers['kl_nats_per_sequence']:.1f}",
-                    aux=f"{numbers['aux_nats_per_sequence']:.1f}",
+                    **{x: f"{means.per_sequence(n).mean:.1f}" for n, x in shown.items() if means},
                     seq_s=f"{numbers['sequences_per_second']:.0f}",
                 )
                 num_losses, sequences, window_start = 0, 0, time.monotonic()
@@ -430,6 +433,15 @@ def train(
     }
     write_text(run / "summary.json", json_text(summary, indent=2) + "\n")
     return summary
+
+
+def log_numbers(bounds: Bounds) -> dict[str, float]:
+    """Means of ELBO, KL and auxiliary costs over sequences and over steps."""
+    names = ("elbo", "kl", "aux")
+    return {
+        **{f"{n}_nats_per_sequence": bounds.per_sequence(n).mean for n in names},
+        **{f"{n}_nats_per_step": bounds.per_step(n).mean for n in names},
+    }
 
 
 def tried(what: str, function: Callable[..., T], *arguments: Any) -> T | None:

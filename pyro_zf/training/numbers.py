@@ -115,7 +115,8 @@ def headline(summary: dict[str, Any]) -> str:
         else exact
     )
     baseline = f"{sign * summary['marginal_nats_per_sequence']:.2f}"
-    main = f"{sign * nats:.2f} +- {error:.2f} nats per {unit}"
+    spread = "" if error is None or not math.isfinite(error) else f" +- {error:.2f}"
+    main = f"{sign * nats:.2f}{spread} nats per {unit}"
     if summary["kind"] != "binary":
         main += f", {sign * summary['test_elbo_nats_per_step']:.4f} per {step_unit}"
     lead = "test ELBO" if real else "test -ELBO"

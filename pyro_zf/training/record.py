@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 
 from pyro_zf.data.vocabulary import without_surrogates
+
+log = logging.getLogger(__name__)
 
 __all__ = ["Record", "json_text", "read_metrics", "write_text"]
 
@@ -35,9 +38,12 @@ class Record:
             ]
             text = "".join(json.dumps(event) + "\n" for event in kept)
             write_text(self.path, text)
-        self._board = SummaryWriter(
-            str(run), purge_step=None if last_step is None else last_step + 1
-        )
+        step = None if last_step is None else last_step + 1
+        self._board: SummaryWriter | None = None
+        try:
+            self._board = SummaryWriter(str(run), purge_step=step)
+        except UnicodeEncodeError:  # TensorBoard takes no folder whose name is not UTF-8
+            log.warning("no TensorBoard events: the name of the run folder is not valid UTF-8")
 
     def write(self, event: str, step: int, **numbers: Any) -> None:
         """Write an event with its metrics, whose names include the unit."""
@@ -45,11 +51,12 @@ class Record:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
         for name, value in numbers.items():
-            if isinstance(value, (int, float)) and math.isfinite(value):
+            if self._board and isinstance(value, (int, float)) and math.isfinite(value):
                 self._board.add_scalar(f"{event}/{name}", value, step)
 
     def close(self) -> None:
-        self._board.close()
+        if self._board:
+            self._board.close()
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:

@@ -49,8 +49,9 @@ def build_model(config: TrainConfig, data: Splits | Mapping[str, Any]) -> Sequen
             f"--emission {emission} is for {' and '.join(kinds)} data, but {data['name']} is "
             f"{kind}; use {' or '.join(fitting)}"
         )
-    if emission == "beta-binomial" and options.get("max_count") is None:
-        options["max_count"] = data["high"]
+    if emission == "beta-binomial":
+        options["max_count"] = options.get("max_count") or data["high"]
+        _check_max_count(options["max_count"], data)
     model: Any = model_class(config.model)
     options |= {"time_chunk": config.time_chunk, "covariate_size": data["covariates"]}
     if model.has_latents:
@@ -71,6 +72,14 @@ def build_model(config: TrainConfig, data: Splits | Mapping[str, Any]) -> Sequen
         raise UsageError(f"--model {config.model}: {error}") from error
 
 
+def _check_max_count(most: int | None, data: Mapping[str, Any]) -> None:
+    if most is not None and most < data.get("high", 0):
+        raise UsageError(
+            f"--max-count {most} is the largest count that the emission allows, but {data['name']} has "
+            f"{data['high']}"
+        )
+
+
 def prepare_model(config: TrainConfig, model: SequenceModel, data: Mapping[str, Any]) -> None:
     """Check that a model object fits the data, and apply the settings that concern it.
 
@@ -87,7 +96,8 @@ def prepare_model(config: TrainConfig, model: SequenceModel, data: Mapping[str, 
         raise UsageError(
             f"the emission of {name} is for {' and '.join(kinds)} data, but {data['name']} is {data['kind']}"
         )
-    if size is not None and size != data["size"]:
+    fits = size == data["size"] or (data["kind"] == "categorical" and (size or 0) > data["size"])
+    if size is not None and not fits:
         what = "symbols" if data["kind"] == "categorical" else "values per step"
         raise UsageError(
             f"{name} was made for {size} {what}, but {data['name']} has {data['size']}"
@@ -97,6 +107,14 @@ def prepare_model(config: TrainConfig, model: SequenceModel, data: Mapping[str, 
             f"{name} is conditioned on {model.covariate_size} covariates, but {data['name']} has "
             f"{data['covariates']}"
         )
+    if not isinstance(model, LatentSequenceModel):
+        for flag, given in (
+            ("valid-latents", config.valid_latents),
+            ("objective", config.objective == "fivo"),
+        ):
+            if given:
+                raise UsageError(f"--{flag} applies to latents, but {name} has none")
+    _check_max_count(getattr(model.emission, "max_count", None), data)
     if config.time_chunk is not None:
         model.time_chunk = config.time_chunk
     if isinstance(model, LatentSequenceModel) and config.core != "auto":

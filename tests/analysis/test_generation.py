@@ -350,3 +350,12 @@ def test_the_most_probable_value_is_not_a_sample() -> None:
     flow = ZForcing(DATA, prior="flow", **SIZES).eval()
     with pytest.raises(ValueError, match="the mean of a TransformedDistribution is not known"):
         flow.generate(torch.zeros(2, DATA), 3, certain)
+
+
+def test_a_mean_that_is_not_a_number_is_not_known() -> None:
+    cauchy = dist.Cauchy(torch.zeros(3), 1.0).to_event(1)
+    with pytest.raises(ValueError, match="the mean of a Cauchy is not known"):
+        mean_of(cauchy)
+    assert (mode_of(cauchy) == 0).all()
+    uniform = dist.Uniform(torch.zeros(3), 1.0)  # PyTorch says that its mode is NaN
+    assert (mode_of(uniform) == 0.5).all()

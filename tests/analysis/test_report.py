@@ -218,3 +218,22 @@ def test_a_column_of_the_comparison_holds_bounds_of_one_kind() -> None:
     assert second["IWAE, test, k = 25, N = 10,000"] == "-116.00"
     assert second["IWAE, test, k = 25, N = 200"] == ""
     assert first["active units"] == "3 of 8 (N = 64)"
+
+
+def test_runs_on_other_data_have_columns_of_their_own(tmp_path: Path) -> None:
+    summary = {
+        "data_detail": "", "num_parameters": 5, "steps": 9, "best_step": 9, "unit": "sequence",
+        "training_seconds": 1.0, "test_elbo_nats_per_sequence": -1.0, "test_num_sequences": 10,
+        "test_num_samples": 1,
+    }  # fmt: skip
+    runs = [
+        RunContent(name, {"model": "vrnn", "own_data": True}, [], {**summary, "data": name})
+        for name in ("a", "b")
+    ]
+    runs.append(RunContent("c", {"model": "vrnn", "own_data": True, "dataset": "mnist"}, []))
+    page = report_page(runs)
+    table = page[page.index("<h2>Comparison") : page.index("</table>")]
+    assert "ELBO, test, k = 1, N = 10, per sequence of a" in table
+    assert "ELBO, test, k = 1, N = 10, per sequence of b" in table
+    assert "mnist" not in table
+    assert "data given in Python" in table

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from pyro_zf.data import DataError, Splits, load_hdf5, load_text, load_wav
+from pyro_zf.data import DataError, Splits, load_hdf5, load_imdb, load_text, load_wav
 from tests.data.conftest import tone
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -61,6 +61,7 @@ def test_a_value_far_from_the_rest_is_named(
         )
         assert "x[1] holds 1e+30 at step 7 (1 such values)" in caplog.text
         assert "x[3] holds -999 at step 0 (20 such values)" in caplog.text
+        assert len(caplog.records) == 2
     caplog.clear()
     load_hdf5(array(tmp_path / "b.h5", x=REAL))
     assert caplog.text == ""
@@ -127,6 +128,73 @@ def test_a_replaced_file_is_read_again(tmp_path: Path) -> None:
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     second = load_hdf5(path)
     np.testing.assert_allclose(second.values.std, 3 * np.asarray(first.values.std))
+
+
+def test_values_in_other_files(tmp_path: Path) -> None:
+    """External links and virtual arrays belong to the key; what is missing is named."""
+    array(tmp_path / "source.h5", x=REAL)
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w") as file:
+        file["x"] = h5py.ExternalLink("source.h5", "/x")
+    first = load_hdf5(path, key="x")
+    assert not says(first, "links to other files were not followed")
+    array(tmp_path / "source.h5", x=REAL * 1000)
+    second = load_hdf5(path, key="x")
+    np.testing.assert_allclose(second.values.std, 1000 * np.asarray(first.values.std))
+    layout = h5py.VirtualLayout((80, 8, 5), "f8")
+    layout[:40] = h5py.VirtualSource(tmp_path / "source.h5", "x", (40, 8, 5))
+    layout[40:] = h5py.VirtualSource(tmp_path / "nowhere.h5", "x", (40, 8, 5))
+    with h5py.File(tmp_path / "b.h5", "w", libver="latest") as file:
+        file.create_virtual_dataset("x", layout)
+    with pytest.raises(DataError, match=r"a virtual array, and \S+nowhere\.h5, which holds a part"):
+        load_hdf5(tmp_path / "b.h5")
+    with h5py.File(tmp_path / "c.h5", "w") as file:
+        file["train"] = h5py.ExternalLink("nowhere.h5", "/x")
+    with pytest.raises(DataError, match="has no array 'train'"):
+        load_hdf5(tmp_path / "c.h5", key="train")
+
+
+def test_marks_of_missing_values(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    x = REAL.copy()
+    x[3, :4], x[5, 0, 0] = -999.0, -998.0  # the second one does not hide the first
+    load_hdf5(array(tmp_path / "a.h5", x=x))
+    assert "x[3] holds -999 at step 0 (20 such values)" in caplog.text
+    counts = RNG.poisson(4.0, (40, 8, 3))
+    counts[2, 1, 0] = 65535
+    load_hdf5(array(tmp_path / "b.h5", x=counts))
+    assert "x[2] holds 65535 at step 1" in caplog.text
+    counts[2, 1, 0] = -1
+    negative = load_hdf5(array(tmp_path / "c.h5", x=counts))
+    assert says(negative, "kind real (inferred; all values are whole numbers, from -1 to")
+    counts[2, 1, 0] = 2**40
+    assert load_hdf5(array(tmp_path / "d.h5", x=counts)).kind == "real"
+    with pytest.raises(DataError, match="whole numbers from 0 to 16777215"):
+        load_hdf5(tmp_path / "d.h5", kind="counts")
+
+
+def test_the_split_is_said_as_it_is(tmp_path: Path) -> None:
+    assert "split 1/1/1 at random" in load_hdf5(array(tmp_path / "a.h5", x=REAL[:3])).source.detail
+    path = tmp_path / "a.txt"
+    path.write_text("one\ntwo\nthree\n", encoding="utf-8")
+    assert "split 1/1/1 by line" in load_text(path).source.detail
+    assert (
+        "split 1/1/1 by file"
+        in load_wav(sounds(tmp_path / "a", tone(1.0, 8000), number=3)).source.detail
+    )
+
+
+def test_reviews_that_differ_in_their_texts_alone(tmp_path: Path) -> None:
+    vocabularies = []
+    for word in ("good", "evil"):
+        folder = tmp_path / word / "aclImdb"
+        for k in range(120):
+            path = folder / ("train", "test")[k % 2] / ("pos", "neg")[k // 2 % 2] / f"{k}_7.txt"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(f"The film number {k:03d} was {word} . I saw it .", encoding="utf-8")
+            os.utime(path, (1_600_000_000, 1_600_000_000))
+        vocabularies.append(set(load_imdb(tmp_path / word).vocabulary or ()))
+    assert [word in vocabularies[0] for word in ("good", "evil")] == [True, False]
+    assert [word in vocabularies[1] for word in ("good", "evil")] == [False, True]
 
 
 def test_a_file_that_another_program_writes(tmp_path: Path) -> None:
@@ -207,6 +275,24 @@ def test_silence(tmp_path: Path) -> None:
     assert says(load_wav(folder), "1 of 7 files are digital silence")
     quiet = load_wav(sounds(tmp_path / "c", tone(1.0, 8000) / 2000))
     assert says(quiet, "of 32768 levels: are the sounds scaled as they should be?")
+    with pytest.raises(DataError, match="all samples of the training set are the same"):
+        load_wav(sounds(tmp_path / "d", np.full(8000, 0.25)))
+
+
+def test_headers_that_contradict_the_file(tmp_path: Path) -> None:
+    folder = sounds(tmp_path / "a", tone(1.0, 8000))
+    for path in folder.iterdir():
+        content = bytearray(path.read_bytes())
+        content[4:8] = (36 + 3200).to_bytes(4, "little")
+        content[40:44] = (3200).to_bytes(4, "little")  # 1,600 of 8,000 samples
+        path.write_bytes(content)
+    assert says(load_wav(folder), "6 of 6 files are longer than their headers say; 76,800 bytes")
+    for path in folder.iterdir():
+        content = bytearray(path.read_bytes())
+        content[4:8] = content[40:44] = bytes(4)  # never filled in
+        path.write_bytes(content)
+    with pytest.raises(DataError, match="but no samples according to its header"):
+        load_wav(folder)
 
 
 def test_folders_that_differ_in_their_sounds_alone(tmp_path: Path) -> None:
@@ -227,11 +313,16 @@ def test_what_is_converted_or_left_out_is_said(tmp_path: Path) -> None:
     (folder / "broken.wav").write_bytes(b"RIFF")
     data = load_wav(folder)
     for line in (
-        "not read: 1 .txt, 1 .jpg files", "the channels of 1 of 7 files were averaged",
+        "not read: 2 files (1 .jpg, 1 .txt)", "the channels of 1 of 7 files were averaged",
         "resampled to 8000 Hz: 1 of 16000 Hz", "1 files were skipped; the first: broken.wav",
         "samples at the ends of recordings fill no frame or segment and were dropped",
     ):  # fmt: skip
-        assert any(sorted(line) == sorted(f) or line in f for f in data.findings), data.findings
+        assert says(data, line), data.findings
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for path in [*folder.glob("?.wav"), folder / "notes.txt"]:
+            archive.write(path, path.name)
+        archive.writestr(".hidden.wav", b"RIFF")
+    assert says(load_wav(tmp_path / "a.zip"), "not read: 2 files (1 hidden, 1 .txt)")
 
 
 # Texts
@@ -250,8 +341,34 @@ def test_byte_order_marks(encoding: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("order", ["LE", "BE"])
 def test_utf_16_without_a_mark(order: str, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(LINES.encode(f"utf-16-{order.lower()}"))
-    with pytest.raises(DataError, match=f"contains NUL bytes.*iconv -f UTF-16{order} -t UTF-8"):
+    with pytest.raises(DataError, match=f"NUL bytes, so it is no plain text.*iconv -f UTF-16{order} -t UTF-8"):
         load_text(tmp_path / "a.txt")
+
+
+def test_other_encodings(tmp_path: Path) -> None:
+    chinese = "一二三四 五六七八\n" * 40
+    (tmp_path / "a.txt").write_bytes(chinese.encode("utf-16-le"))
+    with pytest.raises(DataError, match="iconv -f UTF-16LE"):
+        load_text(tmp_path / "a.txt")
+    (tmp_path / "b.txt").write_bytes(LINES.encode() + b"\0" + LINES.encode())
+    with pytest.raises(DataError, match=r"contains 1 NUL bytes, so it is no plain text; file -i"):
+        load_text(tmp_path / "b.txt")
+    (tmp_path / "c.txt").write_bytes(chinese.encode("gb18030"))
+    with pytest.raises(DataError, match="from its encoding, which file -i may name"):
+        load_text(tmp_path / "c.txt")
+    (tmp_path / "d.pdf").write_bytes(b"%PDF-1.4\n" + LINES.encode())
+    with pytest.raises(DataError, match=r"is a PDF, not a text file.*pdftotext d\.pdf"):
+        load_text(tmp_path / "d.pdf", level="character")
+
+
+def test_other_line_separators_are_characters(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes("a\fb c\x85d e\u2028f\r\n".encode() * 40)
+    data = load_text(path, level="character", segment=10)
+    assert data.vocabulary is not None
+    assert {"\f", "\x85", "\u2028", "\n"} <= set(data.vocabulary)
+    assert "\r" not in data.vocabulary
+    assert says(load_text(path), "train: 36 lines")
 
 
 def test_compressed_texts(tmp_path: Path) -> None:
@@ -277,7 +394,7 @@ def test_a_stream_is_split_by_symbols(tmp_path: Path) -> None:
     whole = len(LINES) + 1
     assert sum(sizes) == whole
     assert sizes[1] == sizes[2] == round(0.05 * whole)
-    assert "split 90/5/5 by character" in data.source.detail
+    assert "split 2,151/120/120 by character" in data.source.detail
     joined = "".join(data.text(data[s].symbols) for s in ("train", "valid", "test"))  # type: ignore[attr-defined]
     assert joined.rstrip("\n") == LINES.replace("\n", " ")
     words = load_text(path, segment=10)

@@ -13,7 +13,7 @@ import torch
 from pyro.infer import RenyiELBO
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pyro_zf import SequenceBatch
+from pyro_zf import SRNN, SequenceBatch
 from pyro_zf.infer import (
     OBJECTIVES,
     SVI,
@@ -309,3 +309,20 @@ def test_without_auxiliary_costs() -> None:
             found = importance(model)
         assert found == pytest.approx(importance(expected), rel=1e-12)
         assert importance(model) != pytest.approx(found, rel=1e-6), "the weights are back"
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_jit_of_a_chain_of_latents_is_refused() -> None:
+    """PyTorch's tracer computes wrong gradients for it."""
+    model = SRNN(4, hidden_size=5, latent_size=3, mlp_size=4)
+    targets = random_batch().targets
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(
+            ValueError, match="wrong gradients for a chain of latents in layout 'time'"
+        ):
+            pyro.infer.JitTrace_ELBO().loss_and_grads(  # type: ignore[no-untyped-call]
+                lambda x: model.model(SequenceBatch.from_targets(x)),
+                lambda x: model.guide(SequenceBatch.from_targets(x)),
+                targets,
+            )
