@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -198,8 +198,9 @@ class SequenceBatch:
 
         return self._mapped(move)
 
-    def numeric(self, dtype: torch.dtype = torch.float32) -> SequenceBatch:
-        """Convert binary data, which are stored as bytes, to ``dtype``."""
+    def numeric(self, dtype: torch.dtype | None = None) -> SequenceBatch:
+        """Convert binary data, which are stored as bytes, to ``dtype``, by default PyTorch's default."""
+        dtype = dtype or torch.get_default_dtype()
         if self.inputs.dtype not in (torch.uint8, torch.bool):
             return self
         return self._mapped(lambda x: x.to(dtype) if x.dtype in (torch.uint8, torch.bool) else x)
@@ -212,6 +213,10 @@ class SequenceBatch:
         """The first ``number`` sequences, or all of them if there are fewer."""
         part = torch.arange(min(number, self.num_sequences), device=self.inputs.device)
         return self._part(part)
+
+    def select(self, rows: Sequence[int]) -> SequenceBatch:
+        """The sequences at some rows."""
+        return self._part(torch.tensor(rows, device=self.inputs.device))
 
     def chunk(self, number: int) -> list[SequenceBatch]:
         """Split into at most ``number`` batches of nearly equal size."""

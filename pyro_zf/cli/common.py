@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,6 +19,7 @@ from pyro_zf.data import DataError, Splits
 from pyro_zf.models import SequenceModel
 from pyro_zf.training import (
     Interrupted,
+    ProcessLost,
     TrainConfig,
     TrainingError,
     UsageError,
@@ -81,16 +84,26 @@ def run_command(command: Callable[[Any], None], config: Any) -> int:
     """
     print_anywhere()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    # Of several processes that torchrun has started, the first one speaks for all.
+    first = os.environ.get("RANK", "0") == "0"
+    spoken = nullcontext() if first else redirect_stdout(io.StringIO())
     try:
-        command(config)
+        with spoken:
+            command(config)
     except (UsageError, DataError, PermissionError, NotADirectoryError, FileExistsError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        if first:
+            print(f"error: {error}", file=sys.stderr)
         return 2
     except (TrainingError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        if first:
+            print(f"error: {error}", file=sys.stderr)
         return 1
+    except ProcessLost as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        os._exit(1)  # the libraries would wait for the process that is gone
     except Interrupted as error:
-        print(error, file=sys.stderr)
+        if first:
+            print(error, file=sys.stderr)
         return 130
     except KeyboardInterrupt:
         print("interrupted; the last checkpoint remains valid", file=sys.stderr)

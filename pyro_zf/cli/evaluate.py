@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import tyro
 
 from pyro_zf.cli.common import RunOptions, at_least_one, load, run_command
-from pyro_zf.training import UsageError, json_text
+from pyro_zf.training import UsageError, json_text, resolve_device, started
 from pyro_zf.training.evaluation import EvaluationConfig, evaluate_model, save_evaluation
 
 __all__ = ["EvaluateConfig", "evaluate_main"]
@@ -33,8 +33,13 @@ def _evaluate(config: EvaluateConfig) -> None:
         raise UsageError(
             f"--diagnosed-sequences must not be negative, got {config.diagnosed_sequences}"
         )
+    processes = started(resolve_device(config.device))
+    if processes.size > 1:
+        config = replace(config, device=processes.device)
     settings, splits, model, step, device = load(config)
-    found = evaluate_model(model, splits, config, device)
+    found = evaluate_model(model, splits, config, device, processes)
+    if not processes.first:
+        return
     result = {
         "dataset": settings.dataset,
         "data": splits.source.name,

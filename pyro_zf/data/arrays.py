@@ -87,7 +87,7 @@ class H5Dataset:
         return self
 
     def batch(
-        self, index: Int[np.ndarray, " batch"], dtype: torch.dtype = torch.float32
+        self, index: Int[np.ndarray, " batch"], dtype: torch.dtype | None = None
     ) -> SequenceBatch:
         """Return the sequences at ``index``, padded to the longest of them."""
         stored = np.stack([self._row(int(self.rows[i])) for i in index])

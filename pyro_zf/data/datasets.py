@@ -120,7 +120,7 @@ class ArrayDataset:
         return ArrayDataset(self.resample(epoch), self.lengths, None, self.values)
 
     def batch(
-        self, index: Int[np.ndarray, " batch"], dtype: torch.dtype = torch.float32
+        self, index: Int[np.ndarray, " batch"], dtype: torch.dtype | None = None
     ) -> SequenceBatch:
         """Return the sequences at ``index``, padded to the longest of them."""
         if self.lengths is None:

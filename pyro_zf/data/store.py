@@ -236,7 +236,7 @@ class StoredDataset:
         return self
 
     def batch(
-        self, index: Int[np.ndarray, " batch"], dtype: torch.dtype = torch.float32
+        self, index: Int[np.ndarray, " batch"], dtype: torch.dtype | None = None
     ) -> SequenceBatch:
         """Return the sequences at ``index``, padded to the longest of them."""
         rows = [self[int(i)] for i in index]

@@ -44,15 +44,17 @@ class Values:
     high: int = 0
 
     def targets(
-        self, stored: Shaped[np.ndarray, "..."], dtype: torch.dtype = torch.float32
+        self, stored: Shaped[np.ndarray, "..."], dtype: torch.dtype | None = None
     ) -> Tensor:
         """Convert stored values to targets of a model: normalised numbers, or indices of symbols.
 
         With ``dtype=torch.uint8``, bits are returned as bytes if they are stored as whole numbers. Values of
-        other types may be grey levels and are returned in single precision.
+        other types may be grey levels and are returned as floating-point numbers, by default of PyTorch's default
+        type.
         """
         if dtype == torch.uint8 and not (self.kind == "binary" and stored.dtype.kind in "biu"):
-            dtype = torch.float32
+            dtype = None
+        dtype = dtype or torch.get_default_dtype()
         if self.kind == "categorical":
             return torch.from_numpy(stored.astype(np.int64))
         if self.kind in ("binary", "counts"):

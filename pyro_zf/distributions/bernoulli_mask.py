@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.distributions.kl import register_kl
 
+from pyro_zf.distributions.noise import uniform
+
 __all__ = ["BernoulliMask"]
 
 
@@ -52,8 +54,9 @@ class BernoulliMask(TorchDistribution):
         shape = (*sample_shape, *self.batch_shape)
         if probability >= 1:  # consume no random numbers
             return torch.ones(*shape, num_steps, dtype=torch.bool, device=like.device)
-        uniform = torch.rand(*shape, num_steps if per_step else 1, device=like.device)
-        return (uniform < probability).expand(*shape, num_steps)
+        numbers = torch.empty(0, device=like.device)  # of the default precision
+        drawn = uniform((*shape, num_steps if per_step else 1), numbers)
+        return (drawn < probability).expand(*shape, num_steps)
 
     def log_prob(self, value: Tensor) -> Tensor:
         return self.arguments[-1].new_zeros(self.batch_shape)

@@ -11,6 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from pyro_zf.distributions.noise import standard_normal
+
 __all__ = ["DiagonalNormal"]
 
 
@@ -45,6 +47,15 @@ class DiagonalNormal(dist.Independent):
         shape = torch.Size(batch_shape) + self.event_shape
         mean, log_scale = self.base_dist.loc.expand(shape), self.log_scale.expand(shape)
         return DiagonalNormal(mean, log_scale, validate_args=False)
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        mean, scale = self.base_dist.loc, self.base_dist.scale
+        shape = torch.Size(sample_shape) + self.batch_shape + self.event_shape
+        return mean + standard_normal(shape, mean) * scale
+
+    @torch.no_grad()
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        return self.rsample(sample_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -183,6 +183,16 @@ class Bounds:
             self._values.setdefault(name, []).append(value)
         self._values.setdefault("lengths", []).append(lengths.cpu()[lengths.cpu() > 0].double())
 
+    @staticmethod
+    def joined(parts: Sequence[Bounds]) -> Bounds:
+        """The bounds of all batches, from those of the parts of :func:`evaluate` in their order."""
+        whole = Bounds(parts[0].num_samples)
+        for name in {name: None for part in parts for name in part._values}:
+            lists = [part._values.get(name, []) for part in parts]
+            of_batches = itertools.chain.from_iterable(itertools.zip_longest(*lists))
+            whole._values[name] = [x for x in of_batches if x is not None]
+        return whole
+
     @property
     def num_sequences(self) -> int:
         return sum(len(x) for x in self._values.get("lengths", []))
@@ -247,11 +257,19 @@ def evaluate(
     num_samples: int = 1,
     chunk: int = 25,
     fivo: bool = False,
+    part: tuple[int, int] = (0, 1),
 ) -> Bounds:
     """Compute bounds over all sequences of ``batches``; see :func:`batch_bounds`.
 
     A batch that continues the previous one (:attr:`SequenceBatch.continues`) starts from the final
-    state of the model on that batch.
+    state of the model on that batch. The noise of a batch depends on its position and on the state of
+    PyTorch's generator at the start, so the parts that several processes compute are those of one.
+
+    Args:
+        model, guide, num_samples, chunk, fivo: see :func:`batch_bounds`.
+        batches: the batches.
+        part: (i, n) for batches i, i + n, ... alone, which must not continue each other. The results of
+            all parts make up the whole by :meth:`Bounds.joined`.
 
     Raises:
         ValueError: if a batch continues the previous one and the model returned no state.
@@ -261,11 +279,17 @@ def evaluate(
         raise TypeError("batches are a list or an iterator of SequenceBatch, not one: give [batch]")
     bounds = Bounds(num_samples)
     end = None
-    for batch, following in itertools.pairwise(itertools.chain(batches, [None])):
+    seed = int(torch.randint(2**62, ()))
+    for i, (batch, following) in enumerate(itertools.pairwise(itertools.chain(batches, [None]))):
+        if i % part[1] != part[0]:
+            continue
         assert batch is not None
         batch = continued(batch, end)
         carry = following is not None and following.continues
-        result = batch_bounds(model, guide, batch, num_samples, chunk, fivo, carry)
+        device = batch.inputs.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(seed + i)
+            result = batch_bounds(model, guide, batch, num_samples, chunk, fivo, carry)
         bounds.add(batch, result)
         end = result.end
     return bounds

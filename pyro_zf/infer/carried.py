@@ -79,6 +79,14 @@ class CarriedState:
         """Attach the kept state to a batch that continues another."""
         return continued(batch, self.state)
 
+    def split(self, batches: Sequence[SequenceBatch]) -> list[SequenceBatch]:
+        """Attach the kept state to the parts of a batch, in their order."""
+        if self.state is None:
+            return [continued(batch, None) for batch in batches]
+        sizes = [batch.num_sequences for batch in batches]
+        states = zip(*(x.split(sizes) for x in self.state), strict=True)
+        return [continued(batch, end) for batch, end in zip(batches, states, strict=True)]
+
     def keep(self, batches: Sequence[SequenceBatch]) -> None:
         """Keep the final states of all parts of a batch."""
         ends = [self._left[id(batch)] for batch in batches]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from pyro_zf.batch import SequenceBatch
+from pyro_zf.distributions.noise import uniform
 
 __all__ = ["WordDropout"]
 
@@ -46,7 +47,8 @@ class WordDropout:
         if self.rate == 0:
             return batch
         inputs = batch.inputs
-        dropped = torch.rand(inputs.shape[:2], device=inputs.device) < self.rate
+        numbers = torch.empty(0, device=inputs.device)  # of the default precision
+        dropped = uniform(inputs.shape[:2], numbers) < self.rate
         if batch.has_start_symbol:
             dropped[:, 0] = False
         dropped = dropped.reshape(dropped.shape + (1,) * (inputs.dim() - 2))

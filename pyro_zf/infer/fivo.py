@@ -12,6 +12,7 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_zf.batch import SequenceBatch, masked
+from pyro_zf.distributions.noise import uniform
 from pyro_zf.infer.objectives import TraceIWAE
 from pyro_zf.models.latent import LatentSequenceModel
 from pyro_zf.nn import join
@@ -233,7 +234,7 @@ def _ancestors(
     number = len(log_weight)
     weight = log_weight.exp()
     uneven = 1.0 / weight.square().sum(0) < resample_below * number * (1 - 1e-9)
-    points = torch.rand(log_weight.shape[1], 1, device=weight.device, dtype=weight.dtype)
+    points = uniform((log_weight.shape[1], 1), weight)
     points = (points + torch.arange(number, device=weight.device, dtype=weight.dtype)) / number
     edges = weight.T.cumsum(-1).contiguous()
     drawn = torch.searchsorted(edges, points, right=True).clamp(max=number - 1).T

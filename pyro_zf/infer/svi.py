@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import pyro
@@ -31,6 +31,8 @@ class SVI(pyro.infer.SVI):
         clip_norm: maximum norm of the whole gradient, or None.
         loss_context: a context manager factory for the computation of the loss, for example
             ``functools.partial(torch.autocast, "cuda", torch.bfloat16)``.
+        reduce: function that replaces a tensor by its sum over several processes, each of which has a
+            part of the batch, as :func:`torch.distributed.all_reduce`. None for a single process.
 
     Raises:
         TypeError: for an optimiser of :mod:`pyro.optim`, which creates one optimiser per parameter.
@@ -57,6 +59,7 @@ class SVI(pyro.infer.SVI):
         loss: ELBO,
         clip_norm: float | None = None,
         loss_context: Callable[[], Any] | None = None,
+        reduce: Callable[[Tensor], Any] | None = None,
     ) -> None:
         if not isinstance(optim, torch.optim.Optimizer):
             raise TypeError(
@@ -71,18 +74,27 @@ class SVI(pyro.infer.SVI):
         self.loss = self.elbo.loss
         self.clip_norm = clip_norm
         self.loss_context = loss_context
+        self.reduce = reduce
+        #: Numbers that are summed over the processes along with the gradients of the next step.
+        self.along: Tensor = torch.zeros(0)
+        self._flat: Tensor | None = None
 
     @property
     def parameters(self) -> list[Tensor]:
         """The parameters that the optimiser trains."""
         return [p for group in self.optim.param_groups for p in group["params"]]
 
-    def step(self, batch: SequenceBatch | Sequence[SequenceBatch]) -> Tensor:
+    def step(
+        self,
+        batch: SequenceBatch | Sequence[SequenceBatch],
+        contexts: Sequence[AbstractContextManager[Any]] | None = None,
+    ) -> Tensor:
         """Perform one update.
 
         Args:
             batch: one batch, or several whose gradients are accumulated; up to rounding, the update is
                 the same as for one batch of all their sequences.
+            contexts: a context for the loss of each batch.
 
         Returns:
             Tensor: loss in nats per sequence, detached.
@@ -90,11 +102,45 @@ class SVI(pyro.infer.SVI):
         batches = [batch] if isinstance(batch, SequenceBatch) else list(batch)
         total = sum(b.num_real for b in batches)
         self.optim.zero_grad(set_to_none=True)
-        loss = torch.stack([self._accumulate(b, total) for b in batches]).sum()
+        if self.reduce is None:
+            losses = [self._accumulate(b, total) for b in batches]
+            loss = torch.stack(losses).sum()
+        else:
+            loss = self._reduced(batches, total, contexts or [nullcontext()] * len(batches))
         if self.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
         self.optim.step()
         return loss
+
+    def _reduced(
+        self,
+        batches: Sequence[SequenceBatch],
+        number: int | Tensor,
+        contexts: Sequence[AbstractContextManager[Any]],
+    ) -> Tensor:
+        """Gradients and loss of all processes, divided by the number of all their sequences.
+
+        The gradients lie in one buffer. Behind them are the loss, the number of sequences and :attr:`along`.
+        """
+        parameters = self.parameters
+        sizes = [p.numel() for p in parameters]
+        length = sum(sizes) + 2 + len(self.along)
+        if self._flat is None or len(self._flat) != length:
+            self._flat = parameters[0].new_empty(length)
+        flat = self._flat.zero_()
+        gradients, loss, count, along = flat.split([sum(sizes), 1, 1, len(self.along)])
+        for p, gradient in zip(parameters, gradients.split(sizes), strict=True):
+            p.grad = gradient.view_as(p)
+        for batch, context in zip(batches, contexts, strict=True):
+            with context:
+                loss += self._accumulate(batch, 1)
+        count += number
+        along += self.along.to(flat)
+        assert self.reduce is not None
+        self.reduce(flat)
+        flat[: len(gradients) + 1] /= count.clamp(min=1)
+        self.along = along.clone()
+        return loss[0].clone()
 
     @torch.no_grad()
     def evaluate_loss(self, batch: SequenceBatch) -> Tensor:

@@ -29,6 +29,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from pyro_zf.batch import with_particles
+from pyro_zf.distributions.noise import standard_normal
 from pyro_zf.nn.cells import LatentChain, LSTMCell, ReadsPreviousLatent, Trajectory
 from pyro_zf.nn.gaussian import GaussianForm, GaussianHead
 from pyro_zf.nn.mlp import ELEMENTWISE, MLP
@@ -56,12 +57,12 @@ def draw_noise(
     On a CPU they are drawn step by step, in the order in which a program with one site per step draws
     them: the same seed gives the same path in both layouts. On a GPU they are drawn at once.
     """
-    noise = [like.new_empty(num_steps, *shape, size) for size in sizes]
     if like.device.type != "cpu":
-        return [x.normal_() for x in noise]
+        return [standard_normal((num_steps, *shape, size), like) for size in sizes]
+    noise = [like.new_empty(num_steps, *shape, size) for size in sizes]
     for of_step in zip(*(x.unbind(0) for x in noise), strict=True):
         for x in of_step:
-            x.normal_()
+            x.copy_(standard_normal(x.shape, like))
     return noise
 
 

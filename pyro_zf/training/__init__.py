@@ -3,6 +3,7 @@
 from pyro_zf.training.checks import UsageError
 from pyro_zf.training.config import TrainConfig, read_config, resolve, resolve_device
 from pyro_zf.training.data import DATASETS, DataConfig, build_data
+from pyro_zf.training.distributed import Processes, ProcessLost, started
 from pyro_zf.training.loop import Interrupted, TrainingError, train
 from pyro_zf.training.numbers import baseline_line, headline, marginal_numbers, text_numbers
 from pyro_zf.training.presets import PRESETS
@@ -14,6 +15,8 @@ __all__ = [
     "PRESETS",
     "DataConfig",
     "Interrupted",
+    "ProcessLost",
+    "Processes",
     "TrainConfig",
     "TrainingError",
     "UsageError",
@@ -28,6 +31,7 @@ __all__ = [
     "read_metrics",
     "resolve",
     "resolve_device",
+    "started",
     "text_numbers",
     "train",
 ]

@@ -13,11 +13,13 @@ import torch
 
 from pyro_zf.analysis import FreeRunning, diagnose, free_running
 from pyro_zf.data import Batches, Splits, StreamBatches, make_batches
-from pyro_zf.infer import Bounds, evaluate
+from pyro_zf.infer import Bounds
 from pyro_zf.models import LatentSequenceModel, SequenceModel
 from pyro_zf.training.checks import UsageError
+from pyro_zf.training.distributed import Processes
 from pyro_zf.training.numbers import marginal_numbers, text_numbers
 from pyro_zf.training.record import json_text, write_text
+from pyro_zf.training.validation import shared_evaluation
 
 __all__ = [
     "EvaluationConfig",
@@ -65,11 +67,16 @@ class EvaluationConfig:
 
 
 def evaluate_model(
-    model: SequenceModel, splits: Splits, config: EvaluationConfig, device: torch.device
+    model: SequenceModel,
+    splits: Splits,
+    config: EvaluationConfig,
+    device: torch.device,
+    processes: Processes | None = None,
 ) -> dict[str, Any]:
     """Compute bounds with standard errors, diagnostics of the latents and the score in generation mode.
 
-    Bounds are reported in total and for each step.
+    Bounds are reported in total and for each step. Several processes share the batches of the bounds; the
+    result is the same.
 
     Raises:
         UsageError: if the model or the data do not support what is asked for.
@@ -91,9 +98,9 @@ def evaluate_model(
                 raise UsageError(f"--latents {config.latents}: {error}") from error
         elif config.fivo or config.latents != "posterior":
             raise UsageError(f"{model.name} has no latents: omit --fivo and --latents")
-        bounds = evaluate(
-            model.model, model.guide, batches.epoch(0, 0, device), config.num_samples,
-            config.samples_per_pass, config.fivo,
+        bounds = shared_evaluation(
+            model, batches, device, processes, num_samples=config.num_samples,
+            chunk=config.samples_per_pass, fivo=config.fivo,
         )  # fmt: skip
     result: dict[str, Any] = {
         "split": config.split,

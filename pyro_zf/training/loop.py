@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import logging
 import math
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -36,16 +37,16 @@ from pyro_zf.sequence import recurrence_in_use
 from pyro_zf.training.checkpoint import (
     load_checkpoint,
     load_weights,
-    random_state,
     restore_random_state,
     save_checkpoint,
 )
 from pyro_zf.training.checks import UsageError, without_effect
-from pyro_zf.training.config import TrainConfig, resolve, resumed
+from pyro_zf.training.config import TrainConfig, resolve, resolve_device, resumed
 from pyro_zf.training.data import build_data, check_same_data, data_record
+from pyro_zf.training.distributed import Processes, parts_of, started
 from pyro_zf.training.memory import keep_freed_memory
 from pyro_zf.training.numbers import brief, marginal_numbers, training_numbers
-from pyro_zf.training.record import Record, json_text, read_metrics, write_text
+from pyro_zf.training.record import NoRecord, Record, json_text, read_metrics, write_text
 from pyro_zf.training.setup import build_model, prepare_model
 from pyro_zf.training.signals import stop_on_signal
 from pyro_zf.training.validation import (
@@ -121,15 +122,34 @@ def train(
     """
     if config is not None and not isinstance(config, TrainConfig):
         raise TypeError(f"config must be a TrainConfig, not a {type(config).__name__}")
-    show_progress()
-    # Settings and run folder
     config = config or TrainConfig()
+    processes = started(resolve_device(config.device))
+    if processes.first:
+        show_progress()
+    else:
+        logging.getLogger("pyro_zf").setLevel(logging.ERROR)
+    return _train(config, model, data, processes)
+
+
+def _train(
+    config: TrainConfig, model: SequenceModel | None, data: Any, processes: Processes
+) -> dict[str, Any]:
+    # Settings and run folder
     resuming = config.resume is not None
     if not resuming and model is not None:
         config = dataclasses.replace(config, own_model=True, model=type(model).__name__)
     if not resuming and data is not None:
         size = config.batch_size or getattr(data, "batch_size", None)  # that of a DataLoader
         config = dataclasses.replace(config, own_data=True, batch_size=size)
+    if processes.size > 1:
+        config = dataclasses.replace(config, device=processes.device)
+    restarts = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0"))
+    if restarts and not resuming and config.output_dir is None:
+        raise UsageError("--max-restarts needs --output-dir, so that a restart finds its run again")
+    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    if restarted and config.output_dir and (config.output_dir / "config.json").exists():
+        config = dataclasses.replace(TrainConfig(device=config.device), resume=config.output_dir)
+        resuming = True
     resumed_run = config.resume
     config = resumed(config) if resuming else resolve(config)
     for what, given, was_own in (
@@ -143,11 +163,7 @@ def train(
                 else f"{resumed_run} has {what} of its settings: leave out the {what} argument"
             )
     device = torch.device(config.device)
-    run = config.output_dir or Path("runs") / (
-        f"{'own' if config.own_data else config.dataset}-{config.model}-{datetime.now():%Y%m%d-%H%M%S}"
-    )
-    if not resuming and (run / "config.json").exists():
-        raise UsageError(f"{run} already contains a run; resume it with --resume {run}")
+    run = processes.agreed(lambda: _run_folder(config, resuming))
 
     # Data, model, optimiser
     keep_freed_memory()
@@ -159,6 +175,7 @@ def train(
     else:
         prepare_model(config, model, record_of_data)
     model.to(device).train()
+    processes.equal_parameters(model)
     assert config.batch_size and config.learning_rate
     train_batches = make_batches(
         splits.train, config.batch_size, config.seed, config.train_sequences, config.workers or 0
@@ -173,7 +190,14 @@ def train(
     eval_batch = config.batch_size if carried else 4 * config.batch_size
     valid_batches = make_batches(splits.valid, eval_batch, limit=config.valid_sequences)
     test_batches = make_batches(splits.test, eval_batch, limit=config.test_sequences)
-    by_graphs = device.type == "cuda" and config.cuda_graph != "off" and config.accumulate == 1
+    if processes.size > 1 and config.cuda_graph == "on":
+        raise UsageError("--cuda-graph on is for a single process")
+    by_graphs = (
+        device.type == "cuda"
+        and config.cuda_graph != "off"
+        and config.accumulate == 1
+        and processes.size == 1
+    )
     optimiser = torch.optim.Adam(
         model.parameters(), lr=config.learning_rate, fused=True, capturable=by_graphs
     )
@@ -187,6 +211,7 @@ def train(
         ),
         clip_norm=config.clip_norm,
         loss_context=bf16 if config.precision == "bf16" else None,
+        reduce=processes.summed if processes.size > 1 else None,
     )
     graphed = None
     if by_graphs:
@@ -214,7 +239,10 @@ def train(
         num_losses = len(checkpoint["losses"])
         losses[:num_losses] = checkpoint["losses"]
         if carried:
-            carried.state = checkpoint["carried"]
+            number = train_batches.batch_size
+            whole = checkpoint["carried"]
+            carried.state = processes.own(whole, parts_of(number, config.accumulate))
+    processes.start_noise(config.seed + progress.step)
     parameters = sum(p.numel() for p in model.parameters())
     log.info("data: %s (%s)", splits.source.name, splits.source.detail)
     for finding in splits.findings:
@@ -224,6 +252,8 @@ def train(
     )
     if isinstance(model, LatentSequenceModel):
         log.info("  recurrence: %s%s", recurrence_in_use(model), ", CUDA graphs" if graphed else "")
+    if processes.size > 1:
+        log.info("  %d processes, each with its rows of every batch", processes.size)
     log.info("run folder: %s", run)
     if ignored := without_effect(config):
         are = "is" if len(ignored) == 1 else "are"
@@ -241,27 +271,38 @@ def train(
 
     def save(path: Path) -> None:
         mean_loss()  # raises if the loss is not finite, so that such a state is never saved
+        number = train_batches.batch_size
+        state = (
+            processes.joined(carried.state, parts_of(number, config.accumulate))
+            if carried
+            else None
+        )
+        if not processes.first:
+            return
         content = {
             "format": 1,
             "step": progress.step,
             "config": config.to_json(),
             "data": record_of_data,
-            "carried": carried.state if carried else None,
+            "carried": None if state is None else tuple(state),
             "progress": dataclasses.asdict(progress),
             "model": model.state_dict(),
             "optimizer": optimiser.state_dict(),
-            "random": random_state(),
+            "random": processes.random_state(),
             "losses": losses[:num_losses].clone(),
         }
         save_checkpoint(path, content)
 
-    last.parent.mkdir(parents=True, exist_ok=True)
+    if processes.first:
+        last.parent.mkdir(parents=True, exist_ok=True)
     if not resuming:
         save(last)  # before config.json, so that every folder with a config.json can be resumed
-    write_text(run / "config.json", config.to_json())
-    if splits.vocabulary is not None:
-        write_text(run / "vocabulary.json", json_text({"symbols": splits.vocabulary}) + "\n")
-    record = Record(run, last_step=progress.step if resuming else None)
+    record: Record | NoRecord = NoRecord()
+    if processes.first:
+        write_text(run / "config.json", config.to_json())
+        if splits.vocabulary is not None:
+            write_text(run / "vocabulary.json", json_text({"symbols": splits.vocabulary}) + "\n")
+        record = Record(run, last_step=progress.step if resuming else None)
 
     def set_weights(step: int) -> None:
         """Set the weights of the KL and auxiliary terms for an update."""
@@ -276,7 +317,13 @@ def train(
         progress.validated_step = progress.step
         set_weights(progress.step)
         bounds = tried(
-            "validation", bounds_with_own_noise, model, valid_batches, config.seed, device
+            "validation",
+            bounds_with_own_noise,
+            model,
+            valid_batches,
+            config.seed,
+            device,
+            processes,
         )
         if bounds is None:
             return
@@ -284,7 +331,7 @@ def train(
         numbers |= (
             tried(
                 "the bound without the posterior", without_posterior, model, valid_batches,
-                config.seed, device, config.valid_latents, splits,
+                config.seed, device, config.valid_latents, splits, processes,
             )
             or {}
         )  # fmt: skip
@@ -310,20 +357,29 @@ def train(
             progress.best_nats, progress.best_step = nats, progress.step
             save(best)
 
-    def terms_of(batch: SequenceBatch) -> Bounds:
+    def terms_of(shares: list[SequenceBatch], parts: list[SequenceBatch]) -> Bounds:
         """Bounds of the sequences of a batch, with noise of their own."""
-        found = Bounds(num_samples=1)
-        with own_noise(config.seed + progress.step, device):
-            found.add(batch, batch_bounds(model.model, model.guide, batch))
-        return found
+
+        def own_terms() -> Bounds:
+            found = Bounds(num_samples=1)
+            with own_noise(config.seed + progress.step, device):
+                for share, part in zip(shares, parts, strict=True):
+                    with processes.noise(part, shared=False):
+                        found.add(share, batch_bounds(model.model, model.guide, share))
+            return found
+
+        return Bounds.joined(processes.results(own_terms))
 
     # The loop
-    started = time.monotonic() - progress.seconds
+    began = time.monotonic() - progress.seconds
     saved = window_start = time.monotonic()
     sequences: int | torch.Tensor = 0
     steps_an_epoch = len(train_batches)
     total = _total_steps(config, steps_an_epoch)
-    bar = tqdm(total=total, initial=progress.step, unit="update", disable=not sys.stderr.isatty())
+    bar = tqdm(
+        total=total, initial=progress.step, unit="update",
+        disable=not (sys.stderr.isatty() and processes.first),
+    )  # fmt: skip
     with stop_on_signal() as stop, bar:
         batches = train_batches.epoch(progress.epoch, progress.batch, device)
         while not _finished(config, progress):
@@ -339,22 +395,38 @@ def train(
 
             set_weights(progress.step)
             with pyro.validation_enabled(progress.step == 0):
-                batch = carried.given_to(batch) if carried else batch
-                parts = word_dropout(batch).chunk(config.accumulate)
-                losses[num_losses] = graphed.step(parts[0]) if graphed else svi.step(parts)
+                with processes.noise(batch, whole=True):
+                    parts = word_dropout(batch).chunk(config.accumulate)
+                shares = [processes.share(part) for part in parts]
+                if processes.size > 1:  # the clock of the first process, and a signal to any
+                    now = time.monotonic()
+                    due = now - saved > 60 * config.checkpoint_minutes
+                    clock = [now - began, float(due)] if processes.first else [0.0, 0.0]
+                    svi.along = torch.tensor([clock[0], float(stop.requested), clock[1]])
+                shares = carried.split(shares) if carried else shares
+                losses[num_losses] = (
+                    graphed.step(shares[0])
+                    if graphed
+                    else svi.step(shares, [processes.noise(part) for part in parts])
+                )
                 num_losses += 1
                 if carried:
-                    carried.keep(parts)
+                    carried.keep(shares)
             progress.step += 1
             progress.batch += 1
-            progress.seconds = time.monotonic() - started
+            now = time.monotonic()
+            save_is_due = now - saved > 60 * config.checkpoint_minutes
+            progress.seconds, stopping = now - began, stop.requested
+            if processes.size > 1:  # they decide together
+                progress.seconds, *decided = svi.along.tolist()
+                stopping, save_is_due = map(bool, decided)
             sequences = sequences + batch.num_real  # on a GPU a tensor, which is not read here
             bar.update()
 
             if progress.step % config.log_interval == 0:
                 loss = mean_loss()
                 seconds = time.monotonic() - window_start
-                means = tried("the bound of a batch", terms_of, batch)
+                means = tried("the bound of a batch", terms_of, shares, parts)
                 numbers = {
                     "loss_nats_per_sequence": loss,
                     **(log_numbers(means) if means else {}),
@@ -371,9 +443,7 @@ def train(
                 num_losses, sequences, window_start = 0, 0, time.monotonic()
             if config.valid_interval and progress.step % config.valid_interval == 0:
                 validate()
-            # Read the flag only once: a signal after the save would otherwise stop without a checkpoint.
-            stopping = stop.requested
-            if stopping or time.monotonic() - saved > 60 * config.checkpoint_minutes:
+            if stopping or save_is_due:
                 save(last)
                 saved = time.monotonic()
             if stopping:
@@ -386,10 +456,13 @@ def train(
 
     # Test of the best model, and figures
     if progress.best_step >= 0:  # otherwise no validation has succeeded
+        processes.agreed(lambda: None)  # wait until it is written
         load_weights(model, load_checkpoint(best, device), best)
     tested = progress.best_step if progress.best_step >= 0 else progress.step
     set_weights(tested)
-    bounds = tried("the test", bounds_with_own_noise, model, test_batches, config.seed, device)
+    bounds = tried(
+        "the test", bounds_with_own_noise, model, test_batches, config.seed, device, processes
+    )
     numbers = training_numbers(bounds, splits) if bounds else {}
     diagnostics = tried(
         "the diagnosis of the latents", latent_diagnostics, model, splits.test, config.seed, device
@@ -400,7 +473,7 @@ def train(
         numbers |= {"num_sequences": bounds.num_sequences, "num_samples": bounds.num_samples}
     record.close()
     figures: list[Path] = []
-    if config.num_figures:
+    if config.num_figures and processes.first:
         with evaluating(model), own_noise(config.seed, device):
             figures = (
                 tried(
@@ -431,7 +504,8 @@ def train(
         "verdict": diagnostics.verdict(splits.unit) if diagnostics else None,
         "figures": [str(path) for path in figures],
     }
-    write_text(run / "summary.json", json_text(summary, indent=2) + "\n")
+    if processes.first:
+        write_text(run / "summary.json", json_text(summary, indent=2) + "\n")
     return summary
 
 
@@ -470,6 +544,21 @@ def show_progress() -> None:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(message)s"))
         package.addHandler(handler)
+
+
+def _run_folder(config: TrainConfig, resuming: bool) -> Path:
+    """The folder of a run.
+
+    Raises:
+        UsageError: if it holds a run already.
+    """
+    name = "own" if config.own_data else config.dataset
+    run = config.output_dir or Path("runs") / (
+        f"{name}-{config.model}-{datetime.now():%Y%m%d-%H%M%S}"
+    )
+    if not resuming and (run / "config.json").exists():
+        raise UsageError(f"{run} already contains a run; resume it with --resume {run}")
+    return run
 
 
 def _finished(config: TrainConfig, progress: Progress) -> bool:

@@ -15,7 +15,7 @@ from pyro_zf.data.vocabulary import without_surrogates
 
 log = logging.getLogger(__name__)
 
-__all__ = ["Record", "json_text", "read_metrics", "write_text"]
+__all__ = ["NoRecord", "Record", "json_text", "read_metrics", "write_text"]
 
 
 class Record:
@@ -57,6 +57,14 @@ class Record:
     def close(self) -> None:
         if self._board:
             self._board.close()
+
+
+class NoRecord:
+    """Writes nothing: the record of all processes but the first."""
+
+    def write(self, event: str, step: int, **numbers: Any) -> None: ...
+
+    def close(self) -> None: ...
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:

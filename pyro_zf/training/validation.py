@@ -14,6 +14,7 @@ from pyro_zf.data import Batches, SequenceDataset, Splits, StreamBatches
 from pyro_zf.infer import Bounds, evaluate
 from pyro_zf.models import LatentSequenceModel, SequenceModel
 from pyro_zf.models.latent import LatentSource
+from pyro_zf.training.distributed import Processes
 from pyro_zf.training.numbers import text_numbers
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "evaluating",
     "latent_diagnostics",
     "own_noise",
+    "shared_evaluation",
     "without_posterior",
 ]
 
@@ -51,11 +53,37 @@ def own_noise(seed: int, device: torch.device) -> Iterator[None]:
 
 
 def bounds_with_own_noise(
-    model: SequenceModel, batches: Batches | StreamBatches, seed: int, device: torch.device
+    model: SequenceModel,
+    batches: Batches | StreamBatches,
+    seed: int,
+    device: torch.device,
+    processes: Processes | None = None,
 ) -> Bounds:
     """ELBO, KL and auxiliary costs, estimated with one sample per sequence."""
     with evaluating(model), own_noise(seed, device):
-        return evaluate(model.model, model.guide, batches.epoch(0, 0, device))
+        return shared_evaluation(model, batches, device, processes)
+
+
+def shared_evaluation(
+    model: SequenceModel,
+    batches: Batches | StreamBatches,
+    device: torch.device,
+    processes: Processes | None,
+    **options: Any,
+) -> Bounds:
+    """Bounds over all batches, which the processes share; the result is that of one process.
+
+    The batches of a stream depend on each other, so every process computes all of them.
+    """
+    part = (0, 1)
+    if processes is not None and not isinstance(batches, StreamBatches):
+        part = (processes.rank, processes.size)
+    epoch = batches.epoch(0, 0, device)
+    if processes is None or part[1] == 1:
+        return evaluate(model.model, model.guide, epoch, **options)
+    return Bounds.joined(
+        processes.results(lambda: evaluate(model.model, model.guide, epoch, part=part, **options))
+    )
 
 
 def latent_diagnostics(
@@ -76,6 +104,7 @@ def without_posterior(
     device: torch.device,
     sources: Sequence[LatentSource],
     splits: Splits,
+    processes: Processes | None = None,
 ) -> dict[str, Any]:
     """The bound with z drawn as at test time: from the prior, or set to its mean.
 
@@ -85,7 +114,7 @@ def without_posterior(
     for source in sources:
         assert isinstance(model, LatentSequenceModel)
         with model.drawing_latents_from(source):
-            bounds = bounds_with_own_noise(model, batches, seed, device)
+            bounds = bounds_with_own_noise(model, batches, seed, device, processes)
         name = f"{source.replace('-', '_')}_elbo"
         numbers[f"{name}_nats_per_sequence"] = bounds.per_sequence("elbo").mean
         numbers[f"{name}_nats_per_step"] = bounds.per_step("elbo").mean

@@ -341,7 +341,9 @@ def test_byte_order_marks(encoding: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("order", ["LE", "BE"])
 def test_utf_16_without_a_mark(order: str, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(LINES.encode(f"utf-16-{order.lower()}"))
-    with pytest.raises(DataError, match=f"NUL bytes, so it is no plain text.*iconv -f UTF-16{order} -t UTF-8"):
+    with pytest.raises(
+        DataError, match=f"NUL bytes, so it is no plain text.*iconv -f UTF-16{order} -t UTF-8"
+    ):
         load_text(tmp_path / "a.txt")
 
 

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_zf import SequenceBatch
 from pyro_zf.infer import BatchBounds, Bounds, batch_bounds, evaluate
-from tests.helpers import MODELS, random_batch
+from tests.helpers import MODELS, attributes, random_batch
 
 
 def test_chunks_change_nothing_but_the_noise() -> None:
@@ -24,12 +24,9 @@ def test_chunks_change_nothing_but_the_noise() -> None:
         # ELBO <= IWAE holds for the Monte-Carlo KL on the same samples; allow for the analytic one
         assert ((parts.iwae - parts.elbo) > -1.0).all()
     # with constant noise all samples are equal, and so are all bounds
-    normal, torch.Tensor.normal_ = torch.Tensor.normal_, lambda self: self.fill_(0.2)
-    try:
+    with attributes(torch, randn=lambda shape, **options: torch.full(shape, 0.2)):
         one = batch_bounds(model.model, model.guide, batch, 1)
         many = batch_bounds(model.model, model.guide, batch, 7, chunk=3)
-    finally:
-        torch.Tensor.normal_ = normal
     torch.testing.assert_close(many.iwae, one.iwae)
     torch.testing.assert_close(many.elbo, one.elbo)
     torch.testing.assert_close(many.kl_per_step, one.kl_per_step)
@@ -76,11 +73,17 @@ def test_evaluate_weighs_sequences_alike_whatever_the_batches() -> None:
     bounds = evaluate(model.model, model.guide, [big, small], num_samples=2)
     assert bounds.num_sequences == 6
     torch.manual_seed(3)
-    first = batch_bounds(model.model, model.guide, big).elbo
-    second = batch_bounds(model.model, model.guide, small).elbo
+    whole = evaluate(model.model, model.guide, [big, small])
     torch.manual_seed(3)
-    total = evaluate(model.model, model.guide, [big, small]).per_sequence("elbo").mean
-    assert total == pytest.approx(torch.cat([first, second]).mean().item())
+    parts = [evaluate(model.model, model.guide, [big, small], part=(0, 2))]
+    torch.manual_seed(3)
+    parts.append(evaluate(model.model, model.guide, [big, small], part=(1, 2)))
+    assert [part.num_sequences for part in parts] == [5, 1]
+    joined = Bounds.joined(parts)
+    for name in ("elbo", "iwae", "kl"):
+        assert joined.per_sequence(name) == whole.per_sequence(name)
+    means = [part.per_sequence("elbo").mean for part in parts]
+    assert whole.per_sequence("elbo").mean == pytest.approx((5 * means[0] + means[1]) / 6)
 
 
 def test_no_graph_is_kept() -> None:

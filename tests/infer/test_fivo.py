@@ -37,9 +37,7 @@ def test_ancestors() -> None:
 
 def test_equal_particles_give_the_bound_of_one() -> None:
     model, batch = MODELS["paper"](alpha=0.0, beta=0.0), random_batch()
-    with attributes(
-        torch.distributions.normal, _standard_normal=lambda shape, **_: torch.full(shape, 0.3)
-    ):
+    with attributes(torch, randn=lambda shape, **options: torch.full(shape, 0.3)):
         one = particle_filter(model, batch, 1).bound
         many = particle_filter(model, batch, 5, resample_below=1.0).bound
     torch.testing.assert_close(many, one)

