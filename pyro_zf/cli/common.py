@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass
@@ -65,6 +67,10 @@ def at_least_one(config: Any, *names: str) -> None:
             raise UsageError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
 
 
+def _interrupt(number: int, frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
 def first_line(error: Exception) -> str:
     """The message of an error, without the shapes of a trace that Pyro appends to it."""
     return str(error).strip().partition("\n")[0].strip()
@@ -84,17 +90,24 @@ def run_command(command: Callable[[Any], None], config: Any) -> int:
     """
     print_anywhere()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for name in ("SIGTERM", "SIGHUP"):  # as Ctrl-C, wherever they arrive
+        if hasattr(signal, name) and threading.current_thread() is threading.main_thread():
+            signal.signal(getattr(signal, name), _interrupt)
     # Of several processes that torchrun has started, the first one speaks for all.
     first = os.environ.get("RANK", "0") == "0"
     spoken = nullcontext() if first else redirect_stdout(io.StringIO())
     try:
         with spoken:
             command(config)
-    except (UsageError, DataError, PermissionError, NotADirectoryError, FileExistsError) as error:
+    except (UsageError, DataError) as error:
         if first:
             print(f"error: {error}", file=sys.stderr)
         return 2
-    except (TrainingError, OSError) as error:
+    except OSError as error:  # no space, no permission, a folder in place of a file ...
+        where = f": {error.filename}" if error.filename else ""
+        print(f"error: {error.strerror or error}{where}", file=sys.stderr)
+        return 2
+    except TrainingError as error:
         if first:
             print(f"error: {error}", file=sys.stderr)
         return 1

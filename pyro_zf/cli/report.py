@@ -14,7 +14,10 @@ from pyro_zf.analysis.report import RunContent, report_page
 from pyro_zf.cli.common import run_command
 from pyro_zf.training import UsageError, read_config, read_metrics
 from pyro_zf.training.evaluation import read_evaluations
-from pyro_zf.training.record import write_text
+from pyro_zf.training.record import read_json, write_text
+
+#: Entries of summary.json that a report shows.
+SUMMARY = ("data", "data_detail", "num_parameters", "steps", "training_seconds", "unit")
 
 __all__ = ["ReportConfig", "read_run", "report_main"]
 
@@ -65,7 +68,9 @@ def read_run(run: Path) -> RunContent:
         name=run.resolve().name,
         config=settings,
         events=read_metrics(run),
-        summary=json.loads(summary.read_text(encoding="utf-8")) if summary.is_file() else {},
+        summary=read_json(summary, SUMMARY, "delete it; evaluate gives its numbers anew")
+        if summary.is_file()
+        else {},
         evaluations=read_evaluations(run),
         files=[
             path

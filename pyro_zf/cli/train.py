@@ -21,6 +21,7 @@ from pyro_zf.training import (
     UsageError,
     baseline_line,
     build_data,
+    far_worse,
     headline,
     train,
 )
@@ -154,6 +155,10 @@ def _train(config: TrainConfig) -> None:
     if summary["figures"]:
         print(f"figures: {Path(summary['figures'][0]).parent}")
     print(headline(summary))
+    if far_worse(summary):
+        print(
+            "the model is far worse than the baseline: training has diverged; try a lower --learning-rate"
+        )
     if not summary["comparable_with_published"]:
         print(
             "these are not the data of the papers: the result is NOT comparable with published results"

@@ -18,7 +18,16 @@ from pyro_zf.batch import SequenceBatch
 from pyro_zf.data import blocks
 from pyro_zf.data.covariates import ConditionedDataset, covariates_of, one_hot
 from pyro_zf.data.datasets import DataError, DataSource, Splits, check_lengths
-from pyro_zf.data.store import SPLITS, identity_of, key_of, prepared, reserve, write_statistics
+from pyro_zf.data.store import (
+    SPLITS,
+    create_checked,
+    identity_of,
+    key_of,
+    opened,
+    prepared,
+    reserve,
+    write_statistics,
+)
 from pyro_zf.data.values import Kind, Statistics, Values
 
 __all__ = ["Extreme", "H5Dataset", "Sampled", "kind_of", "load_hdf5"]
@@ -179,7 +188,7 @@ def load_hdf5(
             total.size, total.sums = values.size, np.append(total.sums, 0.0)
     datasets: dict[str, Any] = {}
     for split in SPLITS:
-        with h5py.File(stored.path, "r") as file:
+        with opened(stored.path) as file:
             rows, steps = file[f"{split}/rows"][...], file[f"{split}/lengths"][...]
         same = not notes["ragged"]
         datasets[split] = H5Dataset(
@@ -409,8 +418,8 @@ def _scan(
                 f"{path}: no sequence of {name} with at least one step is left for the {split} split"
             )
         reserve(target, 4 * chosen.nbytes)
-        target.create_dataset(f"{split}/rows", data=chosen)
-        target.create_dataset(f"{split}/lengths", data=counted)
+        create_checked(target, f"{split}/rows", chosen)
+        create_checked(target, f"{split}/lengths", counted)
         write_statistics(target, split, totals[split])
     return {
         "kind": found, "why": why, "size": size, "arrays": used, "high": high,

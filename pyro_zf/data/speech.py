@@ -13,7 +13,7 @@ from pyro_zf.data.audio import Cutter, Recording, SoundFiles, announced
 from pyro_zf.data.covariates import ConditionedDataset, one_hot
 from pyro_zf.data.datasets import DataError, DataSource, Splits
 from pyro_zf.data.progress import progress_bar
-from pyro_zf.data.store import SPLITS, Prepared, StoredDataset, Writer, key_of, prepared
+from pyro_zf.data.store import SPLITS, Prepared, StoredDataset, Writer, key_of, opened, prepared
 from pyro_zf.data.values import Values
 
 __all__ = ["FRAME_SIZE", "Cutting", "by_share", "speech_splits"]
@@ -142,7 +142,7 @@ def speech_splits(
     names: tuple[str, ...] | None = None
     parts: dict[str, Any] = dict(datasets)
     if conditioned:
-        with h5py.File(stored.path, "r") as file:
+        with opened(stored.path) as file:
             spoken = {s: [x.decode() for x in file[f"{s}/speakers"][...]] for s in SPLITS}
         names = tuple(sorted(set(spoken["train"])))
         for split in SPLITS:

@@ -34,6 +34,7 @@ __all__ = [
     "digest_of",
     "identity_of",
     "key_of",
+    "opened",
     "prepared",
     "reserve",
     "write_statistics",
@@ -42,7 +43,7 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 #: Version of the file layout and of the preparation. Files with another version are prepared again.
-FORMAT = 3
+FORMAT = 4
 SPLITS = ("train", "valid", "test")
 #: Number of bytes that HDF5 may write in addition to the data.
 MARGIN = 16 * 2**20
@@ -94,11 +95,17 @@ def reserve(file: h5py.File, nbytes: int) -> None:
 def write_statistics(file: h5py.File, split: str, statistics: Statistics) -> None:
     """Write the sums over a split to the group that contains its ``lengths``."""
     for name in _SUMS:
-        file.create_dataset(f"{split}/{name}", data=getattr(statistics, name))
+        create_checked(file, f"{split}/{name}", getattr(statistics, name))
+
+
+def create_checked(file: h5py.File, name: str, data: np.ndarray) -> None:
+    """Create an array with a checksum, which is verified when it is read."""
+    options = {"chunks": data.shape, "fletcher32": True} if data.size else {}
+    file.create_dataset(name, data=data, **options)
 
 
 def _read_statistics(path: Path, split: str, values: Values) -> Statistics:
-    with _opened(path) as file:
+    with opened(path) as file:
         group = file[split]
         lengths = group["lengths"][...]
         sums = {name: group[name][...] for name in _SUMS}
@@ -149,7 +156,7 @@ class Writer:
             self._flush(split)
             lengths = np.asarray(self._lengths[split], dtype=np.int32)
             reserve(self._file, lengths.nbytes)
-            self._file.create_dataset(f"{split}/lengths", data=lengths)
+            create_checked(self._file, f"{split}/lengths", lengths)
             write_statistics(self._file, split, self.statistics[split])
 
     def _flush(self, split: str) -> None:
@@ -177,12 +184,12 @@ class Prepared:
 
     def dataset(self, split: str, values: Values) -> StoredDataset:
         """Return the sequences of a split."""
-        with _opened(self.path) as file:
+        with opened(self.path) as file:
             return StoredDataset(self.path, split, values, file[f"{split}/lengths"][...])
 
     def all_steps(self, split: str) -> Shaped[np.ndarray, "steps ..."]:
         """Load all steps of a split, concatenated, into memory."""
-        with _opened(self.path) as file:
+        with opened(self.path) as file:
             return file[f"{split}/values"][...]
 
 
@@ -321,7 +328,8 @@ def _build(path: Path, build: Callable[[h5py.File], dict[str, Any]]) -> dict[str
     try:
         with _writing(Path(temporary)) as file:
             notes = build(file)
-            file.attrs["notes"] = json.dumps(notes)
+            text = json.dumps(notes)
+            file.attrs["notes"], file.attrs["digest"] = text, key_of(text, {})
             file.attrs["format"] = FORMAT
         umask = os.umask(0)
         os.umask(umask)
@@ -358,8 +366,10 @@ def _notes(path: Path) -> dict[str, Any] | None:
     try:
         with h5py.File(path, "r") as file:
             if file.attrs.get("format") == FORMAT and all(f"{s}/lengths" in file for s in SPLITS):
-                notes: dict[str, Any] = json.loads(file.attrs["notes"])
-                return notes
+                text = file.attrs["notes"]
+                notes: dict[str, Any] = json.loads(text)
+                if file.attrs["digest"] == key_of(text, {}):
+                    return notes
     except (OSError, KeyError, ValueError, RuntimeError):
         pass
     log.warning("%s is damaged or has another format: it is prepared again", path)
@@ -367,9 +377,14 @@ def _notes(path: Path) -> dict[str, Any] | None:
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[h5py.File]:
+def opened(path: Path) -> Iterator[h5py.File]:
+    """Open a prepared file for reading.
+
+    Raises:
+        DataError: if it is damaged.
+    """
     try:
         with h5py.File(path, "r") as file:
             yield file
-    except (OSError, KeyError) as error:
+    except (OSError, KeyError, RuntimeError, ValueError) as error:
         raise DataError(f"{path} is damaged: delete it, and it will be prepared again") from error

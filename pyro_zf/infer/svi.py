@@ -33,6 +33,8 @@ class SVI(pyro.infer.SVI):
             ``functools.partial(torch.autocast, "cuda", torch.bfloat16)``.
         reduce: function that replaces a tensor by its sum over several processes, each of which has a
             part of the batch, as :func:`torch.distributed.all_reduce`. None for a single process.
+        skip_non_finite: whether to leave the parameters as they are where loss or gradient are not finite;
+            :attr:`skipped` counts such updates. On a GPU the optimiser sees a gradient of zero instead.
 
     Raises:
         TypeError: for an optimiser of :mod:`pyro.optim`, which creates one optimiser per parameter.
@@ -60,6 +62,7 @@ class SVI(pyro.infer.SVI):
         clip_norm: float | None = None,
         loss_context: Callable[[], Any] | None = None,
         reduce: Callable[[Tensor], Any] | None = None,
+        skip_non_finite: bool = False,
     ) -> None:
         if not isinstance(optim, torch.optim.Optimizer):
             raise TypeError(
@@ -75,6 +78,9 @@ class SVI(pyro.infer.SVI):
         self.clip_norm = clip_norm
         self.loss_context = loss_context
         self.reduce = reduce
+        self.skip_non_finite = skip_non_finite
+        #: Numbers of updates that were skipped: in all, and in a row up to the last.
+        self.skipped, self.skipped_in_a_row = torch.zeros(2, dtype=torch.long).unbind()
         #: Numbers that are summed over the processes along with the gradients of the next step.
         self.along: Tensor = torch.zeros(0)
         self._flat: Tensor | None = None
@@ -107,10 +113,28 @@ class SVI(pyro.infer.SVI):
             loss = torch.stack(losses).sum()
         else:
             loss = self._reduced(batches, total, contexts or [nullcontext()] * len(batches))
+        norm: Tensor | None = None
         if self.clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
-        self.optim.step()
+            norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
+        if not self.skip_non_finite or self._is_finite(loss, norm):
+            self.optim.step()
         return loss
+
+    @torch.no_grad()
+    def _is_finite(self, loss: Tensor, norm: Tensor | None) -> bool:
+        """Count an update that is not finite; on a GPU, which is not waited for, set its gradient to zero."""
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        if norm is None:
+            norm = torch.nn.utils.get_total_norm(gradients)
+        finite = torch.isfinite(loss) & torch.isfinite(norm)
+        self.skipped = self.skipped.to(finite.device) + ~finite
+        in_a_row = self.skipped_in_a_row.to(finite.device) + 1
+        self.skipped_in_a_row = torch.where(finite, torch.zeros_like(in_a_row), in_a_row)
+        if not finite.is_cuda:
+            return bool(finite)
+        for gradient in gradients:
+            gradient.copy_(torch.where(finite, gradient, torch.zeros_like(gradient)))
+        return True
 
     def _reduced(
         self,

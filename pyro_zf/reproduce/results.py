@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from pyro_zf.training.evaluation import (
     evaluation_path,
     save_evaluation,
 )
+from pyro_zf.training.record import read_json
 
 __all__ = ["SYMBOLS", "Result", "Results", "evaluated", "markdown", "verdicts"]
 
@@ -101,8 +101,10 @@ def evaluated(
         device: device of the evaluation.
         **where: ``data_dir`` for :func:`~pyro_zf.training.load_run`.
     """
-    config = json.loads((run / "config.json").read_text(encoding="utf-8"))
-    summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+    config = read_json(run / "config.json")
+    summary = read_json(
+        run / "summary.json", ("best_step",), "delete the run folder, and train again"
+    )
     evaluations = {}
     loaded = None
     for split in splits:
@@ -111,7 +113,7 @@ def evaluated(
             "step": summary["best_step"], "max_sequences": config[f"{split}_sequences"],
             "batch_size": BATCH, "seed": 0,
         }  # fmt: skip
-        kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        kept = read_json(path, hint="delete it, and evaluate again") if path.is_file() else {}
         if any(kept.get(name, ...) != value for name, value in wanted.items()):
             loaded = loaded or load_run(run, device=device, **where)
             _, data, model, step = loaded

@@ -5,7 +5,13 @@ from pyro_zf.training.config import TrainConfig, read_config, resolve, resolve_d
 from pyro_zf.training.data import DATASETS, DataConfig, build_data
 from pyro_zf.training.distributed import Processes, ProcessLost, started
 from pyro_zf.training.loop import Interrupted, TrainingError, train
-from pyro_zf.training.numbers import baseline_line, headline, marginal_numbers, text_numbers
+from pyro_zf.training.numbers import (
+    baseline_line,
+    far_worse,
+    headline,
+    marginal_numbers,
+    text_numbers,
+)
 from pyro_zf.training.presets import PRESETS
 from pyro_zf.training.record import json_text, read_metrics
 from pyro_zf.training.setup import build_model, load_run
@@ -23,6 +29,7 @@ __all__ = [
     "baseline_line",
     "build_data",
     "build_model",
+    "far_worse",
     "headline",
     "json_text",
     "load_run",

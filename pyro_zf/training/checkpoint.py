@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
+import shutil
 import tempfile
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +15,13 @@ import torch
 
 from pyro_zf.data.datasets import DataError
 
+log = logging.getLogger(__name__)
+
 __all__ = [
     "load_checkpoint",
+    "load_last",
     "load_weights",
+    "previous_of",
     "random_state",
     "restore_random_state",
     "save_checkpoint",
@@ -24,25 +32,77 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
     """Save a checkpoint atomically.
 
     The content is written to a temporary file that is then renamed, so a reader never sees a partial file.
+    A checkpoint that is replaced is kept as :func:`previous_of` it.
+
+    Raises:
+        OSError: if it cannot be written; the checkpoint that was there is unchanged.
     """
+    for left in path.parent.glob(f".{path.name}.*"):  # of a process that was killed
+        left.unlink(missing_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
             torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
+        if path.name == "last.pt" and path.exists():
+            kept = path.with_name(f".{path.name}.kept")
+            try:
+                os.link(path, kept)
+            except OSError:  # a file system without links
+                shutil.copyfile(path, kept)
+            os.replace(kept, previous_of(path))
         os.replace(temporary, path)
     except BaseException:
-        os.unlink(temporary)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
         raise
+
+
+def previous_of(path: Path) -> Path:
+    """Path of the checkpoint that was saved before the last one."""
+    return path.with_name("previous.pt")
+
+
+def load_last(path: Path, device: torch.device) -> dict[str, Any]:
+    """Load the last checkpoint of a run, or the one before if it is damaged.
+
+    Raises:
+        DataError: if both are damaged or missing.
+    """
+    try:
+        return load_checkpoint(path, device)
+    except DataError as error:
+        try:
+            content = load_checkpoint(previous_of(path), device)
+        except DataError:
+            raise error from None
+        log.warning("%s; the one before it, of update %s, is used", error, content.get("step"))
+        return content
 
 
 def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
     """Load a checkpoint onto a device. No code in the file is executed.
 
+    The checksums of the file are verified first.
+
     Raises:
-        DataError: if the file is damaged or is not a checkpoint.
+        DataError: if the file is missing, is damaged or is not a checkpoint.
     """
+    if not path.is_file():
+        raise DataError(f"there is no checkpoint {path}")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except Exception as error:  # what damage raises is not documented
+        raise DataError(
+            f"{path} is damaged or not a checkpoint ({type(error).__name__})"
+        ) from error
+    if damaged is not None:
+        raise DataError(f"{path} is damaged: the checksum of {damaged} does not match")
     try:
         content: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
     except (
@@ -64,7 +124,7 @@ def load_weights(model: torch.nn.Module, checkpoint: dict[str, Any], path: Path)
     """
     try:
         model.load_state_dict(checkpoint["model"])
-    except (KeyError, RuntimeError) as error:
+    except (KeyError, RuntimeError, TypeError, AttributeError) as error:
         raise DataError(f"{path} and its config.json belong to different models") from error
 
 

@@ -213,7 +213,7 @@ def check_numbers(config: Any) -> None:
         "num_particles", "hidden_size", "latent_size", "mlp_size", "batch_size", "learning_rate",
         "accumulate", "log_interval", "clip_norm", "max_steps", "max_epochs", "max_minutes",
         "checkpoint_minutes", "train_sequences", "valid_sequences", "test_sequences", "embedding_size",
-        "time_chunk", "valid_interval", "num_layers", "backward_size", "latent_embedding_size",
+        "time_chunk", "valid_interval", "max_skipped", "num_layers", "backward_size", "latent_embedding_size",
     ):  # fmt: skip
         value = given(name)
         if value is not None and not 0 < value < math.inf:

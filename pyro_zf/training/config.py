@@ -88,6 +88,11 @@ class TrainConfig(DataConfig):
     """Learning rate of Adam."""
     clip_norm: float | None = 100.0
     """Maximum norm of the gradient over all parameters, for the loss in nats per sequence."""
+    max_skipped: int = 10
+    """Number of updates in a row whose loss or gradient is not finite, after which training has diverged. Such
+    updates are skipped and counted."""
+    on_divergence: Literal["stop", "rewind"] = "stop"
+    """What to do then: stop, or go back to the last checkpoint with half the learning rate."""
     max_steps: int | None = None
     """Stop after this number of updates."""
     max_epochs: int | None = None
@@ -179,9 +184,11 @@ class TrainConfig(DataConfig):
                 settings that this version does not know.
         """
         try:
-            plain: dict[str, Any] = json.loads(text)
-        except json.JSONDecodeError as error:
+            plain: Any = json.loads(text)
+        except (ValueError, RecursionError) as error:
             raise UsageError(f"{where} is not valid JSON: {error}") from error
+        if not isinstance(plain, dict) or not isinstance(plain.get("options", {}), dict):
+            raise UsageError(f"{where} does not contain the settings of a run")
         if plain.pop("format", None) != FORMAT:
             raise UsageError(
                 f'{where} has no entry "format": {FORMAT}: it was written by an earlier version of '
@@ -199,7 +206,8 @@ class TrainConfig(DataConfig):
                     near = difflib.get_close_matches(name, known, n=1)
                     hint = f"; did you mean {near[0]!r}?" if near else ""
                     raise UsageError(f"{where} has an unknown setting {name!r}{hint}")
-                if value is not None and name in ("output_dir", "resume", "data_dir", "data"):
+                paths = name in ("output_dir", "resume", "data_dir", "data")
+                if paths and isinstance(value, str):
                     settings[name] = Path(value)
                 elif value is not None and not has_type(value, known[name]):
                     raise UsageError(f"{where}: {name} cannot be {value!r}")
@@ -279,7 +287,11 @@ def read_config(run: Path) -> TrainConfig:
     path = run / "config.json"
     if not path.is_file():
         raise DataError(f"{run} is not a run folder: it has no config.json")
-    return TrainConfig.from_json(path.read_text(encoding="utf-8"), str(path))
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is damaged: it is not UTF-8") from error
+    return TrainConfig.from_json(text, str(path))
 
 
 def resumed(given: TrainConfig) -> TrainConfig:

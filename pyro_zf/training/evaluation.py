@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from pyro_zf.models import LatentSequenceModel, SequenceModel
 from pyro_zf.training.checks import UsageError
 from pyro_zf.training.distributed import Processes
 from pyro_zf.training.numbers import marginal_numbers, text_numbers
-from pyro_zf.training.record import json_text, write_text
+from pyro_zf.training.record import json_text, read_json, write_text
 from pyro_zf.training.validation import shared_evaluation
 
 __all__ = [
@@ -207,5 +206,9 @@ def save_evaluation(run: Path, result: dict[str, Any]) -> Path | None:
 
 def read_evaluations(run: Path) -> list[dict[str, Any]]:
     """Read all evaluations that :func:`save_evaluation` has saved in a run folder."""
-    found = [json.loads(path.read_text(encoding="utf-8")) for path in run.glob("evaluation-*.json")]
+    needed = ("split", "latents", "num_samples", "num_sequences")
+    found = [
+        read_json(path, needed, "delete it, and evaluate again")
+        for path in run.glob("evaluation-*.json")
+    ]
     return sorted(found, key=lambda e: (e["split"], e["latents"], e["num_samples"]))

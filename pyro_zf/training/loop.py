@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -17,11 +18,12 @@ from typing import Any, TypeVar
 
 import pyro
 import torch
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from pyro_zf.analysis import save_run_figures
 from pyro_zf.batch import SequenceBatch
-from pyro_zf.data import Splits, StreamBatches, make_batches, splits_of
+from pyro_zf.data import DataError, Splits, StreamBatches, make_batches, splits_of
 from pyro_zf.infer import (
     OBJECTIVES,
     SVI,
@@ -36,6 +38,7 @@ from pyro_zf.models import LatentSequenceModel, SequenceModel
 from pyro_zf.sequence import recurrence_in_use
 from pyro_zf.training.checkpoint import (
     load_checkpoint,
+    load_last,
     load_weights,
     restore_random_state,
     save_checkpoint,
@@ -61,6 +64,8 @@ __all__ = ["Interrupted", "TrainingError", "train"]
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+#: Entries of a checkpoint that a resumed training needs.
+NEEDED = {"carried", "data", "losses", "model", "optimizer", "progress", "random"}
 
 
 class TrainingError(Exception):
@@ -162,8 +167,23 @@ def _train(
                 if was_own
                 else f"{resumed_run} has {what} of its settings: leave out the {what} argument"
             )
-    device = torch.device(config.device)
     run = processes.agreed(lambda: _run_folder(config, resuming))
+    with ExitStack() as held:
+        return _train_in(run, resuming, config, model, data, processes, held)
+
+
+def _train_in(
+    run: Path,
+    resuming: bool,
+    config: TrainConfig,
+    model: SequenceModel | None,
+    data: Any,
+    processes: Processes,
+    held: ExitStack,
+) -> dict[str, Any]:
+    if resuming:
+        processes.agreed(lambda: _lock(run, held))
+    device = torch.device(config.device)
 
     # Data, model, optimiser
     keep_freed_memory()
@@ -211,6 +231,7 @@ def _train(
         ),
         clip_norm=config.clip_norm,
         loss_context=bf16 if config.precision == "bf16" else None,
+        skip_non_finite=not by_graphs,
         reduce=processes.summed if processes.size > 1 else None,
     )
     graphed = None
@@ -226,7 +247,9 @@ def _train(
     num_losses = 0
     last, best = run / "checkpoints" / "last.pt", run / "checkpoints" / "best.pt"
     if resuming:
-        checkpoint = load_checkpoint(last, device)
+        checkpoint = load_last(last, device)
+        if missing := NEEDED - set(checkpoint):
+            raise DataError(f"{last} is not a checkpoint of a training: it lacks {min(missing)}")
         check_same_data(run, checkpoint["data"], record_of_data)
         load_weights(model, checkpoint, last)
         for saved, own in zip(
@@ -261,16 +284,51 @@ def _train(
 
     def mean_loss() -> float:
         """Mean loss of the updates since the last training entry. This synchronises with the device."""
-        loss = losses[:num_losses].mean().item() if num_losses else 0.0
-        if not math.isfinite(loss):
+        recent = losses[:num_losses]
+        finite = recent[recent.isfinite()]
+        if num_losses and not len(finite) and svi.skip_non_finite:
+            return math.nan  # all were skipped, see check_updates
+        if num_losses and not len(finite):
             raise TrainingError(
-                f"the loss is {loss} within the {num_losses} updates up to update {progress.step}; "
-                f"the last valid state is {last if last.exists() else 'the initial one'}"
+                f"the loss is {recent.mean().item()} within the {num_losses} updates up to update "
+                f"{progress.step}; the last valid state is {last if last.exists() else 'the initial one'}"
             )
-        return loss
+        return finite.mean().item() if num_losses else 0.0
+
+    def check_updates() -> None:
+        """Stop, or go back to the last checkpoint, after many updates in a row that were not finite."""
+        skipped = int(svi.skipped_in_a_row)
+        if skipped < config.max_skipped:
+            return
+        names = [
+            name for name, p in model.named_parameters()
+            if p.grad is not None and not bool(p.grad.isfinite().all())
+        ]  # fmt: skip
+        where = f", first in {names[0]}" if names else ""
+        reason = (
+            f"the loss or its gradient is not finite{where}, in {skipped} updates in a row up to update "
+            f"{progress.step}"
+        )
+        if config.on_divergence == "stop" or not last.exists():
+            raise TrainingError(f"{reason}; the last valid state is {last}")
+        content = load_last(last, device)
+        load_weights(model, content, last)
+        rates = [group["lr"] for group in optimiser.param_groups]
+        optimiser.load_state_dict(content["optimizer"])
+        for group, rate in zip(optimiser.param_groups, rates, strict=True):
+            group["lr"] = rate / 2
+        if rates[0] < 1e-3 * float(config.learning_rate or 1.0):
+            raise TrainingError(f"{reason}, also after {rates[0]:.3g} as the learning rate")
+        svi.skipped_in_a_row.zero_()
+        log.warning("%s: back to update %d, with half the learning rate", reason, content["step"])
 
     def save(path: Path) -> None:
         mean_loss()  # raises if the loss is not finite, so that such a state is never saved
+        if not all(bool(x.isfinite().all()) for x in model.parameters()):
+            raise TrainingError(
+                f"the weights are not finite at update {progress.step}; the last valid state is "
+                f"{last if last.exists() else 'the initial one'}"
+            )
         number = train_batches.batch_size
         state = (
             processes.joined(carried.state, parts_of(number, config.accumulate))
@@ -293,6 +351,9 @@ def _train(
         }
         save_checkpoint(path, content)
 
+    if not resuming:
+        processes.agreed(lambda: _lock(run, held))
+        processes.agreed(lambda: _run_folder(config, resuming))  # none has come in between
     if processes.first:
         last.parent.mkdir(parents=True, exist_ok=True)
     if not resuming:
@@ -400,7 +461,7 @@ def _train(
                 shares = [processes.share(part) for part in parts]
                 if processes.size > 1:  # the clock of the first process, and a signal to any
                     now = time.monotonic()
-                    due = now - saved > 60 * config.checkpoint_minutes
+                    due = stop.save or now - saved > 60 * config.checkpoint_minutes
                     clock = [now - began, float(due)] if processes.first else [0.0, 0.0]
                     svi.along = torch.tensor([clock[0], float(stop.requested), clock[1]])
                 shares = carried.split(shares) if carried else shares
@@ -414,8 +475,11 @@ def _train(
                     carried.keep(shares)
             progress.step += 1
             progress.batch += 1
+            if device.type == "cpu" or progress.step % config.log_interval == 0:
+                check_updates()
             now = time.monotonic()
-            save_is_due = now - saved > 60 * config.checkpoint_minutes
+            save_is_due = stop.save or now - saved > 60 * config.checkpoint_minutes
+            stop.save = False
             progress.seconds, stopping = now - began, stop.requested
             if processes.size > 1:  # they decide together
                 progress.seconds, *decided = svi.along.tolist()
@@ -429,6 +493,7 @@ def _train(
                 means = tried("the bound of a batch", terms_of, shares, parts)
                 numbers = {
                     "loss_nats_per_sequence": loss,
+                    **({"skipped_updates": int(svi.skipped)} if int(svi.skipped) else {}),
                     **(log_numbers(means) if means else {}),
                     "kl_weight": kl_weight(progress.step - 1),
                     "sequences_per_second": float(sequences) / seconds,
@@ -559,6 +624,21 @@ def _run_folder(config: TrainConfig, resuming: bool) -> Path:
     if not resuming and (run / "config.json").exists():
         raise UsageError(f"{run} already contains a run; resume it with --resume {run}")
     return run
+
+
+def _lock(run: Path, held: ExitStack) -> None:
+    """Lock a run folder until ``held`` is closed, or this process ends.
+
+    Raises:
+        UsageError: if another training has locked it.
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(run / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UsageError(f"another training is writing to {run}") from None
+    held.callback(lock.release)
 
 
 def _finished(config: TrainConfig, progress: Progress) -> bool:

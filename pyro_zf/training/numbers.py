@@ -11,6 +11,7 @@ from pyro_zf.infer import Bounds
 __all__ = [
     "baseline_line",
     "brief",
+    "far_worse",
     "headline",
     "marginal_numbers",
     "text_numbers",
@@ -90,6 +91,13 @@ def baseline_line(splits: Splits) -> str:
         f"log-likelihood per {splits.unit}, {numbers['marginal_nats_per_step']:.4f} per "
         f"{splits.step_unit}{symbols}"
     )
+
+
+def far_worse(summary: dict[str, Any]) -> bool:
+    """Whether the test bound is not finite, or below that of the baseline by ten times its size."""
+    nats = summary.get("test_elbo_nats_per_sequence")
+    marginal = summary["marginal_nats_per_sequence"]
+    return nats is not None and not nats > marginal - 10 * abs(marginal)
 
 
 def headline(summary: dict[str, Any]) -> str:

@@ -6,16 +6,18 @@ import json
 import logging
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
+from pyro_zf.data.datasets import DataError
 from pyro_zf.data.vocabulary import without_surrogates
 
 log = logging.getLogger(__name__)
 
-__all__ = ["NoRecord", "Record", "json_text", "read_metrics", "write_text"]
+__all__ = ["NoRecord", "Record", "json_text", "read_json", "read_metrics", "write_text"]
 
 
 class Record:
@@ -68,15 +70,50 @@ class NoRecord:
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """Read the events of a run. Lines that were not written completely are skipped."""
-    events = []
+    """Read the events of a run. A last line that was not written completely is left out.
+
+    Raises:
+        DataError: if another line is damaged.
+    """
     path = run / "metrics.jsonl"
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            events.append(json.loads(line))
-        except json.JSONDecodeError:
+    lines = path.read_bytes().split(b"\n") if path.exists() else []
+    events = []
+    for i, line in enumerate(lines):
+        if not line.strip():
             continue
+        try:
+            event = json.loads(line.decode("utf-8"))
+            if not isinstance(event["event"], str) or type(event["step"]) is not int:
+                raise TypeError
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            if i == len(lines) - 1:  # no line end: the writer was killed
+                log.warning("the last line of %s is incomplete and left out", path)
+                continue
+            raise DataError(
+                f"{path} is damaged in line {i + 1}: restore the file, or delete that line"
+            ) from error
+        events.append(event)
     return events
+
+
+def read_json(path: Path, needed: Sequence[str] = (), hint: str = "restore it") -> dict[str, Any]:
+    """Read a JSON object from a file of a run folder.
+
+    Args:
+        path: the file.
+        needed: entries that it must have.
+        hint: what to do if it is damaged.
+
+    Raises:
+        DataError: if it is not valid.
+    """
+    try:
+        content = json.loads(path.read_bytes().decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is damaged ({type(error).__name__}): {hint}") from error
+    if not isinstance(content, dict) or not set(needed) <= set(content):
+        raise DataError(f"{path} is damaged: it lacks entries; {hint}")
+    return content
 
 
 def json_text(content: dict[str, Any], indent: int | None = None) -> str:

@@ -91,7 +91,10 @@ def no_sounds(path: Path) -> None:
     ("make", "message"),
     [
         (nothing, "no sound files in {} (found nothing); supported suffixes are .wav, .flac"),
-        (no_sounds, "no sound files in {} (found 2 .txt, 1 .jpg); supported suffixes are"),
+        (
+            no_sounds,
+            "no sound files in {} (found 3 files (2 .txt, 1 .jpg)); supported suffixes are",
+        ),
         (lambda p: None, "{} is neither a folder nor a zip archive of sound files"),
         (lambda p: write_sounds(p, 2), "2 sound files cannot be split into"),
         (lambda p: write_sounds(p, 4, seconds=0.01), "no sequence is left for the train split"),
