@@ -220,3 +220,23 @@ def test_a_folder_whose_name_is_not_utf8(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert b"no TensorBoard events" in done.stderr
     assert os.path.exists(os.path.join(folder, b"summary.json"))
+
+
+def test_several_seeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [*FLAGS, "--output-dir", str(tmp_path / "runs"), "--seeds", "2", "--seed", "3"]
+    assert train_main([*arguments, "--max-steps", "3"]) == 0
+    printed = capsys.readouterr().out
+    content = json.loads((tmp_path / "runs/seeds.json").read_text())
+    nats = [
+        json.loads((tmp_path / f"runs/seed{s}/summary.json").read_text())[
+            "test_elbo_nats_per_sequence"
+        ]
+        for s in (3, 4)
+    ]
+    assert content["test_elbo_nats_per_sequence_mean"] == pytest.approx(sum(nats) / 2)
+    assert content["test_elbo_nats_per_sequence_deviation"] == pytest.approx(
+        abs(nats[0] - nats[1]) / 2**0.5
+    )
+    assert "test ELBO of 2 seeds: mean" in printed
+    assert train_main([*arguments, "--max-steps", "3"]) == 0, "finished runs are taken as they are"
+    assert train_main([*FLAGS, "--seeds", "x"]) == 2

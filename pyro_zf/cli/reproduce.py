@@ -11,6 +11,7 @@ import tyro
 
 from pyro_zf.cli.common import at_least_one, run_command
 from pyro_zf.reproduce import TABLES, Scale, reproduce
+from pyro_zf.reproduce.jobs import Launcher
 from pyro_zf.training import UsageError
 from pyro_zf.training.checks import there_are
 
@@ -40,6 +41,12 @@ class ReproduceConfig:
     """Folder with the data sets of the papers. It is searched before $PYRO_ZF_DATA and the user cache."""
     device: str = "auto"
     """Device to run on: auto, cpu, cuda or cuda:N."""
+    jobs: int = 1
+    """Number of runs that are trained side by side."""
+    launcher: Launcher = "none"
+    """How they are started: none (processes of this command), local or slurm (by submitit)."""
+    collect: bool = False
+    """Make the table from the runs that have finished, without training any."""
 
 
 def reproduce_main(argv: Sequence[str] | None = None) -> int:
@@ -48,7 +55,7 @@ def reproduce_main(argv: Sequence[str] | None = None) -> int:
 
 
 def _reproduce(config: ReproduceConfig) -> None:
-    at_least_one(config, "seeds", "num_samples")
+    at_least_one(config, "seeds", "num_samples", "jobs")
     if config.table != "all" and config.table not in TABLES:
         raise UsageError(there_are(config.table, [*TABLES, "all"]))
     names = list(TABLES) if config.table == "all" else [config.table]
@@ -66,6 +73,9 @@ def _reproduce(config: ReproduceConfig) -> None:
             num_samples=config.num_samples,
             data_dir=config.data_dir,
             device=config.device,
+            jobs=config.jobs,
+            launcher=config.launcher,
+            collect=config.collect,
         )
         print(paths[0].read_text(encoding="utf-8"))
         for path in paths:

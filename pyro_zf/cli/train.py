@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ from pyro_zf.training import (
 from pyro_zf.training.checks import check_name, there_are
 from pyro_zf.training.data import check_data
 from pyro_zf.training.options import docs_of, misplaced, model_class, option_types, systems_with
+from pyro_zf.training.record import json_text, read_json, write_text
 
 __all__ = ["prepare_main", "train_main"]
 
@@ -37,17 +39,70 @@ def train_main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     print_anywhere()
     try:
+        seeds = _taken(arguments, "--seeds")
         config = parse_train(arguments)
+        if seeds is not None:
+            runs = of_seeds(config, seeds)
+            return run_command(_train_all, runs)
     except (UsageError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return run_command(_train, config)
 
 
+def of_seeds(config: TrainConfig, seeds: str) -> list[TrainConfig]:
+    """The settings of runs with several seeds, each in a folder of its own.
+
+    Raises:
+        UsageError: if the number is not a whole number of at least one, or a run is to be resumed.
+    """
+    if not seeds.isdecimal() or int(seeds) < 1:
+        raise UsageError(f"--seeds must be a whole number of at least 1, got {seeds}")
+    if config.resume is not None:
+        raise UsageError("--seeds is for new runs: resume each of them by --resume")
+    folder = config.output_dir or Path("runs") / f"{config.dataset}-{config.model}-seeds"
+    return [
+        dataclasses.replace(config, seed=seed, output_dir=folder / f"seed{seed}")
+        for seed in range(config.seed, config.seed + int(seeds))
+    ]
+
+
+def _train_all(configs: list[TrainConfig]) -> None:
+    """Train runs one after the other, or go on with them; print and write mean and deviation."""
+    summaries = []
+    for config in configs:
+        run = config.output_dir
+        assert run is not None
+        if (run / "summary.json").is_file():
+            summaries.append(read_json(run / "summary.json"))
+        elif (run / "config.json").is_file():
+            summaries.append(train(TrainConfig(resume=run)))
+        else:
+            summaries.append(train(config))
+        print(f"{run}: {headline(summaries[-1])}")
+    folder = configs[0].output_dir.parent  # type: ignore[union-attr]
+    content: dict[str, Any] = {"runs": [str(c.output_dir) for c in configs]}
+    for name in sorted(set.intersection(*(set(s) for s in summaries))):
+        values = [s[name] for s in summaries]
+        if name.startswith("test_") and all(type(x) in (int, float) for x in values):
+            content[f"{name}_mean"] = statistics.mean(values)
+            if len(values) > 1:
+                content[f"{name}_deviation"] = statistics.stdev(values)
+    write_text(folder / "seeds.json", json_text(content, indent=2) + "\n")
+    mean = content.get("test_elbo_nats_per_sequence_mean")
+    if mean is not None:
+        spread = content.get("test_elbo_nats_per_sequence_deviation")
+        deviation = "" if spread is None else f", standard deviation {spread:.2f}"
+        print(
+            f"test ELBO of {len(configs)} seeds: mean {mean:.2f}{deviation} nats per {summaries[0]['unit']}"
+        )
+    print(f"wrote: {folder / 'seeds.json'}")
+
+
 def parse_train(arguments: Sequence[str]) -> TrainConfig:
     """Parse the command line: the training settings, and the options of the selected model.
 
-    ``--config FILE`` reads settings from a file in the format of :meth:`TrainConfig.to_json`. Flags override
+    ``--seeds N`` has been taken out before; see :func:`of_seeds`. ``--config FILE`` reads settings from a file in the format of :meth:`TrainConfig.to_json`. Flags override
     these settings.
 
     Raises:

@@ -20,11 +20,12 @@ from pyro_zf.analysis import (
     sampling_against_mean,
 )
 from pyro_zf.analysis.figures import Curve
+from pyro_zf.reproduce.jobs import Launcher, run_all
 from pyro_zf.reproduce.published import TABLES, Section, Table
 from pyro_zf.reproduce.results import SYMBOLS, Result, Results, evaluated, markdown, verdicts
 from pyro_zf.reproduce.runs import trained
 from pyro_zf.reproduce.systems import Scale
-from pyro_zf.training import load_run, resolve_device
+from pyro_zf.training import UsageError, load_run, resolve_device
 from pyro_zf.training.record import json_text, write_text
 
 __all__ = ["reproduce"]
@@ -54,6 +55,9 @@ def reproduce(
     num_samples: int | None = None,
     data_dir: Path | None = None,
     device: str = "auto",
+    jobs: int = 1,
+    launcher: Launcher = "none",
+    collect: bool = False,
 ) -> list[Path]:
     """Train and evaluate the runs of a table or figure, and write it as Markdown, JSON and a picture.
 
@@ -69,23 +73,42 @@ def reproduce(
         num_samples: number of samples k of the IWAE. By default, 25, or 2 at scale ``"smoke"``.
         data_dir: folder of the data.
         device: device for training and evaluation.
+        jobs: number of runs that are trained side by side.
+        launcher: how they are started, see :func:`~pyro_zf.reproduce.jobs.run_all`.
+        collect: whether to make the table from the runs that have finished, without training any.
 
     Returns:
         list[Path]: paths of the Markdown file, the JSON file and the picture.
+
+    Raises:
+        UsageError: with ``collect``, if no run has finished.
     """
     table = TABLES[name]
     device = resolve_device(device)
     k = num_samples or (2 if scale == "smoke" else 25)
     where: dict[str, Any] = {"data_dir": data_dir} if data_dir else {}
     results: Results = {}
-    for section in table.sections:
-        if dataset not in (None, section.dataset):
-            continue
+    sections = [s for s in table.sections if dataset in (None, s.dataset)]
+    every = [t for section in sections for t in section.trainings(seeds or table.seeds)]
+    if not collect and (jobs > 1 or launcher != "none"):
+        options = {"device": device, **where}
+        run_all(list(dict.fromkeys(every)), scale, folder / "runs", jobs, launcher, options)
+    for section in sections:
         for training in section.trainings(seeds or table.seeds):
-            log.info("%s: %s", name, training.name)
-            run = trained(training, scale, folder / "runs", device=device, **where)
+            if collect:
+                run = folder / "runs" / scale / training.name
+                if not (run / "summary.json").is_file():
+                    log.warning("%s has not finished and is left out", run)
+                    continue
+            else:
+                log.info("%s: %s", name, training.name)
+                run = trained(training, scale, folder / "runs", device=device, **where)
             result = evaluated(training, run, section.splits, k, device, **where)
             results.setdefault(section.dataset, []).append(result)
+    if not results:
+        raise UsageError(
+            f"none of the {len(every)} runs of {name} in {folder / 'runs' / scale} has finished"
+        )
     command = f"python scripts/reproduce.py {name} --scale {scale}"
     command += f" --dataset {dataset}" if dataset else ""
     command += f" --seeds {seeds}" if seeds else ""

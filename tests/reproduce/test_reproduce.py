@@ -12,6 +12,7 @@ import pytest
 from pyro_zf.cli import main
 from pyro_zf.models.variational_bilstm import PUBLISHED
 from pyro_zf.reproduce import SCALES, SYSTEMS, TABLES, Training
+from pyro_zf.reproduce.jobs import executor
 from pyro_zf.reproduce.results import Result, verdicts
 from pyro_zf.training import (
     UsageError,
@@ -209,3 +210,53 @@ def test_a_run_of_another_name_is_not_touched(tmp_path: Path) -> None:
     (run / "config.json").write_text(resolve(training.config("small", run, device="cpu")).to_json())
     with pytest.raises(UsageError, match="is a run with"):
         trained(training, "smoke", tmp_path, device="cpu")
+
+
+@pytest.mark.usefixtures("single_precision")
+def test_runs_side_by_side_and_collected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two at a time, then by submitit on this machine; the table is that of runs one after the other."""
+    pytest.importorskip("mlxtend")
+    monkeypatch.delenv("PYRO_ZF_DATA", raising=False)
+    monkeypatch.setenv("PYRO_ZF_CACHE", str(tmp_path / "cache"))
+    table = [
+        "reproduce",
+        "zf-table1",
+        "--scale",
+        "smoke",
+        "--dataset",
+        "mnist",
+        "--num-samples",
+        "2",
+    ]
+
+    def made(folder: str, *options: str) -> str:
+        assert main([*table, "--output-dir", str(tmp_path / folder), *options]) == 0
+        capsys.readouterr()
+        (path,) = (tmp_path / folder).glob("*.md")
+        return path.read_text(encoding="utf-8")
+
+    first = made("jobs", "--jobs", "2")
+    for run in (tmp_path / "jobs/runs/smoke").iterdir():
+        assert not run.is_dir() or (run / "summary.json").is_file()
+    assert made("jobs", "--collect") == first
+    runs = [x for x in (tmp_path / "jobs/runs/smoke").iterdir() if x.is_dir()]
+    (runs[0] / "summary.json").unlink()
+    made("jobs", "--collect")
+    assert main([*table, "--output-dir", str(tmp_path / "empty"), "--collect"]) == 2
+    assert "of zf-table1 in" in capsys.readouterr().err
+
+
+def test_what_is_submitted_to_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    submitit = pytest.importorskip("submitit")
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
+    made = executor("slurm", tmp_path / "jobs", 3)
+    parameters = made._executor.parameters
+    assert parameters["array_parallelism"] == 3
+    assert parameters["job_name"] == "pyro_zf"
+    assert parameters["time"] == 24 * 60
+    local = executor("local", tmp_path / "jobs", 2)
+    local.update_parameters(timeout_min=5)
+    assert local.submit(max, 2, 3).result() == 3
+    assert isinstance(local, submitit.AutoExecutor)
