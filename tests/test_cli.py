@@ -240,3 +240,40 @@ def test_several_seeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert "test ELBO of 2 seeds: mean" in printed
     assert train_main([*arguments, "--max-steps", "3"]) == 0, "finished runs are taken as they are"
     assert train_main([*FLAGS, "--seeds", "x"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--log-interval", "1000000000000"], "--log-interval must be at most 1,000,000"),
+        (["--hidden-size", "1000000000"], "--hidden-size must be at most 1,000,000"),
+        (["--mlp-depth", str(10**30)], "--mlp-depth must be at most 1,000"),
+        (["--forget-bias", "nan"], "--forget-bias must be finite, got nan"),
+        (
+            ["--dataset", "wav", "--data", ".", "--sample-rate", "9223372036854775807"],
+            "--sample-rate must be from 1 to 10,000,000",
+        ),
+    ],
+)
+def test_numbers_have_ranges(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train_main(arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_control_characters_do_not_reach_the_terminal(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert train_main(["--dataset", "text", "--data", f"{tmp_path}/\x1b[31mred.txt"]) == 2
+    assert "\\x1b[31mred.txt is not a file" in capfd.readouterr().err
+
+
+def test_errors_of_the_operating_system_are_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        assert train_main([*FLAGS, "--max-steps", "2", "--output-dir", str(folder)]) == 2
+        (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error")]
+        assert "file" in line

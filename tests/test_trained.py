@@ -380,7 +380,7 @@ class NeedsGradients(VRNN):
 def test_a_log_entry_that_fails_keeps_its_loss(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    summary = train(config(tmp_path), model=NeedsGradients(4, **SIZES), data=BITS)
+    summary = train(config(tmp_path, num_figures=2), model=NeedsGradients(4, **SIZES), data=BITS)
     assert summary["steps"] == 6
     assert "the bound of a batch failed and is left out (RuntimeError: no bound" in caplog.text
     events = [e for e in read_metrics(tmp_path / "run") if e["event"] == "train"]

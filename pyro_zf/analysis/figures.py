@@ -95,8 +95,10 @@ def curves(
         per: whether values are per sequence or per step. Use ``"step"`` if training and validation
             sequences differ in length.
     """
-    train = [e for e in events if e["event"] == "train"]
-    valid = [e for e in events if e["event"] == "valid"]
+    # An entry whose bound failed, or is not finite, has no number.
+    known = [e for e in events if e.get(f"elbo_nats_per_{per}") is not None]
+    train = [e for e in known if e["event"] == "train"]
+    valid = [e for e in known if e["event"] == "valid"]
     shown = [
         (key, sign, title)
         for key, sign, title in (
@@ -172,14 +174,14 @@ def _bands(
             lines = np.stack([np.interp(steps, *run, left=np.nan, right=np.nan) for run in runs])
             known = ~np.isnan(lines).any(0)
             steps, lines = steps[known], lines[:, known]
-            axes.plot(steps, lines.mean(0), color=colour, label=label, lw=1.4)
+            axes.plot(steps, lines.mean(0), color=colour, label=plain(label), lw=1.4)
             if len(runs) > 1:
                 axes.fill_between(steps, lines.min(0), lines.max(0), color=colour, alpha=0.2, lw=0)
             late += lines[:, steps > 0.1 * steps.max(initial=0)].ravel().tolist()
         if settled and late:
             low, high = min(late), max(late)
             axes.set_ylim(low - 0.05 * (high - low + 1e-3), high + 0.05 * (high - low + 1e-3))
-        _tidy(axes).set(title=title, xlabel="update", ylabel=ylabel)
+        _tidy(axes).set(title=plain(title), xlabel="update", ylabel=ylabel)
         axes.legend(frameon=False, fontsize=7)
     return figure
 
@@ -289,6 +291,13 @@ def _sound_panels(rows: Sequence[Sequence[Any]], height: float) -> tuple[Figure,
     for axes in panels[-1]:
         axes.set_xlabel("seconds")
     return figure, panels
+
+
+def plain(text: str) -> str:
+    """A text that Matplotlib shows as it is: no mathematics between dollars, and a leading ``_`` is shown."""
+    text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+    text = text.replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
 
 
 def series(

@@ -310,7 +310,11 @@ def _comparison(runs: Sequence[RunContent]) -> str:
     elbos: dict[str, dict[str, list[Any]]] = {}
     kls: dict[str, dict[str, list[Any]]] = {}
     for run in runs:
-        valid = [e for e in run.events if e["event"] == "valid"]
+        valid = [
+            e
+            for e in run.events
+            if e["event"] == "valid" and e.get("elbo_nats_per_sequence") is not None
+        ]
         steps = [e["step"] for e in valid]
         data = f"{_data_of(run)}, per {run.unit}"
         for panels, key in ((elbos, "elbo"), (kls, "kl")):

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+import unicodedata
 from collections.abc import Callable
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass
@@ -63,8 +64,26 @@ def at_least_one(config: Any, *names: str) -> None:
     """
     for name in names:
         value = getattr(config, name)
-        if value is not None and value < 1:
-            raise UsageError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+        if value is not None and not 1 <= value <= 10**7:
+            raise UsageError(
+                f"--{name.replace('_', '-')} must be from 1 to 10,000,000, got {value}"
+            )
+
+
+class Printable(logging.Formatter):
+    """Formats entries of the log without control characters, which names from files may contain."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
+def printable(text: str) -> str:
+    """A text whose control characters are escaped, apart from line ends and tabs."""
+    return "".join(
+        c if c in "\n\t" or not unicodedata.category(c).startswith("C") or c == "\N{ZERO WIDTH JOINER}"
+        else c.encode("unicode_escape", "surrogatepass").decode()
+        for c in text
+    )  # fmt: skip
 
 
 def _interrupt(number: int, frame: Any) -> None:
@@ -89,7 +108,9 @@ def run_command(command: Callable[[Any], None], config: Any) -> int:
     Exit codes: 0 success, 1 training failed, 2 invalid usage or data, 130 interrupted.
     """
     print_anywhere()
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(Printable("%(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     for name in ("SIGTERM", "SIGHUP"):  # as Ctrl-C, wherever they arrive
         if hasattr(signal, name) and threading.current_thread() is threading.main_thread():
             signal.signal(getattr(signal, name), _interrupt)
@@ -101,11 +122,16 @@ def run_command(command: Callable[[Any], None], config: Any) -> int:
             command(config)
     except (UsageError, DataError) as error:
         if first:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {printable(str(error))}", file=sys.stderr)
         return 2
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "allocate memory" not in str(error):
+            raise
+        print("error: there is not enough memory; try smaller sizes or batches", file=sys.stderr)
+        return 1
     except OSError as error:  # no space, no permission, a folder in place of a file ...
         where = f": {error.filename}" if error.filename else ""
-        print(f"error: {error.strerror or error}{where}", file=sys.stderr)
+        print(f"error: {printable(f'{error.strerror or error}{where}')}", file=sys.stderr)
         return 2
     except TrainingError as error:
         if first:

@@ -76,5 +76,6 @@ def read_run(run: Path) -> RunContent:
             path
             for folder in ("figures", "generated", "interpolated")
             for path in sorted((run / folder).glob("*"))
+            if path.is_file() and not path.is_symlink()
         ],
     )

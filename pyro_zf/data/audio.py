@@ -38,6 +38,9 @@ log = logging.getLogger(__name__)
 #: If all files together have fewer bytes than this, each is read completely before they are split.
 THOROUGH = 256 * 2**20
 
+#: Number of bytes up to which a file of an archive is unpacked, in memory.
+LARGEST = 2**30
+
 #: Suffixes of sound files; upper and lower case are equivalent.
 SUFFIXES = (".wav", ".flac", ".ogg", ".sph", ".mp3")
 #: Formats that libsndfile may detect for each suffix. The .wav files of TIMIT are in NIST SPHERE format.
@@ -64,6 +67,10 @@ class Recording:
         """Open the file for reading bytes."""
         if not self.archived:
             return (self.root / self.name).open("rb")
+        if self.size > LARGEST:
+            raise DataError(
+                f"{self.name} has {self.size / 2**30:.1f} GB in the archive: unpack {self.root} first"
+            )
         with zipfile.ZipFile(self.root) as archive:
             return io.BytesIO(archive.read(self.name))
 

@@ -199,6 +199,16 @@ def there_are(name: str, known: Iterable[str]) -> str:
     return f"{name}: must be one of {', '.join(names)}{hint}"
 
 
+#: Upper limits of options, above which nothing sensible can be allocated.
+_MOST: dict[int, tuple[str, ...]] = {
+    1000: ("num_layers", "mlp_depth", "emission_depth"),
+    10**6: (
+        "hidden_size", "latent_size", "mlp_size", "backward_size", "embedding_size", "latent_embedding_size",
+        "batch_size", "num_particles", "log_interval", "num_figures", "max_count",
+    ),
+}  # fmt: skip
+
+
 def check_numbers(config: Any) -> None:
     """Reject numbers that are out of range.
 
@@ -229,6 +239,15 @@ def check_numbers(config: Any) -> None:
             raise UsageError(
                 f"--{name.replace('_', '-')} must be a non-negative finite number, got {value}"
             )
+    for most, names in _MOST.items():
+        for name in names:
+            value = given(name)
+            if value is not None and value > most:
+                raise UsageError(
+                    f"--{name.replace('_', '-')} must be at most {most:,}, got {value}"
+                )
+    if not math.isfinite(given("forget_bias") or 0.0):
+        raise UsageError(f"--forget-bias must be finite, got {given('forget_bias')}")
     for name in ("word_dropout", "skip_gradient"):
         value = given(name)
         if value is not None and not 0 <= value <= 1:

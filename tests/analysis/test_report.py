@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import os
 import re
 import shutil
 import subprocess
@@ -237,3 +238,18 @@ def test_runs_on_other_data_have_columns_of_their_own(tmp_path: Path) -> None:
     assert "ELBO, test, k = 1, N = 10, per sequence of b" in table
     assert "mnist" not in table
     assert "data given in Python" in table
+
+
+def test_a_report_takes_no_names_for_mathematics_and_follows_no_links(
+    runs: list[Path], tmp_path: Path
+) -> None:
+    secret = tmp_path / "secret.txt"
+    secret.write_text("not for the report", encoding="utf-8")
+    named = Path(shutil.copytree(runs[0], tmp_path / "_a $x_ \\frac$"))
+    (named / "figures" / "linked.txt").symlink_to(secret)
+    os.mkfifo(named / "figures" / "pipe.txt")
+    (named / "figures" / "latin.txt").write_bytes("caf\u00e9".encode("latin-1"))
+    assert main(["report", str(named), str(runs[1]), "--output", str(tmp_path / "page.html")]) == 0
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "not for the report" not in page
+    assert "caf\N{REPLACEMENT CHARACTER}" in page
