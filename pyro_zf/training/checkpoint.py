@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
 import shutil
@@ -42,7 +43,10 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
-            torch.save(content, file)
+            # PyTorch's own writer does not say which error of the system has stopped it.
+            buffer = io.BytesIO()
+            torch.save(content, buffer)
+            file.write(buffer.getbuffer())
             file.flush()
             os.fsync(file.fileno())
         umask = os.umask(0)
@@ -56,9 +60,11 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
                 shutil.copyfile(path, kept)
             os.replace(kept, previous_of(path))
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)
         raise
 
 

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -288,3 +289,37 @@ def test_damaged_prepared_data_are_prepared_again(tmp_path: Path, cache: Path) -
             continue
         np.testing.assert_array_equal(found.std, expected.std)
         np.testing.assert_array_equal(found.mean, expected.mean)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of three megabytes."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=3M", "tmpfs", str(folder)]
+    try:
+        done = subprocess.run(mount, capture_output=True, check=False)
+    except OSError:
+        pytest.skip("needs the program mount")
+    if done.returncode:
+        pytest.skip("needs the permission to mount a file system")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("size", [60, 100, 180])
+def test_a_full_disk_is_one_line(
+    size: int, tmp_path: Path, cache: Path, small_disk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At the first checkpoint, at a later one, or at the best: the one before is complete."""
+    array(tmp_path / "x.h5", x=np.random.default_rng(0).normal(size=(60, 20, 8)).astype("f4"))
+    run = small_disk / "run"
+    arguments = [
+        "train", "--dataset", "hdf5", "--data", tmp_path / "x.h5", "--model", "vrnn", "--latent-size", 16, "--mlp-size",
+        100, "--hidden-size", size, "--batch-size", 8, "--max-steps", 6, "--valid-interval", 3, "--num-figures", 0,
+        "--output-dir", run,
+    ]  # fmt: skip
+    assert main([str(x) for x in arguments]) == 2
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error")]
+    assert "No space left on device" in line
+    assert load_checkpoint(run / "checkpoints/last.pt", torch.device("cpu"))["step"] in (0, 3)
