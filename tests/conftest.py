@@ -32,8 +32,25 @@ def single_precision() -> None:
     torch.set_default_dtype(torch.float32)
 
 
+#: Tests that train or run commands; the shapes that they pass around are checked by the other tests.
+WHOLE_RUNS = (
+    "training", "reproduce", "analysis", "test_cli", "test_commands", "test_documents",
+    "test_every_command", "test_extending", "test_trained",
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _checked(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Check shapes and types in the tests of the parts, where it takes half of the time."""
+    name = request.path.relative_to(Path(__file__).parent.parent).as_posix()
+    whole = name.startswith(tuple(f"tests/{part}" for part in WHOLE_RUNS))
+    jaxtyping.config.update("jaxtyping_disable", whole)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
 @pytest.fixture
-def unchecked() -> Iterator[None]:
+def unchecked(_checked: None) -> Iterator[None]:
     """Disable the shape and type checks of the test run, as for a user."""
     jaxtyping.config.update("jaxtyping_disable", True)
     yield

@@ -82,13 +82,15 @@ def test_wrong_shapes() -> None:
 
 def test_bytes_become_numbers() -> None:
     bits = (torch.rand(2, 3, 4) > 0.5).to(torch.uint8)
-    batch = SequenceBatch.from_targets(bits, torch.tensor([3, 1])).numeric()
-    assert batch.inputs.dtype == torch.float32
+    stored = SequenceBatch.from_targets(bits, torch.tensor([3, 1]))
+    assert stored.numeric(torch.float32).inputs.dtype == torch.float32
+    batch = stored.numeric()
+    assert batch.inputs.dtype == torch.get_default_dtype()
     assert batch.targets is not None
-    assert batch.targets.dtype == torch.float32
+    assert batch.targets.dtype == torch.get_default_dtype()
     assert batch.lengths is not None
     assert batch.lengths.tolist() == [3, 1]
-    assert torch.equal(batch.targets[0], bits[0].float())
+    assert torch.equal(batch.targets[0], bits[0].double())
     assert batch.numeric() is batch
     symbols = SequenceBatch.from_targets(torch.ones(2, 3, dtype=torch.long))
     assert symbols.numeric() is symbols

@@ -87,6 +87,7 @@ class Progress:
     best_nats: float = math.inf
     best_step: int = -1
     validated_step: int = 0
+    validating: bool = False  # the state was saved before a validation
 
 
 def train(
@@ -363,7 +364,7 @@ def _train_in(
         write_text(run / "config.json", config.to_json())
         if splits.vocabulary is not None:
             write_text(run / "vocabulary.json", json_text({"symbols": splits.vocabulary}) + "\n")
-        record = Record(run, last_step=progress.step if resuming else None)
+        record = Record(run, progress.step if resuming else None, progress.validating)
 
     def set_weights(step: int) -> None:
         """Set the weights of the KL and auxiliary terms for an update."""
@@ -374,8 +375,9 @@ def _train_in(
             model.aux_weight.fill_(aux_weight(step))  # type: ignore[union-attr]
 
     def validate() -> None:
+        progress.validating = True
         save(last)  # what follows may fail
-        progress.validated_step = progress.step
+        progress.validating, progress.validated_step = False, progress.step
         set_weights(progress.step)
         bounds = tried(
             "validation",
@@ -442,6 +444,8 @@ def _train_in(
         disable=not (sys.stderr.isatty() and processes.first),
     )  # fmt: skip
     with stop_on_signal() as stop, bar:
+        if progress.validating:  # the validation at which the run was interrupted
+            validate()
         batches = train_batches.epoch(progress.epoch, progress.batch, device)
         while not _finished(config, progress):
             batch = next(batches, None)

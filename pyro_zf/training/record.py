@@ -28,15 +28,18 @@ class Record:
         last_step: last update of a run that is resumed. Later events come from a session that was interrupted
             before it saved a checkpoint; they are dropped, as is the test event of a session that had
             finished.
+        validating: whether the validation after that update is repeated.
     """
 
-    def __init__(self, run: Path, last_step: int | None = None) -> None:
+    def __init__(self, run: Path, last_step: int | None = None, validating: bool = False) -> None:
         self.path = run / "metrics.jsonl"
         if last_step is not None and self.path.exists():
             kept = [
                 event
                 for event in read_metrics(run)
-                if event["step"] <= last_step and event["event"] != "test"
+                if event["step"] <= last_step
+                and event["event"] != "test"
+                and not (validating and event["event"] == "valid" and event["step"] == last_step)
             ]
             text = "".join(json.dumps(event) + "\n" for event in kept)
             write_text(self.path, text)

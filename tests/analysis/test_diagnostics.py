@@ -217,11 +217,7 @@ def test_information_by_the_density_of_the_guide(
 
     def drawing() -> None:
         drawn, more = iter(noise), iter(behind)
-        for name in ("sample", "rsample"):
-            monkeypatch.setattr(
-                torch.distributions.Normal, name,
-                lambda self, shape=(): self.loc + self.scale * next(drawn),
-            )  # fmt: skip
+        monkeypatch.setattr(torch, "randn", lambda shape, **_: next(drawn).reshape(shape))
         monkeypatch.setattr(torch, "randn_like", lambda x: next(more))
 
     drawing()
@@ -266,6 +262,7 @@ def constant_noise() -> Iterator[None]:
     """Constant noise for all shapes and all draws."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.Tensor, "normal_", lambda self, *_: self.fill_(0.3))
+        patch.setattr(torch, "randn", lambda shape, **_: torch.full(tuple(shape), 0.3))
         yield
 
 

@@ -246,7 +246,7 @@ def test_bits_are_bytes_until_they_are_on_their_device(monkeypatch: pytest.Monke
     monkeypatch.setattr(SequenceBatch, "to", noted)
     targets = torch.cat([b.targets for b in batches if b.targets is not None])
     assert moved == [torch.uint8] * 2
-    assert targets.dtype == torch.float32
+    assert targets.dtype == torch.get_default_dtype()
     np.testing.assert_array_equal(targets.numpy(), bits)
 
 
