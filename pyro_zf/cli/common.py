@@ -64,10 +64,11 @@ def at_least_one(config: Any, *names: str) -> None:
     """
     for name in names:
         value = getattr(config, name)
-        if value is not None and not 1 <= value <= 10**7:
-            raise UsageError(
-                f"--{name.replace('_', '-')} must be from 1 to 10,000,000, got {value}"
-            )
+        flag = f"--{name.replace('_', '-')}"
+        if value is not None and value < 1:
+            raise UsageError(f"{flag} must be at least 1, got {value}")
+        if value is not None and value > 10**7:
+            raise UsageError(f"{flag} must be at most 10,000,000, got {value}")
 
 
 class Printable(logging.Formatter):

@@ -122,12 +122,15 @@ def check_data(config: DataConfig) -> None:
         )
     for option in ("segment", "vocabulary_size", "sample_rate", "frame_size"):
         value = getattr(config, option)
-        if value is not None and not 1 <= value <= 10**7:
-            raise UsageError(
-                f"--{option.replace('_', '-')} must be from 1 to 10,000,000, got {value}"
-            )
-    if config.workers is not None and not 0 <= config.workers <= 1000:
-        raise UsageError(f"--workers must be from 0 to 1,000, got {config.workers}")
+        flag = f"--{option.replace('_', '-')}"
+        if value is not None and value < 1:
+            raise UsageError(f"{flag} must be at least 1, got {value}")
+        if value is not None and value > 10**7:
+            raise UsageError(f"{flag} must be at most 10,000,000, got {value}")
+    if config.workers is not None and config.workers < 0:
+        raise UsageError(f"--workers must not be negative, got {config.workers}")
+    if config.workers is not None and config.workers > 1000:
+        raise UsageError(f"--workers must be at most 1,000, got {config.workers}")
 
 
 def build_data(config: DataConfig) -> Splits:
