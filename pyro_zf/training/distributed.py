@@ -261,6 +261,13 @@ def started(device: str) -> Processes:
         torch.cuda.set_device(local)
     if not dist.is_initialized():  # a second training uses the connections of the first
         backend = "nccl" if device.startswith("cuda") else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(seconds=PATIENCE))
+        patience = timedelta(seconds=PATIENCE)
+        store, _, _ = next(dist.rendezvous("env://", timeout=patience))  # type: ignore[attr-defined]
+        # After a restart the store still has the addresses of the processes before.
+        restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        attempt = dist.PrefixStore(restart, store)  # type: ignore[attr-defined]
+        dist.init_process_group(
+            backend, store=attempt, rank=rank, world_size=size, timeout=patience
+        )
         atexit.register(dist.destroy_process_group)
     return Processes(rank, size, device, torch.Generator(device))
