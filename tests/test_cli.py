@@ -248,7 +248,8 @@ def test_several_seeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
         (["--log-interval", "1000000000000"], "--log-interval must be at most 1,000,000"),
         (["--hidden-size", "1000000000"], "--hidden-size must be at most 1,000,000"),
         (["--mlp-depth", str(10**30)], "--mlp-depth must be at most 1,000"),
-        (["--forget-bias", "nan"], "--forget-bias must be finite, got nan"),
+        (["--forget-bias", "nan"], "--forget-bias must be from -1e6 to 1e6, got nan"),
+        (["--forget-bias", "1e300"], "--forget-bias must be from -1e6 to 1e6, got 1e+300"),
         (
             ["--dataset", "wav", "--data", ".", "--sample-rate", "9223372036854775807"],
             "--sample-rate must be at most 10,000,000",

@@ -246,8 +246,8 @@ def check_numbers(config: Any) -> None:
                 raise UsageError(
                     f"--{name.replace('_', '-')} must be at most {most:,}, got {value}"
                 )
-    if not math.isfinite(given("forget_bias") or 0.0):
-        raise UsageError(f"--forget-bias must be finite, got {given('forget_bias')}")
+    if not abs(given("forget_bias") or 0.0) <= 1e6:
+        raise UsageError(f"--forget-bias must be from -1e6 to 1e6, got {given('forget_bias')}")
     for name in ("word_dropout", "skip_gradient"):
         value = given(name)
         if value is not None and not 0 <= value <= 1:
