@@ -15,13 +15,12 @@ from pyro_zf.batch import SequenceBatch
 from pyro_zf.data.arrays import Extreme, Sampled, kind_of
 from pyro_zf.data.covariates import ConditionedDataset, covariates_of
 from pyro_zf.data.datasets import ArrayDataset, DataError, DataSource, SequenceDataset, Splits
+from pyro_zf.data.store import SPLITS
 from pyro_zf.data.values import Kind, Values
 
 __all__ = ["splits_of"]
 
 log = logging.getLogger(__name__)
-
-SPLITS = ("train", "valid", "test")
 
 
 def splits_of(data: Any, kind: Kind | None = None) -> Splits:

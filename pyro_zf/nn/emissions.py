@@ -44,7 +44,9 @@ LARGEST = 15.0
 
 
 class _LogitEmission(nn.Module):
-    """A network whose outputs are logits."""
+    """A network whose outputs are logits, by default one for each value."""
+
+    outputs: ClassVar[int] = 1
 
     def __init__(
         self,
@@ -55,11 +57,21 @@ class _LogitEmission(nn.Module):
         activation: str = "clipped-leaky-relu",
     ) -> None:
         super().__init__()
-        self.network = MLP(in_size, mlp_size, data_size, depth, activation)
+        self.network = MLP(in_size, mlp_size, self.outputs * data_size, depth, activation)
 
     def logits(self, h: Float[Tensor, "*batch hidden"]) -> Float[Tensor, "*batch data"]:
         """The logits, in the precision of the state."""
         return self.network(h).to(h.dtype)
+
+
+class _CountEmission(_LogitEmission):
+    """A network whose outputs are bounded logits or logarithms, the parameters of a distribution of counts."""
+
+    kinds: ClassVar[tuple[str, ...]] = ("counts",)
+
+    def bounded(self, h: Float[Tensor, "*batch hidden"]) -> Float[Tensor, "*batch parameters"]:
+        """The outputs, bounded to -15..15."""
+        return self.logits(h).clamp(-LARGEST, LARGEST)
 
 
 class BernoulliEmission(_LogitEmission):
@@ -258,7 +270,7 @@ class AutoregressiveGaussianEmission(nn.Module):
         return str(self.form)
 
 
-class PoissonEmission(nn.Module):
+class PoissonEmission(_CountEmission):
     r""":math:`p(y_t \mid h_t) = \prod_d \operatorname{Poisson}(y_{t,d}; \exp f^{(o)}(h_t)_d)`.
 
     Args:
@@ -268,25 +280,11 @@ class PoissonEmission(nn.Module):
             the logarithms of the rates, are bounded to -15..15.
     """
 
-    kinds: ClassVar[tuple[str, ...]] = ("counts",)
-
-    def __init__(
-        self,
-        in_size: int,
-        data_size: int,
-        mlp_size: int = 1024,
-        depth: int = 1,
-        activation: str = "clipped-leaky-relu",
-    ) -> None:
-        super().__init__()
-        self.network = MLP(in_size, mlp_size, data_size, depth, activation)
-
     def forward(self, h: Float[Tensor, "*batch hidden"]) -> TorchDistributionMixin:
-        log_rate = self.network(h).to(h.dtype).clamp(-LARGEST, LARGEST)
-        return dist.Poisson(torch.exp(log_rate)).to_event(1)
+        return dist.Poisson(torch.exp(self.bounded(h))).to_event(1)
 
 
-class NegativeBinomialEmission(nn.Module):
+class NegativeBinomialEmission(_CountEmission):
     r"""Negative binomial counts with mean :math:`\mu` and variance :math:`\mu + \mu^2 / r`.
 
     The network gives :math:`\log \mu` and :math:`\log r`, both bounded to -15..15. For large r the
@@ -298,26 +296,14 @@ class NegativeBinomialEmission(nn.Module):
         mlp_size, depth, activation: options of the network, see :class:`~pyro_zf.nn.MLP`.
     """
 
-    kinds: ClassVar[tuple[str, ...]] = ("counts",)
-
-    def __init__(
-        self,
-        in_size: int,
-        data_size: int,
-        mlp_size: int = 1024,
-        depth: int = 1,
-        activation: str = "clipped-leaky-relu",
-    ) -> None:
-        super().__init__()
-        self.network = MLP(in_size, mlp_size, 2 * data_size, depth, activation)
+    outputs: ClassVar[int] = 2
 
     def forward(self, h: Float[Tensor, "*batch hidden"]) -> TorchDistributionMixin:
-        output = self.network(h).to(h.dtype).clamp(-LARGEST, LARGEST)
-        log_mean, log_r = output.chunk(2, dim=-1)
+        log_mean, log_r = self.bounded(h).chunk(2, dim=-1)
         return dist.NegativeBinomial(torch.exp(log_r), logits=log_mean - log_r).to_event(1)
 
 
-class BetaBinomialEmission(nn.Module):
+class BetaBinomialEmission(_CountEmission):
     r"""Beta-binomial counts from 0 to ``max_count``, for counts out of a known total.
 
     The network gives the logit of the mean proportion m and the logarithm of the concentration c, bounded to
@@ -333,7 +319,7 @@ class BetaBinomialEmission(nn.Module):
         ValueError: if ``max_count`` is missing or below one.
     """
 
-    kinds: ClassVar[tuple[str, ...]] = ("counts",)
+    outputs: ClassVar[int] = 2
 
     def __init__(
         self,
@@ -344,17 +330,15 @@ class BetaBinomialEmission(nn.Module):
         activation: str = "clipped-leaky-relu",
         max_count: int | None = None,
     ) -> None:
-        super().__init__()
         if max_count is None or max_count < 1:
             raise ValueError(
                 f"a beta-binomial emission needs max_count, at least 1, not {max_count}"
             )
+        super().__init__(in_size, data_size, mlp_size, depth, activation)
         self.max_count = max_count
-        self.network = MLP(in_size, mlp_size, 2 * data_size, depth, activation)
 
     def forward(self, h: Float[Tensor, "*batch hidden"]) -> TorchDistributionMixin:
-        output = self.network(h).to(h.dtype).clamp(-LARGEST, LARGEST)
-        logit, log_c = output.chunk(2, dim=-1)
+        logit, log_c = self.bounded(h).chunk(2, dim=-1)
         concentration = torch.exp(log_c)
         alpha = concentration * torch.sigmoid(logit) + 1e-6
         beta = concentration * torch.sigmoid(-logit) + 1e-6
@@ -397,9 +381,9 @@ def make_emission(name: str, in_size: int, data_size: int, **options: Any) -> nn
         ValueError: if the name is unknown.
     """
     emission = named_emission(name)
-    for name in ("form", "max_count"):
-        if name not in inspect.signature(emission).parameters:
-            options.pop(name, None)
+    for option in ("form", "max_count"):
+        if option not in inspect.signature(emission).parameters:
+            options.pop(option, None)
     return emission(in_size, data_size, **options)
 
 

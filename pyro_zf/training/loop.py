@@ -111,7 +111,7 @@ def train(
     Raises:
         UsageError, DataError: if the settings or the data are invalid.
         TrainingError: if the loss is not finite.
-        Interrupted: on SIGINT or SIGTERM, after a checkpoint has been saved.
+        Interrupted: on SIGINT, SIGTERM or SIGHUP, after a checkpoint has been saved.
 
     Example:
         >>> import tempfile, torch
