@@ -275,3 +275,22 @@ def test_sixteen_bits_in_single_precision() -> None:
         mixture = DiscretizedLogisticMixture(*parameters, 65536, -1.0, 1.0)
         exact[dtype] = mixture.log_prob(torch.linspace(-1, 1, 101, dtype=dtype)).double()
     assert (exact[torch.float32] - exact[torch.float64]).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("sign", [-1.0, 1.0])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("poisson", {}), ("negative-binomial", {}), ("beta-binomial", {"max_count": 9})],
+)
+def test_parameters_of_counts_are_bounded(name: str, options: dict[str, int], sign: float) -> None:
+    emission = make_emission(name, 2, 3, mlp_size=4, **options)
+    h = torch.ones(1, 2)
+    for parameter in emission.parameters():
+        torch.nn.init.constant_(parameter, 1e3)
+    last = [module for module in emission.modules() if isinstance(module, torch.nn.Linear)][-1]
+    torch.nn.init.constant_(last.weight, sign * 1e3)
+    torch.nn.init.constant_(last.bias, sign * 1e3)
+    distribution = emission(h)
+    assert torch.isfinite(distribution.log_prob(torch.full((1, 3), 4.0))).all()
+    if name != "beta-binomial":
+        assert torch.allclose(distribution.mean.log(), torch.full((1, 3), sign * 15.0))
