@@ -249,14 +249,11 @@ def _diagnostics(found: Mapping[str, Any], run: RunContent) -> str:
     return "".join(parts)
 
 
-Column = tuple[str, str, int, int, int]
+Column = tuple[int, int, int]
 
 
 def _test_bounds(run: RunContent) -> dict[Column, str]:
-    """Bounds on test data by what makes them comparable.
-
-    That is the data, the unit, the index in ``_BOUNDS``, and the numbers of samples and sequences.
-    """
+    """Bounds on test data by index in ``_BOUNDS`` and numbers of samples and sequences."""
     found: dict[Column, str] = {}
     for e in [*_tested(run), *run.evaluations]:
         usual = e["split"].startswith("test") and e["latents"] == "posterior"
@@ -264,8 +261,7 @@ def _test_bounds(run: RunContent) -> dict[Column, str]:
             continue
         for i, (key, _) in enumerate(_BOUNDS):
             if key != "log_likelihood" and (shown := _with_error(e, f"{key}_nats_per_sequence")):
-                column = (_data_of(run), run.unit, i, e["num_samples"], e["num_sequences"])
-                found.setdefault(column, shown)
+                found.setdefault((i, e["num_samples"], e["num_sequences"]), shown)
     return found
 
 
@@ -277,35 +273,15 @@ def _data_of(run: RunContent) -> str:
 
 
 def _comparison(runs: Sequence[RunContent]) -> str:
-    bounds = [_test_bounds(run) for run in runs]
-    columns = sorted({key for of_run in bounds for key in of_run})
-    several = len({(data, unit) for data, unit, *_ in columns}) > 1
-    heads = [
-        "run", "system", "data", "parameters", "updates",
-        *(
-            f"{_BOUNDS[i][1]}, test, k = {k}, N = {n:,}" + (f", per {unit} of {data}" if several else "")
-            for data, unit, i, k, n in columns
-        ),
-        "active units", "loss by shuffling z",
-    ]  # fmt: skip
-    lines = []
-    for run, of_run in zip(runs, bounds, strict=True):
-        s = run.summary
-        found = {**summary_diagnostics(s), **(_richest(run) or {})}
-        active, number = found.get("active_units"), found.get("diagnosed_sequences")
-        shuffled = _with_error(found, "shuffled_loss_nats_per_sequence")
-        lines.append((
-            run.name, run.config.get("model"), _data_of(run),
-            f"{s['num_parameters']:,}" if s else "", s.get("steps", ""),
-            *(of_run.get(key, "") for key in columns),
-            "" if active is None else f"{active} of {found.get('latent_units')} (N = {number})",
-            f"{shuffled} (N = {number})" if shuffled else "",
-        ))  # fmt: skip
-    parts = ["<h2>Comparison</h2>", _table(heads, lines)]
-    units = {run.unit for run in runs}
+    groups: dict[str, list[RunContent]] = {}
+    for run in runs:
+        groups.setdefault(f"{_data_of(run)}, per {run.unit}", []).append(run)
+    parts = ["<h2>Comparison</h2>"]
+    for data, group in groups.items():
+        parts += [f"<h3>{_text(data)}</h3>", _compared(group)]
     parts.append(
-        f"<p>Nats per {_text(' or '.join(sorted(units)))}; higher bounds are better. A column holds bounds "
-        "of one kind, with k samples on N sequences.</p>"
+        "<p>Bounds on test data in nats; higher is better. A column holds bounds of one kind, with k samples "
+        "on N sequences.</p>"
     )
     elbos: dict[str, dict[str, list[Any]]] = {}
     kls: dict[str, dict[str, list[Any]]] = {}
@@ -324,6 +300,30 @@ def _comparison(runs: Sequence[RunContent]) -> str:
         parts.append(_figure(bound_in_training(elbos, "validation ELBO, nats"), "Validation ELBO."))
         parts.append(_figure(kl_in_training(kls, "KL, nats"), "KL on the validation data."))
     return "\n".join(parts)
+
+
+def _compared(runs: Sequence[RunContent]) -> str:
+    """Table of runs on the same data."""
+    bounds = [_test_bounds(run) for run in runs]
+    columns = sorted({key for of_run in bounds for key in of_run})
+    heads = [
+        "run", "system", "parameters", "updates",
+        *(f"{_BOUNDS[i][1]} (k = {k}, N = {n:,})" for i, k, n in columns),
+        "active units", "loss by shuffling z",
+    ]  # fmt: skip
+    lines = []
+    for run, of_run in zip(runs, bounds, strict=True):
+        s = run.summary
+        found = {**summary_diagnostics(s), **(_richest(run) or {})}
+        active, number = found.get("active_units"), found.get("diagnosed_sequences")
+        shuffled = _with_error(found, "shuffled_loss_nats_per_sequence")
+        lines.append((
+            run.name, run.config.get("model"), f"{s['num_parameters']:,}" if s else "", s.get("steps", ""),
+            *(of_run.get(key, "") for key in columns),
+            "" if active is None else f"{active} of {found.get('latent_units')} (N = {number})",
+            f"{shuffled} (N = {number})" if shuffled else "",
+        ))  # fmt: skip
+    return _table(heads, lines)
 
 
 def _files(files: Sequence[Path]) -> list[str]:

@@ -177,12 +177,12 @@ def test_in_a_browser(runs: list[Path], tmp_path: Path) -> None:
             browser, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
             "--disable-background-networking", "--disable-component-update", "--disable-sync",
             "--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={tmp_path / 'profile'}",
-            "--window-size=1100,3000", f"--screenshot={screenshot}", (tmp_path / "page.html").as_uri(),
+            "--window-size=1100,6000", f"--screenshot={screenshot}", (tmp_path / "page.html").as_uri(),
         ],
         check=True, capture_output=True, timeout=120,
     )  # fmt: skip
     seen = matplotlib.image.imread(screenshot)[..., :3]
-    assert seen.shape[0] == 3000
+    assert seen.shape[0] == 6000
     blue = np.array([0x3B, 0x6E, 0xA8]) / 255  # lines, bars and borders
     columns = (np.abs(seen - blue).max(-1) < 0.02).sum(0)
     assert (columns > 12).sum() > 200, "the pictures are drawn; borders alone are thinner"
@@ -212,16 +212,16 @@ def test_a_column_of_the_comparison_holds_bounds_of_one_kind() -> None:
     heads = re.findall("<th>(.*?)</th>", table)
     cells = [re.findall("<td>(.*?)</td>", row) for row in re.findall("<tr>(.*?)</tr>", table)[1:]]
     first, second = (dict(zip(heads, row, strict=True)) for row in cells)
-    assert first["ELBO, test, k = 1, N = 10,000"] == "-117.33 ± 0.20"
-    assert first["ELBO, test, k = 25, N = 200"] == "-121.11"
-    assert first["IWAE, test, k = 25, N = 200"] == "-119.50"
-    assert first["IWAE, test, k = 25, N = 10,000"] == ""
-    assert second["IWAE, test, k = 25, N = 10,000"] == "-116.00"
-    assert second["IWAE, test, k = 25, N = 200"] == ""
+    assert first["ELBO (k = 1, N = 10,000)"] == "-117.33 ± 0.20"
+    assert first["ELBO (k = 25, N = 200)"] == "-121.11"
+    assert first["IWAE (k = 25, N = 200)"] == "-119.50"
+    assert first["IWAE (k = 25, N = 10,000)"] == ""
+    assert second["IWAE (k = 25, N = 10,000)"] == "-116.00"
+    assert second["IWAE (k = 25, N = 200)"] == ""
     assert first["active units"] == "3 of 8 (N = 64)"
 
 
-def test_runs_on_other_data_have_columns_of_their_own(tmp_path: Path) -> None:
+def test_runs_on_other_data_have_a_table_of_their_own() -> None:
     summary = {
         "data_detail": "", "num_parameters": 5, "steps": 9, "best_step": 9, "unit": "sequence",
         "training_seconds": 1.0, "test_elbo_nats_per_sequence": -1.0, "test_num_sequences": 10,
@@ -233,11 +233,15 @@ def test_runs_on_other_data_have_columns_of_their_own(tmp_path: Path) -> None:
     ]
     runs.append(RunContent("c", {"model": "vrnn", "own_data": True, "dataset": "mnist"}, []))
     page = report_page(runs)
-    table = page[page.index("<h2>Comparison") : page.index("</table>")]
-    assert "ELBO, test, k = 1, N = 10, per sequence of a" in table
-    assert "ELBO, test, k = 1, N = 10, per sequence of b" in table
-    assert "mnist" not in table
-    assert "data given in Python" in table
+    comparison = page[page.index("<h2>Comparison") : page.index("Bounds on test data")]
+    heads = re.findall("<h3>(.*?)</h3>", comparison)
+    tables = re.findall("<table>(.*?)</table>", comparison)
+    assert heads == ["a, per sequence", "b, per sequence", "data given in Python, per sequence"]
+    for name, table in zip("abc", tables, strict=True):
+        assert f"<td>{name}</td>" in table
+        assert table.count("<td>vrnn</td>") == 1
+        assert ("ELBO (k = 1, N = 10)" in table) == (name != "c")
+    assert "mnist" not in comparison
 
 
 def test_a_report_takes_no_names_for_mathematics_and_follows_no_links(
