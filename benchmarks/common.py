@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from pyro_zf import SequenceBatch
 from pyro_zf.infer import SVI, TraceMeanField_ELBO
 from pyro_zf.models import MODELS, LatentSequenceModel
+from pyro_zf.nn.cells import run_rnn
 
 Update = Callable[[], object]
 
@@ -139,7 +140,7 @@ class PlainLoop(nn.Module):
 
     def forward(self, u: Tensor, y: Tensor) -> Tensor:
         """The loss in nats per sequence; the first dimension of u and y is time."""
-        b = self.backward_lstm(y.flip(0))[0].flip(0)
+        b = run_rnn(self.backward_lstm, y.flip(0))[0].flip(0)
         h = c = u.new_zeros(u.shape[1], self.shape.hidden)
         terms = []
         for u_t, y_t, b_t in zip(u.unbind(0), y.unbind(0), b.unbind(0), strict=True):

@@ -6,7 +6,8 @@ latent is drawn and :meth:`Cell.after` afterwards. Most cells use only the secon
 
 from __future__ import annotations
 
-from typing import ClassVar, NamedTuple
+import functools
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -25,8 +26,10 @@ __all__ = [
     "ReadsPreviousLatent",
     "State",
     "Trajectory",
+    "cpu_has_bfloat16",
     "initialize_rnn",
     "make_cell",
+    "run_rnn",
 ]
 
 State = tuple[Tensor, ...]
@@ -177,7 +180,7 @@ class _RNNCell(Cell):
         given = None
         if carried is not None:
             given = (by_layer(0), by_layer(1)) if n == 2 else by_layer(0)
-        after, last = self.rnn(both.flatten(1, -2), given)
+        after, last = run_rnn(self.rnn, both.flatten(1, -2), given)
         kinds = last if n == 2 else (last,)
         end = tuple(
             kinds[kind][layer].to(dtype).reshape(*shape, -1)
@@ -311,6 +314,31 @@ def make_cell(
     if name not in CELLS:
         raise ValueError(f"unknown cell {name!r}; there are {sorted(CELLS)}")
     return CELLS[name](input_size, latent_size, hidden_size, **options)  # type: ignore[call-arg]
+
+
+def run_rnn(rnn: nn.RNNBase, inputs: Float[Tensor, "time batch input"], start: Any = None) -> Any:
+    """The output of an ``nn.LSTM`` or ``nn.GRU``, also under autocast on processors without bfloat16.
+
+    On those, PyTorch 2.13 fails to run an LSTM under autocast, so it is computed in the precision of its weights.
+    """
+    low = not inputs.is_cuda and torch.is_autocast_enabled("cpu")
+    if not low or cpu_has_bfloat16():
+        return rnn(inputs, start)
+    with torch.autocast("cpu", enabled=False):
+        return rnn(inputs.to(next(rnn.parameters()).dtype), start)
+
+
+@functools.cache
+def cpu_has_bfloat16() -> bool:
+    """Whether this processor has instructions for bfloat16, which PyTorch's LSTM under autocast needs."""
+    with torch.random.fork_rng([]):
+        lstm = nn.LSTM(2, 2)
+    try:
+        with torch.enable_grad(), torch.autocast("cpu", torch.bfloat16):
+            lstm(torch.zeros(1, 1, 2, dtype=torch.get_default_dtype()))
+    except RuntimeError:
+        return False
+    return True
 
 
 def initialize_rnn(rnn: nn.RNNBase, orthogonal: bool, forget_bias: float = 0.0) -> nn.RNNBase:

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pyro_zf.batch import SequenceBatch
-from pyro_zf.nn.cells import initialize_rnn
+from pyro_zf.nn.cells import initialize_rnn, run_rnn
 
 __all__ = ["BackwardLSTM", "ForwardLSTM"]
 
@@ -46,7 +46,7 @@ class BackwardLSTM(nn.Module):
         self, targets: Float[Tensor, "batch time input"], batch: SequenceBatch
     ) -> Float[Tensor, "time batch size"]:
         """The states in temporal order, time first."""
-        states = self.lstm(batch.reverse(targets).transpose(0, 1))[0]
+        states = run_rnn(self.lstm, batch.reverse(targets).transpose(0, 1))[0]
         states = states.to(next(self.lstm.parameters()).dtype)  # also under autocast
         return batch.reverse(states.transpose(0, 1)).transpose(0, 1)
 
@@ -68,5 +68,5 @@ class ForwardLSTM(nn.Module):
         self, targets: Float[Tensor, "batch time input"], batch: SequenceBatch
     ) -> Float[Tensor, "time batch size"]:
         """The states in temporal order, time first."""
-        states = self.lstm(targets.transpose(0, 1))[0]
+        states = run_rnn(self.lstm, targets.transpose(0, 1))[0]
         return states.to(next(self.lstm.parameters()).dtype)

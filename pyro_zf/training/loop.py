@@ -35,6 +35,7 @@ from pyro_zf.infer import (
     batch_bounds,
 )
 from pyro_zf.models import LatentSequenceModel, SequenceModel
+from pyro_zf.nn.cells import cpu_has_bfloat16
 from pyro_zf.sequence import recurrence_in_use
 from pyro_zf.training.checkpoint import (
     load_checkpoint,
@@ -278,6 +279,8 @@ def _train_in(
         log.info("  recurrence: %s%s", recurrence_in_use(model), ", CUDA graphs" if graphed else "")
     if processes.size > 1:
         log.info("  %d processes, each with its rows of every batch", processes.size)
+    if config.precision == "bf16" and device.type == "cpu" and not cpu_has_bfloat16():
+        log.warning("this processor has no bfloat16 instructions: bf16 is much slower than fp32")
     log.info("run folder: %s", run)
     if ignored := without_effect(config):
         are = "is" if len(ignored) == 1 else "are"

@@ -17,6 +17,7 @@ from pyro_zf.nn import (
     GaussianPrior,
     ReadsPreviousLatent,
     StandardNormalPrior,
+    cells,
 )
 
 
@@ -81,3 +82,25 @@ def test_priors_have_the_batch_shape_of_the_state() -> None:
         distribution = prior(h)
         assert distribution.batch_shape == (4, 5)
         assert distribution.event_shape == (2,)
+
+
+def test_networks_run_under_autocast_on_a_processor_without_bfloat16(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An LSTM is then computed in the precision of its weights, forward and backward."""
+    monkeypatch.setattr(cells, "cpu_has_bfloat16", lambda: False)
+    network = BackwardLSTM(3, 5).float()
+    batch = SequenceBatch.from_targets(torch.randn(4, 6, 3, dtype=torch.float32))
+    assert batch.targets is not None
+    found = []
+    for low in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=low):
+            states = network(batch.targets, batch)
+        found.append((states, *torch.autograd.grad(states.sum(), list(network.parameters()))))
+    assert all(torch.equal(x, y) for x, y in zip(*found, strict=True))
+
+
+def test_looking_for_bfloat16_draws_no_random_numbers() -> None:
+    state = torch.get_rng_state()
+    cells.cpu_has_bfloat16.__wrapped__()
+    assert torch.equal(torch.get_rng_state(), state)
