@@ -139,7 +139,8 @@ def run_command(command: Callable[[Any], None], config: Any) -> int:
             print(f"error: {error}", file=sys.stderr)
         return 1
     except ProcessLost as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        if error.first:
+            print(f"error: {error}", file=sys.stderr, flush=True)
         os._exit(1)  # the libraries would wait for the process that is gone
     except Interrupted as error:
         if first:

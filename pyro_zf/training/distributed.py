@@ -10,7 +10,7 @@ from __future__ import annotations
 import atexit
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -27,12 +27,23 @@ from pyro_zf.training.checks import UsageError
 __all__ = ["ProcessLost", "Processes", "parts_of", "started"]
 
 T = TypeVar("T")
+#: Values that the processes share, once they are connected.
+_store: Any = None
 #: Seconds after which a process that waits for another gives up.
 PATIENCE = 1800
 
 
 class ProcessLost(Exception):
-    """Another process has ended. The message is a single line."""
+    """Another process has ended. The message is a single line.
+
+    Args:
+        message: what has happened.
+        first: whether this process is the first of the remaining ones to find out.
+    """
+
+    def __init__(self, message: str, first: bool = True) -> None:
+        super().__init__(message)
+        self.first = first
 
 
 @dataclass(frozen=True)
@@ -44,12 +55,14 @@ class Processes:
         size: number of processes.
         device: device of this one.
         generator: source of the noise that they share; PyTorch's generator is that of this process alone.
+        store: values that they share, kept by ``torchrun``.
     """
 
     rank: int = 0
     size: int = 1
     device: str = "cpu"
     generator: torch.Generator | None = None
+    store: Any = None
 
     @property
     def first(self) -> bool:
@@ -228,9 +241,13 @@ def _lost(processes: Processes) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # what the libraries raise when a connection breaks
+        first = True
+        with suppress(Exception):  # the store may be gone, too
+            first = processes.store.add("lost", 1) == 1
         raise ProcessLost(
             f"process {processes.rank} of {processes.size} has lost another process, so the training ends; "
-            "the last checkpoint is valid, and --resume continues from it"
+            "the last checkpoint is valid, and --resume continues from it",
+            first,
         ) from error
 
 
@@ -259,15 +276,14 @@ def started(device: str) -> Processes:
             )
         device = f"cuda:{local}"
         torch.cuda.set_device(local)
+    global _store
     if not dist.is_initialized():  # a second training uses the connections of the first
         backend = "nccl" if device.startswith("cuda") else "gloo"
         patience = timedelta(seconds=PATIENCE)
         store, _, _ = next(dist.rendezvous("env://", timeout=patience))  # type: ignore[attr-defined]
         # After a restart the store still has the addresses of the processes before.
         restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        attempt = dist.PrefixStore(restart, store)  # type: ignore[attr-defined]
-        dist.init_process_group(
-            backend, store=attempt, rank=rank, world_size=size, timeout=patience
-        )
+        _store = dist.PrefixStore(restart, store)  # type: ignore[attr-defined]
+        dist.init_process_group(backend, store=_store, rank=rank, world_size=size, timeout=patience)
         atexit.register(dist.destroy_process_group)
-    return Processes(rank, size, device, torch.Generator(device))
+    return Processes(rank, size, device, torch.Generator(device), _store)
