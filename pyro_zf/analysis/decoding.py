@@ -17,7 +17,7 @@ from torch.distributions import (
     TransformedDistribution,
 )
 
-from pyro_zf.distributions import AutoregressiveNormal, DiscretizedLogisticMixture
+from pyro_zf.distributions import Autoregressive, DiscretizedLogisticMixture
 
 __all__ = ["AtMean", "Decoding", "mean_of", "mode_of", "tempered"]
 
@@ -110,7 +110,7 @@ def mean_of(distribution: Any) -> Tensor:
     except NotImplementedError:
         pass
     raise ValueError(
-        f"the mean of a {_name(distribution)} is not known: draw samples, or give the distribution a "
+        f"the mean of {_name(distribution)} is not known: draw samples, or give the distribution a "
         "property mean"
     )
 
@@ -120,7 +120,8 @@ def mode_of(distribution: Any) -> Tensor:
 
     It is the ``mode`` that the distribution declares. Without one it is found among the values of a finite
     support; for real numbers the mean takes its place. For a mixture it is the mean of the most probable
-    component.
+    component, and for an autoregressive distribution the most probable value of each dimension in turn, given
+    those before it.
 
     Raises:
         ValueError: if none of these is known.
@@ -130,6 +131,8 @@ def mode_of(distribution: Any) -> Tensor:
         return mode_of(distribution.base_dist)
     if isinstance(distribution, Bernoulli):
         return (distribution.logits > 0).to(distribution.logits.dtype)
+    if isinstance(distribution, Autoregressive):
+        return distribution.in_turn(mode_of)
     if isinstance(distribution, MixtureSameFamily):
         index = distribution.mixture_distribution.logits.argmax(-1)
         means = distribution.component_distribution.mean
@@ -154,7 +157,7 @@ def mode_of(distribution: Any) -> Tensor:
     except (NotImplementedError, ValueError):
         pass
     raise ValueError(
-        f"the most probable value of a {_name(distribution)} is not known: sample instead (without "
+        f"the most probable value of {_name(distribution)} is not known: sample instead (without "
         "--argmax), or give the distribution a property mode"
     )
 
@@ -192,16 +195,9 @@ def tempered(distribution: Any, temperature: float) -> Any:
             distribution.scale * temperature, distribution.levels, distribution.low,
             distribution.high, validate_args=False,
         )  # fmt: skip
-    if isinstance(distribution, AutoregressiveNormal):
-        moments = distribution.moments
-
-        def scaled(y: Tensor) -> tuple[Tensor, Tensor]:
-            mean, scale = moments(y)
-            return mean, temperature * scale
-
-        return AutoregressiveNormal(
-            scaled, distribution.batch_shape, distribution.event_shape[0], distribution._like
-        )
+    if isinstance(distribution, Autoregressive):
+        conditionals = distribution.conditionals
+        return distribution.with_conditionals(lambda y: tempered(conditionals(y), temperature))
     if isinstance(distribution, TransformedDistribution):
         base = tempered(distribution.base_dist, temperature)
         return dist.TransformedDistribution(base, distribution.transforms)

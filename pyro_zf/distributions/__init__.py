@@ -3,13 +3,13 @@
 from pyro_zf.distributions.at_mean import AtMean
 from pyro_zf.distributions.bernoulli_mask import BernoulliMask
 from pyro_zf.distributions.chunks import by_chunks
-from pyro_zf.distributions.data import AutoregressiveNormal, DiscretizedLogisticMixture
+from pyro_zf.distributions.data import Autoregressive, DiscretizedLogisticMixture
 from pyro_zf.distributions.normal import DiagonalNormal
 from pyro_zf.distributions.over_time import ChunkedEmission, OverTime, over_steps
 
 __all__ = [
     "AtMean",
-    "AutoregressiveNormal",
+    "Autoregressive",
     "BernoulliMask",
     "ChunkedEmission",
     "DiagonalNormal",

@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Float
 from pyro.distributions import TorchDistribution
 from torch import Tensor
-from torch.distributions import Categorical, constraints
+from torch.distributions import Categorical, Distribution, constraints
 from torch.nn import functional as F
 
-__all__ = ["AutoregressiveNormal", "DiscretizedLogisticMixture"]
+__all__ = ["Autoregressive", "DiscretizedLogisticMixture"]
 
 
 class DiscretizedLogisticMixture(TorchDistribution):
@@ -121,57 +121,83 @@ class DiscretizedLogisticMixture(TorchDistribution):
         return total
 
 
-class AutoregressiveNormal(TorchDistribution):
-    r""":math:`\prod_d \mathcal N(y_d; \mu_d(y_{<d}), \sigma_d(y_{<d})^2)`.
+class Autoregressive(TorchDistribution):
+    r""":math:`p(y) = \prod_d p(y_d \mid y_{<d})`.
+
+    A density takes one evaluation of the conditional distributions, and a sample one for each value.
 
     Args:
-        moments: maps y, (\*batch, size), to all means and scales; those of value d must depend only on
-            the values before d.
+        conditionals: maps y, (\*batch, size), to the distribution of all values, with this batch shape and
+            scalar events; that of value d must depend only on the values before d.
         batch_shape: batch shape of the distribution.
         size: number of values.
         like: a tensor with the dtype and the device of the values.
+        support: constraint on each value.
+
+    Example:
+        >>> def same_as_before(y):  # the first value is 0 or 1, and the others repeat it
+        ...     before = torch.nn.functional.pad(y, (1, -1), value=0.5)
+        ...     return torch.distributions.Bernoulli(before)
+        >>> y = Autoregressive(same_as_before, torch.Size(), 3, torch.zeros(()), constraints.boolean)
+        >>> y.log_prob(torch.tensor([[0.0, 0.0, 0.0], [1.0, 1.0, 1.0], [1.0, 0.0, 0.0]])).exp().round(decimals=4)
+        tensor([0.5000, 0.5000, 0.0000])
     """
 
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
-    support = constraints.real_vector
-    has_rsample = True
 
     def __init__(
         self,
-        moments: Callable[[Tensor], tuple[Tensor, Tensor]],
+        conditionals: Callable[[Tensor], Distribution],
         batch_shape: torch.Size,
         size: int,
         like: Tensor,
+        support: constraints.Constraint = constraints.real,
     ) -> None:
-        self.moments, self._like = moments, like
+        self.conditionals, self._like, self._of_value = conditionals, like, support
         super().__init__(batch_shape, torch.Size((size,)), validate_args=False)
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> AutoregressiveNormal:
-        return AutoregressiveNormal(
-            self.moments, torch.Size(batch_shape), self.event_shape[0], self._like
+    @constraints.dependent_property(is_discrete=False, event_dim=1)
+    def support(self) -> constraints.Constraint:
+        return constraints.independent(self._of_value, 1)
+
+    @property
+    def has_rsample(self) -> bool:  # type: ignore[override]
+        """Whether samples have gradients."""
+        return not self._of_value.is_discrete
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Autoregressive:
+        return self.with_conditionals(self.conditionals, torch.Size(batch_shape))
+
+    def with_conditionals(
+        self, conditionals: Callable[[Tensor], Distribution], batch_shape: torch.Size | None = None
+    ) -> Autoregressive:
+        """The distribution of the same values with other conditional distributions."""
+        batch_shape = self.batch_shape if batch_shape is None else batch_shape
+        return Autoregressive(
+            conditionals, batch_shape, self.event_shape[0], self._like, self._of_value
         )
 
     def log_prob(self, value: Tensor) -> Tensor:
         shape = torch.broadcast_shapes(value.shape, self.batch_shape + self.event_shape)
-        mean, scale = self.moments(value.expand(shape))
-        return torch.distributions.Normal(mean, scale).log_prob(value).sum(-1)
+        value = value.expand(shape)
+        return self.conditionals(value).log_prob(value).sum(-1)
+
+    def in_turn(self, choose: Callable[[Distribution], Tensor], sample_shape: Any = ()) -> Tensor:
+        """Choose one value after the other, each from its distribution given those before it.
+
+        Args:
+            choose: maps conditional distributions to values.
+            sample_shape: shape in front of the batch shape.
+        """
+        y = self._like.new_zeros(*sample_shape, *self.batch_shape, *self.event_shape)
+        for d in range(self.event_shape[0]):
+            chosen = choose(self.conditionals(y))
+            y = torch.cat([y[..., :d], chosen[..., d : d + 1], y[..., d + 1 :]], dim=-1)
+        return y
+
+    @torch.no_grad()
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        return self.in_turn(lambda conditional: conditional.sample(), sample_shape)
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
-        y = self._like.new_zeros(*sample_shape, *self.batch_shape, *self.event_shape)
-        noise = torch.randn_like(y)
-        for d in range(self.event_shape[0]):
-            mean, scale = self.moments(y)
-            value = (mean + scale * noise)[..., d : d + 1]
-            y = torch.cat([y[..., :d], value, y[..., d + 1 :]], dim=-1)
-        return y
-
-    @property
-    def mode(self) -> Tensor:
-        """The most probable value of each dimension in turn, given those before it.
-
-        The most probable vector as a whole is not known.
-        """
-        y = self._like.new_zeros(*self.batch_shape, *self.event_shape)
-        for d in range(self.event_shape[0]):
-            y = torch.cat([y[..., :d], self.moments(y)[0][..., d:]], dim=-1)
-        return y
+        return self.in_turn(lambda conditional: conditional.rsample(), sample_shape)

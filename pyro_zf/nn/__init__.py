@@ -21,6 +21,7 @@ from pyro_zf.nn.cells import (
 )
 from pyro_zf.nn.emissions import (
     EMISSIONS,
+    AutoregressiveBernoulliEmission,
     AutoregressiveGaussianEmission,
     BernoulliEmission,
     BetaBinomialEmission,
@@ -34,7 +35,7 @@ from pyro_zf.nn.emissions import (
 )
 from pyro_zf.nn.flows import FlowHead
 from pyro_zf.nn.gaussian import GaussianForm, GaussianHead, GaussianMixtureHead
-from pyro_zf.nn.mlp import ACTIVATIONS, MLP, ClippedLeakyReLU, join
+from pyro_zf.nn.mlp import ACTIVATIONS, MLP, ClippedLeakyReLU, Dropout, join
 from pyro_zf.nn.posteriors import (
     POSTERIORS,
     FilteringPosterior,
@@ -63,6 +64,7 @@ __all__ = [
     "POSTERIORS",
     "PRIORS",
     "ActivityRegularization",
+    "AutoregressiveBernoulliEmission",
     "AutoregressiveGaussianEmission",
     "AuxiliaryCost",
     "BackwardLSTM",
@@ -71,6 +73,7 @@ __all__ = [
     "CategoricalEmission",
     "Cell",
     "ClippedLeakyReLU",
+    "Dropout",
     "FilteringPosterior",
     "FlowHead",
     "FlowPosterior",

@@ -16,13 +16,15 @@ from jaxtyping import Float
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.nn import ConditionalAutoRegressiveNN
 from torch import Tensor, nn
+from torch.distributions import constraints
 
-from pyro_zf.distributions.data import AutoregressiveNormal, DiscretizedLogisticMixture
+from pyro_zf.distributions.data import Autoregressive, DiscretizedLogisticMixture
 from pyro_zf.nn.gaussian import GaussianForm, GaussianHead, GaussianMixtureHead
-from pyro_zf.nn.mlp import ACTIVATIONS, MLP, declared
+from pyro_zf.nn.mlp import MLP, Dropout, activation_of, declared
 
 __all__ = [
     "EMISSIONS",
+    "AutoregressiveBernoulliEmission",
     "AutoregressiveGaussianEmission",
     "BernoulliEmission",
     "BetaBinomialEmission",
@@ -55,9 +57,10 @@ class _LogitEmission(nn.Module):
         mlp_size: int = 1024,
         depth: int = 1,
         activation: str = "clipped-leaky-relu",
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        self.network = MLP(in_size, mlp_size, self.outputs * data_size, depth, activation)
+        self.network = MLP(in_size, mlp_size, self.outputs * data_size, depth, activation, dropout)
 
     def logits(self, h: Float[Tensor, "*batch hidden"]) -> Float[Tensor, "*batch data"]:
         """The logits, in the precision of the state."""
@@ -80,7 +83,7 @@ class BernoulliEmission(_LogitEmission):
     Args:
         in_size: size of the state.
         data_size: number of bits per step.
-        mlp_size, depth, activation: options of :math:`f^{(o)}`, see :class:`~pyro_zf.nn.MLP`.
+        mlp_size, depth, activation, dropout: options of :math:`f^{(o)}`, see :class:`~pyro_zf.nn.MLP`.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("binary",)
@@ -95,7 +98,7 @@ class CategoricalEmission(_LogitEmission):
     Args:
         in_size: size of the state.
         data_size: number of symbols; :math:`y_t` is the index of one.
-        mlp_size, depth, activation: options of :math:`f^{(o)}`, see :class:`~pyro_zf.nn.MLP`.
+        mlp_size, depth, activation, dropout: options of :math:`f^{(o)}`, see :class:`~pyro_zf.nn.MLP`.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("categorical",)
@@ -110,7 +113,7 @@ class GaussianEmission(GaussianHead):
     Args:
         in_size: size of the state.
         data_size: number of values per step.
-        mlp_size, depth, activation: options of :math:`f^{(o)}`, see :class:`~pyro_zf.nn.MLP`.
+        mlp_size, depth, activation, dropout: options of :math:`f^{(o)}`, see :class:`~pyro_zf.nn.MLP`.
         form: parametrisation of the Gaussian, see :class:`~pyro_zf.nn.GaussianForm`.
     """
 
@@ -124,8 +127,9 @@ class GaussianEmission(GaussianHead):
         depth: int = 1,
         activation: str = "clipped-leaky-relu",
         form: GaussianForm | None = None,
+        dropout: float = 0.0,
     ) -> None:
-        super().__init__(MLP(in_size, mlp_size, 2 * data_size, depth, activation), form)
+        super().__init__(MLP(in_size, mlp_size, 2 * data_size, depth, activation, dropout), form)
 
 
 class GaussianMixtureEmission(GaussianMixtureHead):
@@ -137,7 +141,7 @@ class GaussianMixtureEmission(GaussianMixtureHead):
     Args:
         in_size: size of the state.
         data_size: number of values per step.
-        mlp_size, depth, activation: options of :math:`f^{(o)}`, see :class:`~pyro_zf.nn.MLP`.
+        mlp_size, depth, activation, dropout: options of :math:`f^{(o)}`, see :class:`~pyro_zf.nn.MLP`.
         form: parametrisation of the Gaussians, see :class:`~pyro_zf.nn.GaussianForm`.
         components: number of Gaussians.
     """
@@ -153,8 +157,9 @@ class GaussianMixtureEmission(GaussianMixtureHead):
         activation: str = "clipped-leaky-relu",
         form: GaussianForm | None = None,
         components: int = 20,
+        dropout: float = 0.0,
     ) -> None:
-        super().__init__(in_size, data_size, components, mlp_size, depth, activation, form)
+        super().__init__(in_size, data_size, components, mlp_size, depth, activation, form, dropout)
 
 
 class LogisticMixtureEmission(nn.Module):
@@ -167,7 +172,7 @@ class LogisticMixtureEmission(nn.Module):
     Args:
         in_size: size of the state.
         data_size: number of values per step.
-        mlp_size, depth, activation: options of :math:`f^{(o)}`, see :class:`~pyro_zf.nn.MLP`.
+        mlp_size, depth, activation, dropout: options of :math:`f^{(o)}`, see :class:`~pyro_zf.nn.MLP`.
         components: number of logistic distributions for each value.
         levels, low, high: the grid of ``levels`` equidistant values from ``low`` to ``high``. The
             default is for binary data; use ``levels=256, low=-1.0`` for 8-bit audio in [-1, 1].
@@ -186,11 +191,13 @@ class LogisticMixtureEmission(nn.Module):
         levels: int = 2,
         low: float = 0.0,
         high: float = 1.0,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.shape = (data_size, 3 * components)
         self.grid = (levels, low, high)
-        self.network = MLP(in_size, mlp_size, data_size * 3 * components, depth, activation)
+        outputs = data_size * 3 * components
+        self.network = MLP(in_size, mlp_size, outputs, depth, activation, dropout)
 
     def forward(self, h: Float[Tensor, "*batch hidden"]) -> TorchDistributionMixin:
         output = self.network(h).to(h.dtype).reshape(*h.shape[:-1], *self.shape)
@@ -208,7 +215,89 @@ class LogisticMixtureEmission(nn.Module):
         return f"components={self.shape[1] // 3}, levels={levels}, low={low:g}, high={high:g}"
 
 
-class AutoregressiveGaussianEmission(nn.Module):
+class _AutoregressiveEmission(nn.Module):
+    """A masked network (MADE, Germain et al. 2015) that predicts each value from the state and the values before it.
+
+    A density takes one pass through the network, and a sample takes one pass per value.
+    """
+
+    outputs: ClassVar[int] = 1
+
+    def __init__(
+        self,
+        in_size: int,
+        data_size: int,
+        mlp_size: int = 1024,
+        depth: int = 1,
+        activation: str = "clipped-leaky-relu",
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        make_activation = activation_of(activation)
+        if depth < 1:
+            raise ValueError(
+                f"an autoregressive emission needs at least one hidden layer, not {depth}"
+            )
+        self.data_size = data_size
+        self.dropout = Dropout(dropout)
+        self.network: nn.Module
+        if data_size == 1:  # nothing to condition on
+            self.network = MLP(in_size, mlp_size, self.outputs, depth, activation, dropout)
+        else:
+            self.network = ConditionalAutoRegressiveNN(
+                data_size,
+                in_size,
+                [max(mlp_size, data_size)] * depth,
+                param_dims=[1] * self.outputs,
+                permutation=torch.arange(data_size),  # type: ignore[arg-type]
+                # The first value has no hidden units of its own and needs access to the state.
+                skip_connections=True,
+                nonlinearity=nn.Sequential(make_activation(), self.dropout),
+            )
+
+    def parameters_at(
+        self, h: Float[Tensor, "*batch hidden"], y: Float[Tensor, "*samples data"]
+    ) -> Float[Tensor, "*samples parameters"]:
+        """Parameters of the conditional distributions, those of each kind side by side.
+
+        y may have more dimensions in front than the state.
+        """
+        if self.data_size == 1:
+            return self.network(h).expand(*y.shape[:-1], self.outputs).to(h.dtype)
+        found = self.network(y, self.dropout(h))
+        return (found if self.outputs == 1 else torch.cat(found, dim=-1)).to(h.dtype)
+
+
+class AutoregressiveBernoulliEmission(_AutoregressiveEmission):
+    r""":math:`p(y_t \mid h_t) = \prod_d \operatorname{Bernoulli}(y_{t,d}; f^{(o)}(y_{t,<d}, h_t)_d)`.
+
+    Within a step, each bit is predicted from the preceding bits. An image that is read by rows then has a
+    density of the same kind as one that is read by pixels: all preceding pixels are known to each. The network
+    is a MADE (Germain et al. 2015, https://arxiv.org/abs/1502.03509): a density takes one pass, and a sample
+    takes one pass per bit.
+
+    Args:
+        in_size: size of the state.
+        data_size: number of bits per step.
+        mlp_size: width of the hidden layers, raised to ``data_size`` if it is smaller.
+        depth: number of hidden layers, at least 1.
+        activation: a key of :data:`pyro_zf.nn.ACTIVATIONS`.
+        dropout: probability that a value of the state or a hidden unit is zero in training.
+
+    Raises:
+        ValueError: if there is no hidden layer.
+    """
+
+    kinds: ClassVar[tuple[str, ...]] = ("binary",)
+
+    def forward(self, h: Float[Tensor, "*batch hidden"]) -> TorchDistributionMixin:
+        return Autoregressive(
+            lambda y: dist.Bernoulli(logits=self.parameters_at(h, y)),
+            h.shape[:-1], self.data_size, h, constraints.boolean,
+        )  # fmt: skip
+
+
+class AutoregressiveGaussianEmission(_AutoregressiveEmission):
     r""":math:`p(y_t \mid h_t) = \prod_d \mathcal N(y_{t,d}; f^{(o)}(y_{t,<d}, h_t))`.
 
     Within a frame, each value is predicted from the preceding values. Dai et al. 2019
@@ -224,9 +313,14 @@ class AutoregressiveGaussianEmission(nn.Module):
         depth: number of hidden layers, at least 1.
         activation: a key of :data:`pyro_zf.nn.ACTIVATIONS`.
         form: parametrisation of the Gaussian, see :class:`~pyro_zf.nn.GaussianForm`.
+        dropout: probability that a value of the state or a hidden unit is zero in training.
+
+    Raises:
+        ValueError: if there is no hidden layer.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("real",)
+    outputs: ClassVar[int] = 2
 
     def __init__(
         self,
@@ -236,35 +330,17 @@ class AutoregressiveGaussianEmission(nn.Module):
         depth: int = 1,
         activation: str = "clipped-leaky-relu",
         form: GaussianForm | None = None,
+        dropout: float = 0.0,
     ) -> None:
-        super().__init__()
+        super().__init__(in_size, data_size, mlp_size, depth, activation, dropout)
         self.form = form or GaussianForm()
-        self.data_size = data_size
-        self.network: nn.Module
-        if data_size == 1:  # nothing to condition on
-            self.network = MLP(in_size, mlp_size, 2, depth, activation)
-        else:
-            self.network = ConditionalAutoRegressiveNN(
-                data_size,
-                in_size,
-                [max(mlp_size, data_size)] * max(depth, 1),
-                param_dims=[1, 1],
-                permutation=torch.arange(data_size),  # type: ignore[arg-type]
-                # Few hidden units read no value at all, and the first value needs access to the state.
-                skip_connections=True,
-                nonlinearity=ACTIVATIONS[activation](),
-            )
 
     def forward(self, h: Float[Tensor, "*batch hidden"]) -> TorchDistributionMixin:
-        def moments(y: Tensor) -> tuple[Tensor, Tensor]:
-            if self.data_size == 1:
-                output = self.network(h).to(h.dtype)
-            else:
-                output = torch.cat([x.to(h.dtype) for x in self.network(y, h)], dim=-1)
-            mean, log_scale = self.form.split(output)
-            return mean, torch.exp(log_scale)
+        def conditionals(y: Tensor) -> torch.distributions.Distribution:
+            mean, log_scale = self.form.split(self.parameters_at(h, y))
+            return dist.Normal(mean, torch.exp(log_scale))
 
-        return AutoregressiveNormal(moments, h.shape[:-1], self.data_size, h)
+        return Autoregressive(conditionals, h.shape[:-1], self.data_size, h)
 
     def extra_repr(self) -> str:
         return str(self.form)
@@ -276,7 +352,7 @@ class PoissonEmission(_CountEmission):
     Args:
         in_size: size of the state.
         data_size: number of counts per step.
-        mlp_size, depth, activation: options of :math:`f^{(o)}`, see :class:`~pyro_zf.nn.MLP`. Its outputs,
+        mlp_size, depth, activation, dropout: options of :math:`f^{(o)}`, see :class:`~pyro_zf.nn.MLP`. Its outputs,
             the logarithms of the rates, are bounded to -15..15.
     """
 
@@ -293,7 +369,7 @@ class NegativeBinomialEmission(_CountEmission):
     Args:
         in_size: size of the state.
         data_size: number of counts per step.
-        mlp_size, depth, activation: options of the network, see :class:`~pyro_zf.nn.MLP`.
+        mlp_size, depth, activation, dropout: options of the network, see :class:`~pyro_zf.nn.MLP`.
     """
 
     outputs: ClassVar[int] = 2
@@ -312,7 +388,7 @@ class BetaBinomialEmission(_CountEmission):
     Args:
         in_size: size of the state.
         data_size: number of counts per step.
-        mlp_size, depth, activation: options of the network, see :class:`~pyro_zf.nn.MLP`.
+        mlp_size, depth, activation, dropout: options of the network, see :class:`~pyro_zf.nn.MLP`.
         max_count: the largest possible count, at least 1.
 
     Raises:
@@ -328,13 +404,14 @@ class BetaBinomialEmission(_CountEmission):
         mlp_size: int = 1024,
         depth: int = 1,
         activation: str = "clipped-leaky-relu",
+        dropout: float = 0.0,
         max_count: int | None = None,
     ) -> None:
         if max_count is None or max_count < 1:
             raise ValueError(
                 f"a beta-binomial emission needs max_count, at least 1, not {max_count}"
             )
-        super().__init__(in_size, data_size, mlp_size, depth, activation)
+        super().__init__(in_size, data_size, mlp_size, depth, activation, dropout)
         self.max_count = max_count
 
     def forward(self, h: Float[Tensor, "*batch hidden"]) -> TorchDistributionMixin:
@@ -356,6 +433,7 @@ EMISSIONS: dict[str, Callable[..., nn.Module]] = {
     "gaussian": GaussianEmission,
     "gaussian-mixture": GaussianMixtureEmission,
     "logistic-mixture": LogisticMixtureEmission,
+    "autoregressive-bernoulli": AutoregressiveBernoulliEmission,
     "autoregressive-gaussian": AutoregressiveGaussianEmission,
     "poisson": PoissonEmission,
     "negative-binomial": NegativeBinomialEmission,
@@ -378,11 +456,14 @@ def make_emission(name: str, in_size: int, data_size: int, **options: Any) -> nn
     """Build an emission from :data:`EMISSIONS`; ``form`` and ``max_count`` only reach those that accept them.
 
     Raises:
-        ValueError: if the name is unknown.
+        ValueError: if the name is unknown, or there is dropout but the emission does not take it.
     """
     emission = named_emission(name)
-    for option in ("form", "max_count"):
-        if option not in inspect.signature(emission).parameters:
+    taken = inspect.signature(emission).parameters
+    if options.get("dropout") and "dropout" not in taken:
+        raise ValueError(f"the emission {name!r} has no dropout")
+    for option in ("form", "max_count", "dropout"):
+        if option not in taken:
             options.pop(option, None)
     return emission(in_size, data_size, **options)
 

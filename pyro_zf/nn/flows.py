@@ -13,7 +13,7 @@ from pyro.nn import ConditionalDenseNN
 from torch import Tensor, nn
 
 from pyro_zf.nn.gaussian import GaussianForm, GaussianHead
-from pyro_zf.nn.mlp import ACTIVATIONS
+from pyro_zf.nn.mlp import activation_of
 
 __all__ = ["FlowHead"]
 
@@ -52,11 +52,10 @@ class FlowHead(nn.Module):
         super().__init__()
         if latent_size < 2:
             raise ValueError(f"a flow needs a latent of size 2 or more, not {latent_size}")
-        if activation not in ACTIVATIONS:
-            raise ValueError(f"unknown activation {activation!r}; there are {sorted(ACTIVATIONS)}")
+        make_activation = activation_of(activation)
         self.features = nn.Sequential()
         for _ in range(depth):
-            self.features.extend([nn.Linear(in_size, mlp_size), ACTIVATIONS[activation]()])
+            self.features.extend([nn.Linear(in_size, mlp_size), make_activation()])
             in_size = mlp_size
         self.head = GaussianHead(nn.Linear(in_size, 2 * latent_size), form)
         kept = latent_size // 2

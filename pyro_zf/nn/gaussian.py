@@ -111,6 +111,7 @@ class GaussianMixtureHead(nn.Module):
         depth: int = 1,
         activation: str = "clipped-leaky-relu",
         form: GaussianForm | None = None,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         if components < 1:
@@ -118,7 +119,8 @@ class GaussianMixtureHead(nn.Module):
         self.size = size
         self.components = components
         self.form = form or GaussianForm()
-        self.network = MLP(in_size, mlp_size, components * (1 + 2 * size), depth, activation)
+        outputs = components * (1 + 2 * size)
+        self.network = MLP(in_size, mlp_size, outputs, depth, activation, dropout)
 
     def forward(self, features: Float[Tensor, "*batch features"]) -> TorchDistributionMixin:
         output = self.network(features).to(features.dtype)

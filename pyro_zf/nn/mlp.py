@@ -10,12 +10,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from pyro_zf.distributions.noise import uniform
+
 __all__ = [
     "ACTIVATIONS",
     "ELEMENTWISE",
     "MLP",
     "ClippedLeakyReLU",
+    "Dropout",
     "Log1p",
+    "activation_of",
     "declared",
     "join",
 ]
@@ -62,6 +66,45 @@ ELEMENTWISE = (
 )  # fmt: skip
 
 
+def activation_of(name: str) -> Callable[[], nn.Module]:
+    """Look up an entry of :data:`ACTIVATIONS`.
+
+    Raises:
+        ValueError: if the name is unknown.
+    """
+    if name not in ACTIVATIONS:
+        raise ValueError(f"unknown activation {name!r}; there are {sorted(ACTIVATIONS)}")
+    return ACTIVATIONS[name]
+
+
+class Dropout(nn.Module):
+    """Dropout whose mask is the same for any number of processes.
+
+    As in :class:`torch.nn.Dropout`, in training each value is zero with some probability, and the others are
+    scaled so that the mean stays the same. The mask is drawn with :func:`~pyro_zf.distributions.noise.uniform`.
+
+    Args:
+        p: probability that a value is zero, below 1.
+
+    Raises:
+        ValueError: if ``p`` is out of range.
+    """
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        if not 0 <= p < 1:
+            raise ValueError(f"a dropout probability must be at least 0 and below 1, it is {p}")
+        self.p = p
+
+    def forward(self, x: Float[Tensor, "*batch size"]) -> Float[Tensor, "*batch size"]:
+        if not self.training or not self.p:
+            return x
+        return x * ((uniform(x.shape, x) >= self.p) / (1 - self.p)).to(x.dtype)
+
+    def extra_repr(self) -> str:
+        return f"p={self.p:g}"
+
+
 class MLP(nn.Sequential):
     """``depth`` hidden layers of equal width and a linear layer; ``depth=0`` gives the linear layer alone.
 
@@ -71,6 +114,7 @@ class MLP(nn.Sequential):
         out_size: size of the last dimension of the output.
         depth: number of hidden layers. The papers use one.
         activation: a key of :data:`ACTIVATIONS`.
+        dropout: probability that a value which a layer reads is zero in training, see :class:`Dropout`.
 
     Raises:
         ValueError: if the activation is unknown or the depth is negative.
@@ -83,14 +127,15 @@ class MLP(nn.Sequential):
         out_size: int,
         depth: int = 1,
         activation: str = "clipped-leaky-relu",
+        dropout: float = 0.0,
     ) -> None:
-        if activation not in ACTIVATIONS:
-            raise ValueError(f"unknown activation {activation!r}; there are {sorted(ACTIVATIONS)}")
+        make_activation = activation_of(activation)
         if depth < 0:
             raise ValueError(f"depth must not be negative, it is {depth}")
-        layers: list[nn.Module] = []
+        drop = [Dropout(dropout)] if dropout else []
+        layers: list[nn.Module] = [*drop]
         for _ in range(depth):
-            layers += [nn.Linear(in_size, hidden_size), ACTIVATIONS[activation]()]
+            layers += [nn.Linear(in_size, hidden_size), make_activation(), *drop]
             in_size = hidden_size
         super().__init__(*layers, nn.Linear(in_size, out_size))
 

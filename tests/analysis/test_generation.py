@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.distributions import constraints
 
 from pyro_zf import RNN, SequenceBatch, VariationalBiLSTM, ZForcing
 from pyro_zf.analysis import (
@@ -25,7 +26,7 @@ from pyro_zf.analysis import (
     tempered,
 )
 from pyro_zf.data import Values
-from pyro_zf.distributions import AutoregressiveNormal, DiscretizedLogisticMixture
+from pyro_zf.distributions import Autoregressive, DiscretizedLogisticMixture
 from pyro_zf.infer import batch_bounds
 from tests.analysis.test_diagnostics import SCALE, K, copying
 from tests.families import COMBINATIONS, Combination
@@ -47,9 +48,13 @@ def emissions() -> dict[str, Any]:
         "logistic": DiscretizedLogisticMixture(
             torch.randn(5, 3, 2), torch.randn(5, 3, 2), torch.ones(5, 3, 2), levels=4
         ).to_event(1),
-        "autoregressive": AutoregressiveNormal(
-            lambda y: (mean + 0.5 * y.cumsum(-1).roll(1, -1) * torch.tensor([0.0, 1.0, 1.0]), torch.ones_like(mean)),
+        "autoregressive": Autoregressive(
+            lambda y: dist.Normal(mean + 0.5 * y.cumsum(-1).roll(1, -1) * torch.tensor([0.0, 1.0, 1.0]), 1.0),
             torch.Size((5,)), 3, mean,
+        ),
+        "autoregressive bits": Autoregressive(
+            lambda y: dist.Bernoulli(logits=logits + y.cumsum(-1).roll(1, -1) * torch.tensor([0.0, 1.0, 1.0])),
+            torch.Size((5,)), 3, mean, constraints.boolean,
         ),
         "flow": dist.TransformedDistribution(
             dist.Normal(mean, 1.0).to_event(1), [dist.transforms.AffineTransform(1.0, 2.0)]
@@ -98,7 +103,11 @@ def test_a_temperature_has_a_range(temperature: float, latent: float) -> None:
 
 
 def values_of(combination: Combination) -> Values:
-    kinds: dict[str, Any] = {"categorical": "categorical", "bernoulli": "binary"}
+    kinds: dict[str, Any] = {
+        "categorical": "categorical",
+        "bernoulli": "binary",
+        "autoregressive-bernoulli": "binary",
+    }
     return Values(kinds.get(combination.emission, "real"), 3)
 
 
@@ -128,7 +137,7 @@ def test_every_system_generates_continues_and_interpolates(combination: Combinat
             interpolate(model, batch, torch.linspace(0, 1, 3))
         return
     if flow := combination.posterior == "flow":
-        with pytest.raises(ValueError, match="the mean of a TransformedDistribution is not known"):
+        with pytest.raises(ValueError, match="the mean of TransformedDistribution is not known"):
             interpolate(model, batch, torch.linspace(0, 1, 3))
     between = interpolate(model, batch, torch.linspace(0, 1, 3), at_mean=not flow)
     assert between.shape[:2] == (3, 3)
@@ -338,23 +347,23 @@ def test_the_most_probable_value_is_not_a_sample() -> None:
     model = ZForcing(DATA, emission=NoMode(), reverse_emission=NoMode(), **SIZES).eval()
     for decoding in (Decoding(argmax=True), Decoding(argmax=True, latent_temperature=0.0)):
         with pytest.raises(
-            ValueError, match="the most probable value of a Unknown is not known: sample"
+            ValueError, match="the most probable value of Unknown is not known: sample"
         ):
             model.generate(torch.zeros(2, DATA), 3, decoding)
-    with pytest.raises(ValueError, match="the most probable value of a Unknown is not known"):
+    with pytest.raises(ValueError, match="the most probable value of Unknown is not known"):
         reconstruct(model, random_batch("gaussian"))
     model = ZForcing(DATA, emission=WithMode(), reverse_emission=NoMode(), **SIZES).eval()
     certain = Decoding(argmax=True, latent_temperature=0.0)
     first = model.generate(torch.zeros(2, DATA), 3, certain)
     torch.testing.assert_close(first, model.generate(torch.zeros(2, DATA), 3, certain))
     flow = ZForcing(DATA, prior="flow", **SIZES).eval()
-    with pytest.raises(ValueError, match="the mean of a TransformedDistribution is not known"):
+    with pytest.raises(ValueError, match="the mean of TransformedDistribution is not known"):
         flow.generate(torch.zeros(2, DATA), 3, certain)
 
 
 def test_a_mean_that_is_not_a_number_is_not_known() -> None:
     cauchy = dist.Cauchy(torch.zeros(3), 1.0).to_event(1)
-    with pytest.raises(ValueError, match="the mean of a Cauchy is not known"):
+    with pytest.raises(ValueError, match="the mean of Cauchy is not known"):
         mean_of(cauchy)
     assert (mode_of(cauchy) == 0).all()
     uniform = dist.Uniform(torch.zeros(3), 1.0)  # PyTorch says that its mode is NaN

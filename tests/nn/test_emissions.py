@@ -14,11 +14,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch import distributions as td
 
-from pyro_zf.analysis.decoding import mean_of, mode_of
-from pyro_zf.distributions import AutoregressiveNormal, DiscretizedLogisticMixture
+from pyro_zf.analysis.decoding import mean_of, mode_of, tempered
+from pyro_zf.distributions import Autoregressive, DiscretizedLogisticMixture
 from pyro_zf.nn import (
     EMISSIONS,
+    MLP,
+    AutoregressiveBernoulliEmission,
     AutoregressiveGaussianEmission,
+    Dropout,
     GaussianMixtureEmission,
     LogisticMixtureEmission,
     make_emission,
@@ -35,8 +38,10 @@ def all_values(name: str, data_size: int) -> Tensor:
     return torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * data_size).reshape(-1, data_size)
 
 
-@pytest.mark.parametrize("name", ["bernoulli", "categorical", "logistic-mixture"])
-@pytest.mark.parametrize("data_size", [1, 4])
+@pytest.mark.parametrize(
+    "name", ["bernoulli", "autoregressive-bernoulli", "categorical", "logistic-mixture"]
+)
+@pytest.mark.parametrize("data_size", [1, 4, 10])
 def test_probabilities_sum_to_one(name: str, data_size: int) -> None:
     emission = make_emission(name, H, data_size, mlp_size=5)
     values = all_values(name, data_size)
@@ -168,26 +173,131 @@ def test_a_grid_needs_two_levels() -> None:
 
 @pytest.mark.parametrize("depth", [1, 2])
 @pytest.mark.parametrize("data_size", [2, 5])
-def test_autoregressive_gaussian(depth: int, data_size: int) -> None:
-    """Densities and samples of each value depend only on the state and the values before it."""
-    emission = AutoregressiveGaussianEmission(H, data_size, mlp_size=12, depth=depth)
+@pytest.mark.parametrize("kind", [AutoregressiveBernoulliEmission, AutoregressiveGaussianEmission])
+def test_autoregressive_parameters(kind: Any, data_size: int, depth: int) -> None:
+    """Those of each value depend on the state and on all values before it, and on no other."""
+    emission = kind(H, data_size, mlp_size=12, depth=depth)
     h, y = torch.randn(H, requires_grad=True), torch.randn(data_size, requires_grad=True)
-    mean, scale = emission(h).moments(y)
-    for d in range(data_size):
-        for moment in (mean, scale):
-            of_state, of_values = torch.autograd.grad(moment[d], (h, y), retain_graph=True)
+    parameters = emission.parameters_at(h, y).reshape(-1, data_size)
+    for of_kind in parameters:
+        for d in range(data_size):
+            of_state, of_values = torch.autograd.grad(of_kind[d], (h, y), retain_graph=True)
             assert of_state.abs().min() > 0
             assert (of_values[d:] == 0).all()
             assert (of_values[:d] != 0).all()
-    expected = td.Normal(mean, scale).log_prob(y).sum()
-    torch.testing.assert_close(emission(h).log_prob(y), expected)
-    torch.manual_seed(1)
-    drawn = emission(h).rsample()
-    torch.manual_seed(1)
-    noise = torch.randn(data_size)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    data_size=st.integers(1, 7), depth=st.integers(1, 3), batch=st.integers(1, 3), seed=st.integers(0, 99)
+)  # fmt: skip
+def test_autoregressive_bits_one_after_the_other(
+    data_size: int, depth: int, batch: int, seed: int
+) -> None:
+    """A loop over bits, each from a network that has not seen those after it, gives the same density."""
+    torch.manual_seed(seed)
+    emission = AutoregressiveBernoulliEmission(H, data_size, mlp_size=9, depth=depth)
+    h, y = torch.randn(batch, H), torch.randint(0, 2, (batch, data_size)).double()
+    total = torch.zeros(batch)
     for d in range(data_size):
-        mean, scale = emission(h).moments(drawn)
-        torch.testing.assert_close(drawn[d], mean[d] + scale[d] * noise[d])
+        seen = torch.cat([y[:, :d], torch.randn(batch, data_size - d)], dim=1)
+        p = torch.sigmoid(emission.parameters_at(h, seen)[:, d])
+        total += torch.where(y[:, d] == 1, p, 1 - p).log()
+    torch.testing.assert_close(emission(h).log_prob(y), total)
+
+
+@pytest.mark.parametrize("name", ["autoregressive-bernoulli", "autoregressive-gaussian"])
+def test_gradients_of_autoregressive_densities(name: str) -> None:
+    """They are those of finite differences, for the state and for every weight."""
+    emission = make_emission(name, H, 4, mlp_size=5, depth=2, activation="tanh")
+    h, y = torch.randn(3, H, requires_grad=True), torch.randint(0, 2, (3, 4)).double()
+    names, weights = zip(*emission.named_parameters(), strict=True)
+
+    class Density(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.emission = emission
+
+        def forward(self, h: Tensor) -> Tensor:
+            return self.emission(h).log_prob(y)
+
+    density = Density()
+    named = [f"emission.{name}" for name in names]
+
+    def of(h: Tensor, *values: Tensor) -> Tensor:
+        return torch.func.functional_call(density, dict(zip(named, values, strict=True)), (h,))
+
+    assert torch.autograd.gradcheck(of, (h, *weights))
+
+
+def test_an_autoregressive_emission_has_hidden_layers() -> None:
+    with pytest.raises(ValueError, match="at least one hidden layer, not 0"):
+        AutoregressiveBernoulliEmission(H, 4, mlp_size=5, depth=0)
+
+
+def test_decoding_of_autoregressive_bits() -> None:
+    """The mode is greedy; a low temperature approaches it, and a high one gives fair coins."""
+    torch.manual_seed(0)
+    emission = AutoregressiveBernoulliEmission(H, 6, mlp_size=9)
+    y = emission(3 * torch.randn(50, H))
+    greedy = torch.zeros(50, 6)
+    for d in range(6):
+        greedy[:, d] = (y.conditionals(greedy).logits[:, d] > 0).double()
+    torch.testing.assert_close(mode_of(y), greedy)
+    torch.testing.assert_close(tempered(y, 1e-6).sample(), greedy)
+    values = torch.randint(0, 2, (50, 6)).double()
+    torch.testing.assert_close(
+        tempered(y, 1e9).log_prob(values), torch.full((50,), 6 * np.log(0.5))
+    )
+    logits = y.conditionals(values).logits
+    expected = td.Bernoulli(logits=logits / 2).log_prob(values).sum(-1)
+    torch.testing.assert_close(tempered(y, 2.0).log_prob(values), expected)
+
+
+def test_samples_of_autoregressive_gaussians_have_gradients() -> None:
+    emission = AutoregressiveGaussianEmission(H, 3, mlp_size=9)
+    h = torch.randn(H, requires_grad=True)
+    y = emission(h)
+    assert y.has_rsample
+    assert torch.autograd.grad(y.rsample().sum(), h)[0].abs().min() > 0
+    assert not AutoregressiveBernoulliEmission(H, 3, mlp_size=9)(h).has_rsample
+
+
+@pytest.mark.parametrize(
+    ("make", "in_size"),
+    [
+        (lambda p: MLP(40, 30, 8, 2, dropout=p), 40),
+        (lambda p: AutoregressiveBernoulliEmission(40, 3, 30, 2, dropout=p), 40),
+    ],
+)
+def test_dropout(make: Any, in_size: int) -> None:
+    """It acts in training alone, on the input and on each hidden layer, and keeps the mean of what it acts on."""
+    torch.manual_seed(0)
+    network = make(0.4)
+    assert len([m for m in network.modules() if isinstance(m, Dropout)]) >= 1
+    x = torch.randn(2, in_size)
+
+    def output() -> Tensor:
+        found = network(x)
+        return found.log_prob(torch.ones(3)) if isinstance(found, Autoregressive) else found
+
+    assert not torch.equal(output(), output())
+    network.eval()
+    assert torch.equal(output(), output())
+    drop = Dropout(0.25)
+    dropped = drop(torch.ones(20_000, 4))
+    assert set(dropped.unique().tolist()) == {0.0, 1 / 0.75}
+    assert abs(dropped.mean() - 1) < 0.02
+    for p in (-0.1, 1.0, float("nan")):
+        with pytest.raises(ValueError, match="at least 0 and below 1"):
+            Dropout(p)
+
+
+def test_dropout_needs_an_emission_that_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(EMISSIONS, "mine", lambda in_size, data_size, mlp_size: MLP(1, 1, 1))
+    make_emission("mine", H, 2, mlp_size=3, dropout=0.0)
+    with pytest.raises(ValueError, match="the emission 'mine' has no dropout"):
+        make_emission("mine", H, 2, mlp_size=3, dropout=0.1)
 
 
 def test_autoregressive_gaussian_with_correlation_beats_a_factorised_one() -> None:
@@ -218,10 +328,10 @@ def test_shapes(name: str) -> None:
     assert y.log_prob(y.sample()).shape == (6, 2)
     assert emits_symbols(emission) == (name == "categorical")
     assert mode_of(y).shape == (6, 2, *event)
-    if (
-        name == "autoregressive-gaussian"
-    ):  # only the mode of each value given those before it is known
-        with pytest.raises(ValueError, match="the mean of a AutoregressiveNormal is not known"):
+    if name.startswith(
+        "autoregressive"
+    ):  # only those of each value given those before it are known
+        with pytest.raises(ValueError, match="the mean of Autoregressive is not known"):
             mean_of(y)
     else:
         assert mean_of(y).shape == (6, 2, *event)
@@ -259,9 +369,9 @@ def test_an_unknown_emission() -> None:
         make_emission("binomial", H, 4)
 
 
-def test_autoregressive_normal_takes_any_moments() -> None:
-    normal = AutoregressiveNormal(
-        lambda y: (torch.zeros_like(y), torch.ones_like(y)), torch.Size((2,)), 3, torch.zeros(1)
+def test_autoregressive_takes_any_conditionals() -> None:
+    normal = Autoregressive(
+        lambda y: td.Normal(torch.zeros_like(y), 1.0), torch.Size((2,)), 3, torch.zeros(1)
     )
     y = torch.randn(2, 3)
     torch.testing.assert_close(normal.log_prob(y), td.Normal(0.0, 1.0).log_prob(y).sum(-1))
