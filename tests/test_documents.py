@@ -219,3 +219,34 @@ def test_the_benchmark_of_a_gpu_says_where_there_is_none() -> None:
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 2
     assert result.stderr.strip() == "error: this benchmark needs a CUDA GPU, and PyTorch finds none"
+
+
+def test_the_tables_of_results_are_those_of_the_stored_runs() -> None:
+    page = runpy.run_path(str(ROOT / "docs" / "results.py"))["page"]()
+    assert page == (ROOT / "docs" / "results.md").read_text(encoding="utf-8"), (
+        "run python docs/results.py"
+    )
+
+
+def test_the_search_with_optuna(tmp_path: Path) -> None:
+    """Two trials with the settings of their folders; the same command continues the study."""
+    pytest.importorskip("mlxtend")
+    optuna = pytest.importorskip("optuna")
+    for trials in (2, 1):
+        subprocess.run(
+            [
+                sys.executable, str(ROOT / "scripts/optuna_search.py"), "--trials", str(trials), "--max-steps",
+                "2", "--valid-sequences", "40", "--output-dir", str(tmp_path),
+            ],
+            check=True, capture_output=True, timeout=300,
+            env={**os.environ, "PYRO_ZF_OFFLINE": "1", "PYRO_ZF_CACHE": str(tmp_path / "cache")},
+        )  # fmt: skip
+    study = optuna.load_study(study_name="search", storage=f"sqlite:///{tmp_path / 'study.db'}")
+    assert len(study.trials) == 3
+    for trial in study.trials:
+        run = tmp_path / f"trial{trial.number}"
+        config = json.loads((run / "config.json").read_text(encoding="utf-8"))
+        assert config["learning_rate"] == trial.params["learning_rate"]
+        assert config["options"]["alpha"] == trial.params["alpha"]
+        summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+        assert trial.value == summary["valid_elbo_nats_per_sequence"]

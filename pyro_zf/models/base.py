@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any, ClassVar, Literal
@@ -130,6 +130,9 @@ class SequenceModel(nn.Module):
         self.name = name
         self.covariate_size = covariate_size
         self.deterministic = None
+
+    #: What the auxiliary costs of a preset are, by the name of the preset.
+    preset_note: ClassVar[Mapping[str, str]] = {}
 
     @classmethod
     def preset(cls, dataset: str, preset: str, settings: dict[str, Any]) -> dict[str, Any]:

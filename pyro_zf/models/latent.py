@@ -217,7 +217,10 @@ class LatentSequenceModel(SequenceModel, RecurrentSystem):
                 o.latent_size, **networks,
             )  # fmt: skip
         self.posterior = posterior
-        heads = {**mlp, "depth": o.emission_depth, "form": emission_form}
+        heads = {
+            "mlp_size": o.emission_mlp_size or o.mlp_size, "activation": o.activation,
+            "depth": o.emission_depth, "form": emission_form, "dropout": o.dropout,
+        }  # fmt: skip
         self._emission = emission if isinstance(emission, str) else None
         self._emission_options = {"data_size": data_size, "max_count": o.max_count, **heads}
         self.emission_size = sum(sizes[k] for k in self.emission_reads) + self.condition_size

@@ -14,9 +14,9 @@ class ModelOptions:
     """Options of every model."""
 
     emission: str = "bernoulli"
-    """Distribution of the data: bernoulli, categorical, gaussian, gaussian-mixture, logistic-mixture,
-    autoregressive-gaussian, poisson, negative-binomial or beta-binomial. By default the one for the kind of
-    data."""
+    """Distribution of the data: bernoulli, autoregressive-bernoulli, categorical, gaussian, gaussian-mixture,
+    autoregressive-gaussian, logistic-mixture, poisson, negative-binomial or beta-binomial. By default the one
+    for the kind of data."""
     max_count: int | None = None
     """Largest possible count, for emission beta-binomial. By default the largest in the data."""
     cell: str = "lstm"
@@ -27,8 +27,13 @@ class ModelOptions:
     """Units of each layer of the forward network, and of the backward one."""
     mlp_size: int = 1024
     """Units of the hidden layers of prior, posterior, emission and auxiliary networks."""
+    emission_mlp_size: int | None = None
+    """Units of the hidden layers of the emission. By default ``mlp_size``."""
     emission_depth: int = 1
     """Hidden layers of the emission."""
+    dropout: float = 0.0
+    """Probability that a value which a layer of the emission reads is zero in training: values of the state
+    and hidden units."""
     activation: str = "clipped-leaky-relu"
     """Activation of the hidden layers: clipped-leaky-relu, leaky-relu, relu, tanh, softplus or gelu."""
     embedding_size: int | None = None

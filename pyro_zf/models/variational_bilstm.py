@@ -62,6 +62,7 @@ j. The networks of eq. 3 to 6 give the logarithm of the standard deviation, boun
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -163,6 +164,10 @@ class VariationalBiLSTM(LatentSequenceModel):
     """
 
     Options = VariationalBiLSTMOptions
+    preset_note: ClassVar[Mapping[str, str]] = {
+        "paper": "sums over the units of the states, as in equations 5 and 6 of the paper",
+        "small": "averages over the units of the states; --preset paper has the sums of the paper",
+    }
     letters: ClassVar[dict[str, str]] = {"alpha": "b", "beta": "h", "gamma": "activity"}
     written_for = ("z", "b_tilde")
     writes_gradient_mask = True
@@ -333,7 +338,16 @@ class VariationalBiLSTM(LatentSequenceModel):
         published = PUBLISHED.get(dataset, {})
         if preset == "paper":
             return published
-        return {k: published[k] for k in ("alpha", "beta", "prior", "activation") if k in published}
+        alike = {"wav": "timit", "text": "imdb", "hdf5": "timit"}
+        own = PUBLISHED[alike.get(dataset, dataset)]
+        size = max(settings["hidden_size"], 1)
+        # The weight of MNIST, 0.001 for a sum over 1,024 units, is that of an average, too.
+        times = own["hidden_size"] if dataset == "mnist" else 1
+        averaged = {
+            "alpha": own["alpha"] * times / max(settings.get("backward_size") or size, 1),
+            "beta": own["beta"] * times / size,
+        }
+        return {**{k: published[k] for k in ("prior", "activation") if k in published}, **averaged}
 
 
 class MeanOf(nn.Module):

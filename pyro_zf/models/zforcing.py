@@ -65,11 +65,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
 }
 
-#: alpha and beta by data set. Speech: the authors' research code (see docs/training.md); IMDB: table 2 of
-#: the paper, and other text and arrays the same.
+#: The weight alpha = beta of the costs by data set, and the number of units of b that it is for. Speech: the
+#: authors' research code (see docs/training.md); IMDB: table 2 of the paper, and other text and arrays the same.
+#: The cost with weight alpha is a sum over the units of b, so in a model of another size alpha changes in
+#: inverse proportion to their number.
 STRENGTH = {
-    "timit": 5e-4, "blizzard": 5e-4, "wav": 5e-4, "imdb": 2.5e-3, "ptb": 2.5e-3, "text": 2.5e-3,
-    "hdf5": 2.5e-3,
+    "timit": (5e-4, 1024), "blizzard": (5e-4, 2048), "wav": (5e-4, 1024), "imdb": (2.5e-3, 500),
+    "ptb": (2.5e-3, 1024), "text": (2.5e-3, 500), "hdf5": (2.5e-3, 1024),
 }  # fmt: skip
 #: MNIST is not published: found on short runs on a CPU (see docs/results.md), as alpha and beta times the
 #: size of b, of whose values the cost is a sum.
@@ -267,11 +269,12 @@ class ZForcing(LatentSequenceModel):
 
     @classmethod
     def preset(cls, dataset: str, preset: str, settings: dict[str, Any]) -> dict[str, Any]:
-        frame = settings.get("frame")
-        if frame is None:
-            return dict.fromkeys(("alpha", "beta"), STRENGTH.get(dataset, 2.5e-3))
-        strength = STRENGTH_OF_FRAMES[frame] / max(settings["hidden_size"], 1)
-        return {"alpha": strength, "beta": strength}
+        size = max(settings.get("backward_size") or settings["hidden_size"], 1)
+        if (frame := settings.get("frame")) is not None:
+            strength = STRENGTH_OF_FRAMES[frame] / size
+            return {"alpha": strength, "beta": strength}
+        weight, units = STRENGTH[dataset]
+        return {"alpha": weight * units / size, "beta": weight}
 
     @classmethod
     def from_released_state_dict(

@@ -9,6 +9,7 @@ from typing import Any, Literal, cast
 from pyro_zf.models.variational_bilstm import PUBLISHED
 from pyro_zf.training import TrainConfig
 from pyro_zf.training.data import Dataset
+from pyro_zf.training.presets import PRESETS
 
 __all__ = ["SCALES", "SYSTEMS", "Scale", "Training"]
 
@@ -24,8 +25,9 @@ _ANNEALED = {"kl_start": 0.2}
 #: and z mainly encodes their targets. The published KL (0.001 on Penn Treebank) rules this out.
 _MEAN: dict[str, Any] = {"model": "variational-bilstm", "averaged": True}
 
-#: Options of :class:`~pyro_zf.training.TrainConfig` by system; ``averaged`` divides the weights of the
-#: auxiliary costs by the number of units of the LSTM.
+#: Options of :class:`~pyro_zf.training.TrainConfig` by system; ``summed`` takes the published weights of the
+#: auxiliary costs, and ``averaged`` divides them by the number of units of the LSTM. Weights of costs that are
+#: sums over units are for models of the paper's size, see :meth:`Training.config`.
 SYSTEMS: dict[str, dict[str, Any]] = {
     "rnn": {"model": "rnn"},
     "rnn-gauss": {"model": "rnn", "emission": "gaussian"},
@@ -40,7 +42,7 @@ SYSTEMS: dict[str, dict[str, Any]] = {
     "zf-kla-aux": {"model": "zforcing", **_ANNEALED},
     "zf-aux-0.0025": {"model": "zforcing", "alpha": 0.0025, "beta": 0.0025},
     "zf-aux-0.005": {"model": "zforcing", "alpha": 0.005, "beta": 0.005},
-    "vbl": {"model": "variational-bilstm"},
+    "vbl": {"model": "variational-bilstm", "summed": True},
     "vbl-no-aux": {"model": "variational-bilstm", **_NO_AUX},
     "vbl-mean": _MEAN,
     "vbl-mean-no-skip": {**_MEAN, "skip_gradient": 0.0},
@@ -99,15 +101,27 @@ class Training:
         return f"{self.dataset}-{self.system}-seed{self.seed}"
 
     def config(self, scale: Scale, output_dir: Path, **options: Any) -> TrainConfig:
-        """The settings of the run at a scale."""
+        """The settings of the run at a scale.
+
+        A cost that is a sum over the units of a state grows with their number. In a model of another size than
+        the paper's, its weight is therefore multiplied by the paper's number of units over its own.
+        """
         values = {**_SETTINGS[scale][self.dataset], **SYSTEMS[self.system], **self.extra, **options}
         if values["model"] == "rnn":
             values.pop("latent_size", None)
-        if values.pop("averaged", False):
+        summed, averaged = values.pop("summed", False), values.pop("averaged", False)
+        of_paper = PRESETS[self.dataset]["paper"]["hidden_size"]
+        if summed or averaged:
             published = PUBLISHED[self.dataset]
-            size = values.get("hidden_size", published["hidden_size"])
+            of_paper = published["hidden_size"]
             for letter in ("alpha", "beta", "gamma"):
-                values[letter] = values.get(letter, published.get(letter, 0.0)) / size
+                values[letter] = values.get(letter, published.get(letter, 0.0))
+        size = values.get("hidden_size", of_paper)
+        # The cost of Z-Forcing with weight beta is a sum over the values of the data.
+        sums = ("alpha",) if values["model"] == "zforcing" else ("alpha", "beta", "gamma")
+        for letter in sums:
+            if letter in values:
+                values[letter] *= (1 if averaged else of_paper) / size
         if "kl_start" in values and (updates := values.get("max_steps")):
             # The papers anneal for 16,000 updates; here annealing takes half of the training.
             values["kl_increment"] = (1 - values["kl_start"]) / (updates / 2)

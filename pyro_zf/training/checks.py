@@ -203,7 +203,7 @@ def there_are(name: str, known: Iterable[str]) -> str:
 _MOST: dict[int, tuple[str, ...]] = {
     1000: ("num_layers", "mlp_depth", "emission_depth"),
     10**6: (
-        "hidden_size", "latent_size", "mlp_size", "backward_size", "embedding_size", "latent_embedding_size",
+        "hidden_size", "latent_size", "mlp_size", "emission_mlp_size", "backward_size", "embedding_size", "latent_embedding_size",
         "batch_size", "num_particles", "log_interval", "num_figures", "max_count",
     ),
 }  # fmt: skip
@@ -223,7 +223,7 @@ def check_numbers(config: Any) -> None:
         "num_particles", "hidden_size", "latent_size", "mlp_size", "batch_size", "learning_rate",
         "accumulate", "log_interval", "clip_norm", "max_steps", "max_epochs", "max_minutes",
         "checkpoint_minutes", "train_sequences", "valid_sequences", "test_sequences", "embedding_size",
-        "time_chunk", "valid_interval", "max_skipped", "num_layers", "backward_size", "latent_embedding_size",
+        "emission_mlp_size", "time_chunk", "valid_interval", "max_skipped", "patience", "decay_patience", "num_layers", "backward_size", "latent_embedding_size",
     ):  # fmt: skip
         value = given(name)
         if value is not None and not 0 < value < math.inf:
@@ -232,7 +232,7 @@ def check_numbers(config: Any) -> None:
             )
     for name in (
         "alpha", "beta", "gamma", "kl_start", "kl_increment", "aux_start", "aux_stop",
-        "aux_increment", "free_bits", "mlp_depth", "emission_depth", "seed", "num_figures",
+        "aux_increment", "free_bits", "warmup_steps", "weight_decay", "mlp_depth", "emission_depth", "seed", "num_figures",
     ):  # fmt: skip
         value = given(name)
         if value is not None and not 0 <= value < math.inf:
@@ -252,6 +252,14 @@ def check_numbers(config: Any) -> None:
         value = given(name)
         if value is not None and not 0 <= value <= 1:
             raise UsageError(f"--{name.replace('_', '-')} must be a probability, got {value}")
+    for name in ("dropout", "average_decay", "decay_start"):
+        if not 0 <= (given(name) or 0.0) < 1:
+            flag = name.replace("_", "-")
+            raise UsageError(f"--{flag} must be at least 0 and below 1, got {given(name)}")
+    if given("dropout") and config.time_chunk is not None:
+        raise UsageError(
+            "--dropout and --time-chunk exclude each other: the mask would be drawn twice"
+        )
     if config.seed >= 2**63:
         raise UsageError(f"--seed must be below 2**63, got {config.seed}")
     if config.cuda_graph == "on":

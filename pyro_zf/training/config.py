@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import json
 import re
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
@@ -28,6 +29,8 @@ from pyro_zf.training.presets import PRESETS
 
 __all__ = [
     "TrainConfig",
+    "command_of",
+    "preset_note",
     "read_config",
     "resolve",
     "resolve_device",
@@ -86,6 +89,22 @@ class TrainConfig(DataConfig):
     """Number of parts that each batch is split into to save memory; their gradients are accumulated."""
     learning_rate: float | None = None
     """Learning rate of Adam."""
+    warmup_steps: int = 0
+    """Number of updates over which the learning rate rises to its value."""
+    learning_rate_decay: Literal["none", "linear", "cosine", "plateau"] = "none"
+    """How the learning rate falls: linear or cosine (to zero at the end of training), or plateau (it is halved
+    when validation does not improve)."""
+    decay_start: float = 0.0
+    """Fraction of the training after which a linear or cosine decay starts."""
+    decay_patience: int = 2
+    """Number of validations in a row without improvement after which plateau halves the learning rate."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay (AdamW)."""
+    average_decay: float = 0.0
+    """Decay of an exponential moving average of the weights, such as 0.999. Validation, the best checkpoint and
+    the test use the averages; 0 uses the weights themselves."""
+    patience: int | None = None
+    """Stop after this number of validations in a row without improvement."""
     clip_norm: float | None = 100.0
     """Maximum norm of the gradient over all parameters, for the loss in nats per sequence."""
     max_skipped: int = 10
@@ -257,6 +276,69 @@ def resolve(config: TrainConfig) -> TrainConfig:
     config = dataclasses.replace(config, preset=preset, device=device, options=options, **settings)
     check_numbers(config)
     return config
+
+
+def command_of(config: TrainConfig) -> str | None:
+    """The command line of a run with these resolved settings; None if model or data were given in Python.
+
+    The folders of the run and of the data sets are left out, and so is the device.
+
+    Example:
+        >>> config = resolve(TrainConfig.of(model="vrnn", hidden_size=64, max_steps=10, device="cpu"))
+        >>> command_of(config)
+        'python scripts/svi_train.py --dataset mnist --model vrnn --max-steps 10 --hidden-size 64'
+    """
+    if config.own_model or config.own_data:
+        return None
+    usual = resolve(
+        TrainConfig(
+            dataset=config.dataset, model=config.model, data=config.data, device="cpu", preset=config.preset
+        )
+    )  # fmt: skip
+    defaults = {**dataclasses.asdict(model_class(config.model).Options()), **usual.options}
+    if config.aux is not None:
+        defaults = {k: v for k, v in defaults.items() if k in config.options}
+    default_preset = "paper" if config.device.startswith("cuda") else "small"
+    words = ["python", "scripts/svi_train.py", "--dataset", config.dataset, "--model", config.model]
+    if config.preset != default_preset:
+        words += ["--preset", config.preset]
+    left_out = {
+        "options",
+        "dataset",
+        "model",
+        "preset",
+        "output_dir",
+        "resume",
+        "data_dir",
+        "device",
+        "workers",
+    }
+    own = {
+        f.name: getattr(config, f.name)
+        for f in dataclasses.fields(config)
+        if f.name not in left_out
+    }
+    given = {k: v for k, v in own.items() if v != getattr(usual, k) or (k == "data" and v)}
+    given |= {k: v for k, v in config.options.items() if v != defaults.get(k)}
+    for name, value in given.items():
+        flag = f"--{name.replace('_', '-')}"
+        if isinstance(value, tuple):
+            words += [flag, *map(str, value)]
+        elif value is not None:
+            words += [flag, value.name if isinstance(value, Path) else f"{value}"]
+    return shlex.join(words)
+
+
+def preset_note(config: TrainConfig) -> str:
+    """What the auxiliary costs of resolved settings are, in parentheses, where they are those of the preset."""
+    if config.own_model:
+        return ""
+    model = model_class(config.model)
+    dataset = "hdf5" if config.own_data else config.dataset
+    preset = model.preset(dataset, config.preset, {**config.options, "frame": config.frame})
+    same = all(config.options.get(name) == preset.get(name) for name in model.letters)
+    note = model.preset_note.get(config.preset)
+    return f" ({note})" if note and same else ""
 
 
 def resolve_device(name: str) -> str:

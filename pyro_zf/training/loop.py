@@ -45,11 +45,19 @@ from pyro_zf.training.checkpoint import (
     save_checkpoint,
 )
 from pyro_zf.training.checks import UsageError, without_effect
-from pyro_zf.training.config import TrainConfig, resolve, resolve_device, resumed
+from pyro_zf.training.config import (
+    TrainConfig,
+    command_of,
+    preset_note,
+    resolve,
+    resolve_device,
+    resumed,
+)
 from pyro_zf.training.data import build_data, check_same_data, data_record
 from pyro_zf.training.distributed import Processes, parts_of, started
 from pyro_zf.training.memory import keep_freed_memory
 from pyro_zf.training.numbers import brief, marginal_numbers, training_numbers
+from pyro_zf.training.recipe import averaged_weights, averages_of, rate_factor, set_rate
 from pyro_zf.training.record import NoRecord, Record, json_text, read_metrics, write_text
 from pyro_zf.training.setup import build_model, prepare_model
 from pyro_zf.training.signals import stop_on_signal
@@ -88,6 +96,8 @@ class Progress:
     best_nats: float = math.inf
     best_step: int = -1
     validated_step: int = 0
+    worse_validations: int = 0  # in a row, up to the last
+    halvings: int = 0  # of the learning rate
     validating: bool = False  # the state was saved before a validation
 
 
@@ -220,9 +230,13 @@ def _train_in(
         and config.accumulate == 1
         and processes.size == 1
     )
-    optimiser = torch.optim.Adam(
-        model.parameters(), lr=config.learning_rate, fused=True, capturable=by_graphs
-    )
+    rate: Any = config.learning_rate
+    adam = functools.partial(torch.optim.AdamW, weight_decay=config.weight_decay)
+    optimiser = (adam if config.weight_decay else torch.optim.Adam)(
+        model.parameters(), lr=torch.tensor(rate, device=device) if by_graphs else rate,
+        fused=True, capturable=by_graphs,
+    )  # fmt: skip
+    averages = averages_of(model, config.average_decay)
     bf16 = functools.partial(torch.autocast, device.type, torch.bfloat16)
     svi = SVI(
         carried.model if carried else model.model,
@@ -257,10 +271,12 @@ def _train_in(
         for saved, own in zip(
             checkpoint["optimizer"]["param_groups"], optimiser.param_groups, strict=True
         ):  # these flags depend on the current device, not on the run
-            saved.update({name: own[name] for name in ("fused", "capturable", "foreach")})
+            saved.update({name: own[name] for name in ("fused", "capturable", "foreach", "lr")})
         optimiser.load_state_dict(checkpoint["optimizer"])
         restore_random_state(checkpoint["random"])
         progress = Progress(**checkpoint["progress"])
+        if averages is not None:
+            averages.load_state_dict(checkpoint["averages"])
         num_losses = len(checkpoint["losses"])
         losses[:num_losses] = checkpoint["losses"]
         if carried:
@@ -276,6 +292,9 @@ def _train_in(
         "model: %s, %s parameters, %s, %s", config.model, f"{parameters:,}", device, config.preset
     )
     if isinstance(model, LatentSequenceModel):
+        if costs := {k: w for k, w in model.aux_weights.items() if w}:
+            written = ", ".join(f"{name} {weight:.3g}" for name, weight in costs.items())
+            log.info("  weights of auxiliary costs: %s%s", written, preset_note(config))
         log.info("  recurrence: %s%s", recurrence_in_use(model), ", CUDA graphs" if graphed else "")
     if processes.size > 1:
         log.info("  %d processes, each with its rows of every batch", processes.size)
@@ -315,14 +334,14 @@ def _train_in(
         )
         if config.on_divergence == "stop" or not last.exists():
             raise TrainingError(f"{reason}; the last valid state is {last}")
+        if progress.halvings >= 10:
+            raise TrainingError(
+                f"{reason}, also after {progress.halvings} halvings of the learning rate"
+            )
+        progress.halvings += 1
         content = load_last(last, device)
         load_weights(model, content, last)
-        rates = [group["lr"] for group in optimiser.param_groups]
         optimiser.load_state_dict(content["optimizer"])
-        for group, rate in zip(optimiser.param_groups, rates, strict=True):
-            group["lr"] = rate / 2
-        if rates[0] < 1e-3 * float(config.learning_rate or 1.0):
-            raise TrainingError(f"{reason}, also after {rates[0]:.3g} as the learning rate")
         svi.skipped_in_a_row.zero_()
         log.warning("%s: back to update %d, with half the learning rate", reason, content["step"])
 
@@ -350,6 +369,7 @@ def _train_in(
             "progress": dataclasses.asdict(progress),
             "model": model.state_dict(),
             "optimizer": optimiser.state_dict(),
+            **({"averages": averages.state_dict()} if averages is not None else {}),
             "random": processes.random_state(),
             "losses": losses[:num_losses].clone(),
         }
@@ -382,6 +402,20 @@ def _train_in(
         save(last)  # what follows may fail
         progress.validating, progress.validated_step = False, progress.step
         set_weights(progress.step)
+        with averaged_weights(model, averages):
+            nats = validated()
+            better = nats is not None and nats < progress.best_nats
+            if nats is not None and better:
+                progress.best_nats, progress.best_step = nats, progress.step
+                progress.worse_validations = 0
+                save(best)
+        if nats is not None and not better:
+            progress.worse_validations += 1
+            if config.learning_rate_decay == "plateau":
+                progress.halvings += progress.worse_validations % config.decay_patience == 0
+
+    def validated() -> float | None:
+        """Write the results of a validation; return its negative ELBO, or None if it failed."""
         bounds = tried(
             "validation",
             bounds_with_own_noise,
@@ -392,7 +426,7 @@ def _train_in(
             processes,
         )
         if bounds is None:
-            return
+            return None
         numbers = training_numbers(bounds, splits)
         numbers |= (
             tried(
@@ -410,7 +444,6 @@ def _train_in(
             device,
         )
         numbers |= diagnostics.numbers() if diagnostics else {}
-        nats = -numbers["elbo_nats_per_sequence"]
         record.write("valid", progress.step, epoch=progress.epoch, **numbers)
         log.info(
             "epoch %d, update %d: validation %s, KL %.2f (N = %s, k = 1)",
@@ -419,9 +452,7 @@ def _train_in(
         )  # fmt: skip
         if diagnostics:
             log.info("  %s", diagnostics.verdict(splits.unit))
-        if nats < progress.best_nats:
-            progress.best_nats, progress.best_step = nats, progress.step
-            save(best)
+        return -float(numbers["elbo_nats_per_sequence"])
 
     def terms_of(shares: list[SequenceBatch], parts: list[SequenceBatch]) -> Bounds:
         """Bounds of the sequences of a batch, with noise of their own."""
@@ -462,6 +493,9 @@ def _train_in(
                 continue
 
             set_weights(progress.step)
+            done = _fraction(config, progress, steps_an_epoch)
+            factor = rate_factor(config, progress.step, done, progress.halvings)
+            set_rate(optimiser, config.learning_rate * factor)
             with pyro.validation_enabled(progress.step == 0):
                 with processes.noise(batch, whole=True):
                     parts = word_dropout(batch).chunk(config.accumulate)
@@ -480,6 +514,8 @@ def _train_in(
                 num_losses += 1
                 if carried:
                     carried.keep(shares)
+                if averages is not None:
+                    averages.update_parameters(model)
             progress.step += 1
             progress.batch += 1
             if device.type == "cpu" or progress.step % config.log_interval == 0:
@@ -498,11 +534,13 @@ def _train_in(
                 loss = mean_loss()
                 seconds = time.monotonic() - window_start
                 means = tried("the bound of a batch", terms_of, shares, parts)
+                skipped = int(svi.skipped)
                 numbers = {
                     "loss_nats_per_sequence": loss,
-                    **({"skipped_updates": int(svi.skipped)} if int(svi.skipped) else {}),
+                    **({"skipped_updates": skipped} if skipped else {}),
                     **(log_numbers(means) if means else {}),
                     "kl_weight": kl_weight(progress.step - 1),
+                    "learning_rate": config.learning_rate * factor,
                     "sequences_per_second": float(sequences) / seconds,
                 }
                 record.write("train", progress.step, epoch=progress.epoch, **numbers)
@@ -530,6 +568,8 @@ def _train_in(
     if progress.best_step >= 0:  # otherwise no validation has succeeded
         processes.agreed(lambda: None)  # wait until it is written
         load_weights(model, load_checkpoint(best, device), best)
+    elif averages is not None:
+        model.load_state_dict(averages.module.state_dict())
     tested = progress.best_step if progress.best_step >= 0 else progress.step
     set_weights(tested)
     bounds = tried(
@@ -565,6 +605,7 @@ def _train_in(
         "step_unit": splits.step_unit,
         "sample_rate": splits.sample_rate,
         "model": config.model,
+        "command": command_of(config),
         "has_latents": isinstance(model, LatentSequenceModel),
         "num_parameters": parameters,
         "steps": progress.step,
@@ -653,7 +694,19 @@ def _finished(config: TrainConfig, progress: Progress) -> bool:
         (config.max_steps is not None and progress.step >= config.max_steps)
         or (config.max_epochs is not None and progress.epoch >= config.max_epochs)
         or (config.max_minutes is not None and progress.seconds >= 60 * config.max_minutes)
+        or (config.patience is not None and progress.worse_validations >= config.patience)
     )
+
+
+def _fraction(config: TrainConfig, progress: Progress, steps_an_epoch: int) -> float:
+    """Fraction of the training that is done, by the limit that is nearest."""
+    epochs = progress.epoch + progress.batch / max(steps_an_epoch, 1)
+    of_limits = [
+        progress.step / config.max_steps if config.max_steps else 0.0,
+        epochs / config.max_epochs if config.max_epochs else 0.0,
+        progress.seconds / (60 * config.max_minutes) if config.max_minutes else 0.0,
+    ]
+    return min(max(of_limits), 1.0)
 
 
 def _total_steps(config: TrainConfig, steps_an_epoch: int) -> int | None:

@@ -15,6 +15,7 @@ from pyro_zf.reproduce import SCALES, SYSTEMS, TABLES, Training
 from pyro_zf.reproduce.jobs import executor
 from pyro_zf.reproduce.results import Result, verdicts
 from pyro_zf.training import (
+    PRESETS,
     UsageError,
     build_model,
     read_metrics,
@@ -260,3 +261,23 @@ def test_what_is_submitted_to_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     local.update_parameters(timeout_min=5)
     assert local.submit(max, 2, 3).result() == 3
     assert isinstance(local, submitit.AutoExecutor)
+
+
+@pytest.mark.parametrize("dataset", list(PUBLISHED))
+def test_weights_of_sums_over_units_are_scaled_by_size(dataset: str, tmp_path: Path) -> None:
+    """At scale small a cost over 128 units has the weight of the paper's size times the ratio of sizes."""
+
+    def weights(system: str, scale: Any) -> tuple[float, ...]:
+        options = Training(dataset, system).config(scale, tmp_path).options
+        return options["alpha"], options["beta"]
+
+    units = PRESETS[dataset]["paper"]["hidden_size"]
+    assert weights("zf-aux-0.005", "paper") == (0.005, 0.005)
+    assert weights("zf-aux-0.005", "small") == pytest.approx((0.005 * units / 128, 0.005))
+    assert weights("zf", "small") == (0.0, 0.0)
+    published = PUBLISHED[dataset]
+    letter, own = (published["alpha"], published["beta"]), published["hidden_size"]
+    assert weights("vbl", "paper") == letter
+    assert weights("vbl", "small") == pytest.approx([x * own / 128 for x in letter])
+    assert weights("vbl-mean", "paper") == pytest.approx([x / own for x in letter])
+    assert weights("vbl-mean", "small") == pytest.approx([x / 128 for x in letter])

@@ -36,8 +36,15 @@ def stream() -> Splits:
 
 
 RUNS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
-    "zforcing": (lambda: ZForcing(4, alpha=0.3, beta=0.5, **SIZES), ragged, {}),
-    "accumulated": (lambda: ZForcing(4, **SIZES), ragged, {"accumulate": 2, "word_dropout": 0.3}),
+    "zforcing": (
+        lambda: ZForcing(4, alpha=0.3, beta=0.5, emission="autoregressive-bernoulli", dropout=0.3, **SIZES),
+        ragged,
+        {
+            "learning_rate_decay": "plateau", "decay_patience": 1, "warmup_steps": 5, "weight_decay": 0.1,
+            "average_decay": 0.8,
+        },
+    ),
+    "accumulated": (lambda: ZForcing(4, dropout=0.2, **SIZES), ragged, {"accumulate": 2, "word_dropout": 0.3}),
     "skip": (lambda: VariationalBiLSTM(4, alpha=0.2, beta=0.3, **SIZES), ragged, {"objective": "elbo-mc"}),
     "iwae": (
         lambda: VRNN(4, posterior="flow", **SIZES), ragged, {"objective": "iwae", "num_particles": 3},

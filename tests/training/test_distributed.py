@@ -50,6 +50,7 @@ def state(run: Path) -> dict[str, torch.Tensor]:
     content = torch.load(run / "checkpoints/last.pt", weights_only=True)
     model: dict[str, torch.Tensor] = content["model"]
     carried = content["carried"] or ()
+    model = {**model, **{f"average {k}": x for k, x in content.get("averages", {}).items()}}
     return {**model, **{f"carried {i}": x for i, x in enumerate(carried)}}
 
 
@@ -57,7 +58,7 @@ def assert_same_run(found: Path, expected: Path) -> None:
     ours, theirs = state(found), state(expected)
     assert ours.keys() == theirs.keys()
     for name, x in theirs.items():
-        assert x.dtype == torch.float64
+        assert x.dtype in (torch.float64, torch.int64)
         torch.testing.assert_close(ours[name], x, rtol=1e-10, atol=1e-12, msg=name)
     events = read_metrics(found), read_metrics(expected)
     assert [(e["event"], e["step"]) for e in events[0]] == [

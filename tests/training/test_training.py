@@ -25,6 +25,7 @@ from pyro_zf.models import MODELS, VRNN, ZForcing
 from pyro_zf.models.variational_bilstm import PUBLISHED
 from pyro_zf.models.zforcing import STRENGTH_OF_FRAMES
 from pyro_zf.training import (
+    PRESETS,
     TrainConfig,
     TrainingError,
     UsageError,
@@ -35,6 +36,7 @@ from pyro_zf.training import (
     train,
 )
 from pyro_zf.training.checkpoint import load_checkpoint, save_checkpoint
+from pyro_zf.training.config import preset_note
 
 pytestmark = pytest.mark.usefixtures("single_precision")
 
@@ -415,6 +417,47 @@ def test_settings_of_the_paper() -> None:
         assert config.options.get(name, getattr(config, name, None)) == value
 
 
+@pytest.mark.parametrize("dataset", ["timit", "blizzard", "wav", "imdb", "ptb", "text", "hdf5"])
+def test_costs_that_are_sums_over_units_keep_their_strength(dataset: Any) -> None:
+    """alpha times the number of units is that of the paper's size, in every preset and for every size."""
+
+    def weights_of(model: str, **options: Any) -> tuple[float, float]:
+        data = {"data": "x.txt"} if dataset in ("wav", "text", "hdf5") else {}
+        config = resolve(
+            TrainConfig.of(model=model, dataset=dataset, device="cpu", **data, **options)
+        )
+        return config.options["alpha"], config.options["beta"]
+
+    paper, beta = weights_of("zforcing", preset="paper")
+    strength = paper * PRESETS[dataset]["paper"]["hidden_size"]
+    assert paper in (5e-4, 2.5e-3)
+    assert weights_of("zforcing", preset="small") == pytest.approx((strength / 256, beta))
+    assert weights_of("zforcing", hidden_size=30) == pytest.approx((strength / 30, beta))
+    assert weights_of("zforcing", backward_size=7) == pytest.approx((strength / 7, beta))
+    assert weights_of("zforcing", alpha=0.7)[0] == 0.7
+
+
+@pytest.mark.parametrize("dataset", list(PUBLISHED))
+def test_small_presets_of_variational_bilstm_average_over_units(
+    dataset: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = resolve(
+        TrainConfig.of(model="variational-bilstm", dataset=dataset, device="cpu", hidden_size=40)
+    )
+    published = PUBLISHED[dataset]
+    units = 1024 if dataset == "mnist" else 1
+    assert config.options["alpha"] == pytest.approx(published["alpha"] * units / 40)
+    assert config.options["beta"] == pytest.approx(published["beta"] / 40)
+    assert "averages over the units" in preset_note(config)
+    letter = resolve(
+        TrainConfig.of(model="variational-bilstm", dataset=dataset, device="cpu", preset="paper")
+    )
+    assert letter.options["alpha"] == published["alpha"]
+    assert "sums over the units" in preset_note(letter)
+    own = TrainConfig.of(model="variational-bilstm", dataset=dataset, device="cpu", alpha=0.1)
+    assert preset_note(resolve(own)) == ""
+
+
 def test_every_architecture_option_reaches_the_model() -> None:
     splits = load_mnist(frame="row")
     plain = build_model(resolve(TrainConfig.of(**TINY)), splits)
@@ -422,7 +465,7 @@ def test_every_architecture_option_reaches_the_model() -> None:
         {"cell": "gru"}, {"num_layers": 2}, {"emission_depth": 0}, {"latent_embedding_size": 3},
         {"hidden_size": 9}, {"latent_size": 3}, {"mlp_size": 9}, {"mlp_depth": 2},
         {"activation": "tanh"}, {"embedding_size": 5}, {"forget_bias": 1.0}, {"orthogonal": False},
-        {"alpha": 0.1}, {"beta": 0.1}, {"detach": "backward"}, {"variant": "released-code"},
+        {"dropout": 0.1}, {"emission_mlp_size": 9}, {"alpha": 0.1}, {"beta": 0.1}, {"detach": "backward"}, {"variant": "released-code"},
     ):  # fmt: skip
         torch.manual_seed(0)
         other = build_model(resolve(TrainConfig.of(**{**TINY, **option})), splits)

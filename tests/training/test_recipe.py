@@ -1,0 +1,201 @@
+"""Tests of the learning rate, averaged weights, weight decay, dropout and early stopping."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import shlex
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyro_zf.cli.train import parse_train
+from pyro_zf.data import ArrayDataset, DataSource, Splits
+from pyro_zf.models import VRNN
+from pyro_zf.training import TrainConfig, UsageError, read_metrics, resolve, train
+from pyro_zf.training.config import command_of
+from pyro_zf.training.recipe import averaged_weights, averages_of, rate_factor
+
+
+def bits(number: int = 40) -> Splits:
+    values = np.random.default_rng(0).integers(0, 2, (number, 5, 4)).astype(np.uint8)
+    return Splits(
+        ArrayDataset(values[:24]), ArrayDataset(values[24:32]), ArrayDataset(values[32:]),
+        DataSource("bits", "", False),
+    )  # fmt: skip
+
+
+def trained(run: Path, updates: int = 12, resume: bool = False, **settings: Any) -> dict[str, Any]:
+    """Train a small model, or go on with it; return its last checkpoint."""
+    torch.manual_seed(0)
+    model = VRNN(4, hidden_size=6, latent_size=2, mlp_size=5, dropout=0.3)
+    settings = {
+        "max_steps": updates, "batch_size": 8, "log_interval": 1, "valid_interval": 3, "num_figures": 0,
+        "learning_rate": 0.01, **settings,
+    }  # fmt: skip
+    config = (
+        TrainConfig(resume=run, max_steps=updates)
+        if resume
+        else TrainConfig(output_dir=run, **settings)
+    )
+    train(config, model=model, data=bits())
+    content: dict[str, Any] = torch.load(run / "checkpoints/last.pt", weights_only=True)
+    return content
+
+
+def rates(run: Path) -> list[float]:
+    return [e["learning_rate"] for e in read_metrics(run) if e["event"] == "train"]
+
+
+@given(
+    warmup=st.integers(0, 50), start=st.floats(0, 0.99), total=st.integers(1, 300),
+    decay=st.sampled_from(["none", "linear", "cosine", "plateau"]), halvings=st.integers(0, 4),
+)  # fmt: skip
+def test_the_learning_rate(
+    warmup: int, start: float, total: int, decay: Any, halvings: int
+) -> None:
+    """It rises, stays, and falls as PyTorch's schedulers have it."""
+    config = TrainConfig(warmup_steps=warmup, learning_rate_decay=decay, decay_start=start)
+    for update in range(total):
+        found = rate_factor(config, update, update / total, halvings)
+        expected = 0.5**halvings * min(1.0, (update + 1) / warmup if warmup else 1.0)
+        past = max(update - start * total, 0) / (total - start * total)
+        if decay == "linear":
+            expected *= 1 - past
+        elif decay == "cosine":
+            expected *= (1 + math.cos(math.pi * past)) / 2
+        assert found == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+def test_the_optimiser_has_the_rate(tmp_path: Path) -> None:
+    settings = {"learning_rate_decay": "linear", "decay_start": 0.5, "warmup_steps": 2}
+    content = trained(tmp_path / "run", **settings)
+    expected = [0.005, 0.01, 0.01, 0.01, 0.01, 0.01, 0.01, *(0.01 * k / 6 for k in (5, 4, 3, 2, 1))]
+    assert rates(tmp_path / "run") == pytest.approx(expected)
+    assert content["optimizer"]["param_groups"][0]["lr"] == pytest.approx(0.01 / 6)
+
+
+def test_a_plateau_halves_the_rate_and_patience_ends_the_training(tmp_path: Path) -> None:
+    """With a rate of almost zero no validation is better than the first but by chance."""
+    settings = {"learning_rate_decay": "plateau", "decay_patience": 1, "patience": 3}
+    content = trained(tmp_path / "run", 300, learning_rate=0.5, **settings)
+    progress = content["progress"]
+    assert progress["worse_validations"] == 3
+    assert content["step"] < 300
+    nats = [
+        -e["elbo_nats_per_sequence"]
+        for e in read_metrics(tmp_path / "run")
+        if e["event"] == "valid"
+    ]
+    better = [x < min(nats[:i], default=math.inf) for i, x in enumerate(nats)]
+    assert progress["halvings"] == better.count(False)
+    assert better[-3:] == [False] * 3
+    assert rates(tmp_path / "run")[-1] == 0.5 * 0.5 ** (progress["halvings"] - 1)
+
+
+RECIPE: dict[str, Any] = {
+    "warmup_steps": 4, "learning_rate_decay": "plateau", "decay_patience": 1, "weight_decay": 0.1,
+    "average_decay": 0.8, "learning_rate": 0.1,
+}  # fmt: skip
+
+
+def test_a_resumed_recipe_is_the_uninterrupted_one(tmp_path: Path) -> None:
+    whole = trained(tmp_path / "whole", **RECIPE)
+    trained(tmp_path / "parts", 6, **RECIPE)
+    parts = trained(tmp_path / "parts", resume=True)
+    assert whole["progress"]["halvings"] > 0
+    assert parts["progress"]["halvings"] == whole["progress"]["halvings"]
+    for part in ("model", "averages"):
+        assert all(torch.equal(parts[part][k], x) for k, x in whole[part].items())
+
+
+def test_averages(tmp_path: Path) -> None:
+    """They are those of the formula; validation, best checkpoint and test have them, training has not."""
+    model = torch.nn.Linear(2, 2)
+    averages = averages_of(model, 0.75)
+    assert averages is not None
+    expected = None
+    for _ in range(5):
+        with torch.no_grad():
+            model.weight.add_(torch.randn(2, 2))
+        averages.update_parameters(model)
+        now = model.weight.detach().clone()
+        expected = now if expected is None else 0.75 * expected + 0.25 * now
+    own = model.weight.detach().clone()
+    assert expected is not None
+    with averaged_weights(model, averages):
+        torch.testing.assert_close(model.weight.detach(), expected)
+    assert torch.equal(model.weight, own)
+    with averaged_weights(model, averages_of(model, 0.0)):
+        assert torch.equal(model.weight, own)
+
+    content = trained(tmp_path / "run", average_decay=0.9, valid_interval=12)
+    best = torch.load(tmp_path / "run/checkpoints/best.pt", weights_only=True)["model"]
+    average = {k.removeprefix("module."): x for k, x in content["averages"].items()}
+    assert all(torch.equal(average[k], x) for k, x in best.items())
+    plain = trained(tmp_path / "plain", valid_interval=12)
+    assert all(torch.equal(content["model"][k], x) for k, x in plain["model"].items())
+    assert not all(torch.equal(best[k], x) for k, x in plain["model"].items())
+
+
+def test_weight_decay_is_decoupled(tmp_path: Path) -> None:
+    """One update shrinks each weight by rate times decay, apart from Adam's step, which is the same."""
+    settings = {"updates": 1, "learning_rate": 0.01}
+    torch.manual_seed(0)
+    start = VRNN(4, hidden_size=6, latent_size=2, mlp_size=5, dropout=0.3).state_dict()
+    without = trained(tmp_path / "a", **settings)["model"]
+    decayed = trained(tmp_path / "b", weight_decay=0.5, **settings)["model"]
+    for name, x in without.items():
+        torch.testing.assert_close(decayed[name], x - 0.005 * start[name])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"preset": "paper"},
+        {"model": "srnn", "aux": ("b=0.1", "u=0.2"), "valid_latents": ("prior", "prior-mean")},
+        {"dataset": "ptb", "carry_state": False, "orthogonal": False, "kl_start": 0.2},
+        {"dataset": "wav", "data": Path("a folder"), "max_steps": 7, "frame_size": 80},
+        {"alpha": 0.0, "max_minutes": 3.5, "learning_rate": 3e-4},
+        {"model": "rnn", "emission": "autoregressive-bernoulli", "dropout": 0.2, "max_epochs": 2},
+    ],
+    ids=str,
+)
+def test_the_command_of_a_run_gives_its_settings(settings: dict[str, Any]) -> None:
+    config = resolve(TrainConfig.of(**settings, device="cpu"))
+    command = command_of(config)
+    assert command is not None
+    program, script, *arguments = shlex.split(command)
+    assert (program, script) == ("python", "scripts/svi_train.py")
+    again = resolve(parse_train([*arguments, "--device", "cpu"]))
+    assert again == dataclasses.replace(config, data=again.data)
+    for value in settings.values():
+        assert str(value) in command or isinstance(value, tuple)
+    own = dataclasses.replace(config, own_data=True)
+    assert command_of(own) is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"dropout": 1.0}, "--dropout must be at least 0 and below 1, got 1.0"),
+        ({"average_decay": -0.1}, "--average-decay must be at least 0 and below 1"),
+        ({"decay_start": 1.5}, "--decay-start must be at least 0 and below 1"),
+        ({"weight_decay": math.nan}, "--weight-decay must be a non-negative finite number"),
+        ({"warmup_steps": -1}, "--warmup-steps must be a non-negative finite number"),
+        ({"patience": 0}, "--patience must be a positive finite number"),
+        (
+            {"learning_rate_decay": "step"},
+            "--learning-rate-decay step: must be one of none, linear, cosine",
+        ),
+        ({"dropout": 0.1, "time_chunk": 4}, "--dropout and --time-chunk exclude each other"),
+    ],
+)
+def test_settings_of_a_recipe(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        resolve(TrainConfig.of(**settings))
