@@ -33,7 +33,9 @@ import numpy as np
 from pyro_zf.cli import main as run_command
 from pyro_zf.models import MODELS
 
-COMMANDS = ("train", "evaluate", "generate", "interpolate", "report", "reproduce", "prepare")
+COMMANDS = (
+    "train", "evaluate", "generate", "interpolate", "report", "export", "reproduce", "prepare",
+)  # fmt: skip
 ENDS = (0, 1, 2, 130)
 #: Extreme and wrong values; those of a flag's own choices are added to them.
 VALUES = (
@@ -112,6 +114,8 @@ class Lines:
                 line += [pick(["all", "zf-table1", "vbl-table2", "tabel"]), "--collect"]
             else:
                 line.append(pick(["sound", "sound", "sound", "damaged", "nowhere", *VALUES[:3]]))
+                if command == "export":
+                    line.append(pick(["exported", "sound", "mine.h5", *VALUES]))
         for _ in range(self.chance.randrange(4)):
             flag = pick(list(flags))
             line += [flag, pick([*VALUES, *4 * flags[flag], *map(str, range(2, 8))])]

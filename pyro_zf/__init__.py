@@ -7,7 +7,7 @@ from pyro_zf.models import RNN, SRNN, STORN, VRNN, VariationalBiLSTM, ZForcing
 
 if TYPE_CHECKING:
     from pyro_zf.trained import diagnose, evaluate, generate, load
-    from pyro_zf.training import TrainConfig, train
+    from pyro_zf.training import TrainConfig, export, train
 
 __all__ = [
     "RNN",
@@ -21,6 +21,7 @@ __all__ = [
     "__version__",
     "diagnose",
     "evaluate",
+    "export",
     "generate",
     "load",
     "train",
@@ -31,7 +32,7 @@ __version__ = "0.1.0"
 
 def __getattr__(name: str) -> Any:
     # Training needs matplotlib, TensorBoard and the data sets, which models alone do not.
-    if name in ("TrainConfig", "train"):
+    if name in ("TrainConfig", "export", "train"):
         from pyro_zf import training
 
         return getattr(training, name)

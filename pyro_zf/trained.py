@@ -25,6 +25,7 @@ from pyro_zf.training.checks import UsageError, there_are
 from pyro_zf.training.config import TrainConfig, resolve_device
 from pyro_zf.training.data import build_data, check_same_data, data_record
 from pyro_zf.training.evaluation import EvaluationConfig, evaluate_model
+from pyro_zf.training.export import WEIGHTS, read_export
 from pyro_zf.training.setup import build_model, prepare_model
 from pyro_zf.training.validation import evaluating
 
@@ -89,7 +90,8 @@ def load(
     read them when they are called.
 
     Args:
-        path: a run folder, or a checkpoint file.
+        path: a run folder, a checkpoint file, or what :func:`~pyro_zf.training.export` has written: the file or
+            its folder.
         checkpoint: which checkpoint of a run folder to load: that with the best validation, or the last.
         device: device of the model: auto, cpu, cuda or cuda:N.
         model: a model object like the one that was trained, if it was given to
@@ -107,6 +109,8 @@ def load(
     """
     path = Path(path).expanduser()
     file = path / "checkpoints" / f"{checkpoint}.pt" if path.is_dir() else path
+    if (path / WEIGHTS).is_file():
+        file = path / WEIGHTS
     if not file.is_file():
         what = f"{path} is not a run folder with a checkpoint {checkpoint!r}" if path.is_dir() else (
             f"{path} does not exist"
@@ -114,7 +118,8 @@ def load(
         hint = "; there is checkpoint='last'" if (file.parent / "last.pt").is_file() else ""
         raise DataError(f"{what} (looked for {file}){hint}")
     name = resolve_device(device)
-    content = load_checkpoint(file, torch.device(name))
+    exported = file.suffix == ".safetensors"
+    content = (read_export if exported else load_checkpoint)(file, torch.device(name))
     if not {"config", "data", "model", "step"} <= set(content):
         raise DataError(f"{file} is not a checkpoint of a training run")
     config = TrainConfig.from_json(content["config"], f"the settings in {file}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import pyro_zf
 from pyro_zf import RNN, VRNN, SequenceBatch, ZForcing
+from pyro_zf.cli import main
 from pyro_zf.data import ArrayDataset, DataError, DataSource, Splits, Values, splits_of
 from pyro_zf.infer import batch_bounds
 from pyro_zf.models import SequenceModel
@@ -439,3 +441,66 @@ def test_options_have_types() -> None:
         UsageError, match="VRNN was made for 5 values per step, but data given in Python has 4"
     ):
         pyro_zf.evaluate(VRNN(5, **SIZES), BITS)
+
+
+@pytest.mark.parametrize("system", ["zforcing", "rnn"])
+def test_exported_weights(system: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They load without the run, and give its bound; damage is found; nothing is overwritten."""
+    pytest.importorskip("mlxtend")
+    pytest.importorskip("safetensors")
+    monkeypatch.delenv("PYRO_ZF_DATA", raising=False)
+    monkeypatch.setenv("PYRO_ZF_OFFLINE", "1")
+    monkeypatch.setenv("PYRO_ZF_CACHE", str(tmp_path / "cache"))
+    run, folder = tmp_path / "run", tmp_path / "given away"
+    sizes = {k: v for k, v in SIZES.items() if system != "rnn" or k != "latent_size"}
+    settings = {
+        "emission": "autoregressive-bernoulli", "max_steps": 4, "num_figures": 0, "valid_sequences": 20,
+        "test_sequences": 30, **sizes,
+    }  # fmt: skip
+    train(TrainConfig.of(model=system, output_dir=run, data_dir=tmp_path, **settings))
+    numbers = {"num_samples": 2, "max_sequences": 20, "seed": 3}
+    expected = pyro_zf.evaluate(pyro_zf.load(run), **numbers)
+    assert (
+        main(["evaluate", str(run), "--num-samples", "2", "--max-sequences", "20", "--seed", "3"])
+        == 0
+    )
+    assert main(["export", str(run), str(folder)]) == 0
+    file = folder / "model.safetensors"
+    assert str(tmp_path).encode() not in file.read_bytes(), "no path of this machine is given away"
+    shutil.rmtree(run)
+    for path in (folder, file):
+        model = pyro_zf.load(path)
+        assert dict(pyro_zf.evaluate(model, **numbers)) == dict(expected)
+    assert pyro_zf.generate(model, 2).values.shape == (2, 28, 28)
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert f"| -ELBO | 2 | 20 | {-expected['elbo_nats_per_sequence']:.2f} ±" in card
+    for part in ("| -ELBO | 1 | 30 |", "5,000 MNIST digits", "not comparable", "seed 0", f"--model {system}",
+                 "--emission autoregressive-bernoulli", "Licence"):  # fmt: skip
+        assert part in card
+    assert str(tmp_path) not in card
+
+    with pytest.raises(DataError, match="is not the folder of a training that has finished"):
+        pyro_zf.export(run, tmp_path / "other")
+    content = file.read_bytes()
+    for position in (5, 200, len(content) // 2, len(content) - 9):
+        file.write_bytes(
+            content[:position] + bytes([content[position] ^ 0x40]) + content[position + 1 :]
+        )
+        with pytest.raises(DataError, match=r"model\.safetensors is damaged"):
+            pyro_zf.load(folder)
+    file.write_bytes(content[:-10])
+    with pytest.raises(DataError, match=r"model\.safetensors is damaged"):
+        pyro_zf.load(file)
+
+
+def test_an_export_overwrites_nothing(tmp_path: Path) -> None:
+    pytest.importorskip("safetensors")
+    train(config(tmp_path), model=VRNN(4, **SIZES), data=BITS)
+    file = pyro_zf.export(tmp_path / "run", tmp_path / "out")
+    with pytest.raises(UsageError, match=r"already has a model\.safetensors: give another folder"):
+        pyro_zf.export(tmp_path / "run", tmp_path / "out")
+    with pytest.raises(UsageError, match="trained on a model object of the class VRNN"):
+        pyro_zf.load(file)
+    ours = pyro_zf.load(file, model=VRNN(4, **SIZES)).state_dict()
+    theirs = pyro_zf.load(tmp_path / "run", model=VRNN(4, **SIZES)).state_dict()
+    assert all(torch.equal(ours[k], x) for k, x in theirs.items())

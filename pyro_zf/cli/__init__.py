@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from pyro_zf.cli.evaluate import evaluate_main
+from pyro_zf.cli.export import export_main
 from pyro_zf.cli.generate import generate_main, interpolate_main
 from pyro_zf.cli.report import report_main
 from pyro_zf.cli.reproduce import reproduce_main
@@ -17,6 +18,7 @@ from pyro_zf.cli.train import prepare_main, train_main
 __all__ = [
     "COMMANDS",
     "evaluate_main",
+    "export_main",
     "generate_main",
     "interpolate_main",
     "main",
@@ -33,6 +35,7 @@ COMMANDS: dict[str, Callable[[Sequence[str] | None], int]] = {
     "generate": generate_main,
     "interpolate": interpolate_main,
     "report": report_main,
+    "export": export_main,
     "reproduce": reproduce_main,
     "prepare": prepare_main,
 }

@@ -4,6 +4,7 @@ from pyro_zf.training.checks import UsageError
 from pyro_zf.training.config import TrainConfig, read_config, resolve, resolve_device
 from pyro_zf.training.data import DATASETS, DataConfig, build_data
 from pyro_zf.training.distributed import Processes, ProcessLost, started
+from pyro_zf.training.export import export
 from pyro_zf.training.loop import Interrupted, TrainingError, train
 from pyro_zf.training.numbers import (
     baseline_line,
@@ -29,6 +30,7 @@ __all__ = [
     "baseline_line",
     "build_data",
     "build_model",
+    "export",
     "far_worse",
     "headline",
     "json_text",
