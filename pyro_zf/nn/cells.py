@@ -332,10 +332,10 @@ def run_rnn(rnn: nn.RNNBase, inputs: Float[Tensor, "time batch input"], start: A
 def cpu_has_bfloat16() -> bool:
     """Whether this processor has instructions for bfloat16, which PyTorch's LSTM under autocast needs."""
     with torch.random.fork_rng([]):
-        lstm = nn.LSTM(2, 2)
+        lstm = nn.LSTM(2, 2, dtype=torch.float32)  # autocast leaves double precision alone
     try:
         with torch.enable_grad(), torch.autocast("cpu", torch.bfloat16):
-            lstm(torch.zeros(1, 1, 2, dtype=torch.get_default_dtype()))
+            lstm(torch.zeros(1, 1, 2, dtype=torch.float32))
     except RuntimeError:
         return False
     return True

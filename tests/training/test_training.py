@@ -228,7 +228,7 @@ def test_best_is_chosen_on_validation_and_stays(tmp_path: Path) -> None:
     first = train(tiny(run, max_epochs=1, max_steps=None, learning_rate=3e-3))
     best = weights(run, "best")
     checkpoint = torch.load(run / "checkpoints" / "last.pt", weights_only=True)
-    checkpoint["optimizer"]["param_groups"][0]["lr"] = 1.0
+    checkpoint["progress"]["halvings"] = -9  # 512 times the learning rate
     save_checkpoint(run / "checkpoints" / "last.pt", checkpoint)
     summary = train(TrainConfig.of(resume=run, max_epochs=2))
     assert summary["test_elbo_nats_per_sequence"] == first["test_elbo_nats_per_sequence"]
@@ -345,7 +345,7 @@ def test_every_system_trains_and_loads(options: dict[str, Any], tmp_path: Path) 
         )
     if "skip_gradient" in options:
         assert model.skip_gradient == 1.0
-        assert model.aux_weights == {"b": 0.001, "h": 0.1, "activity": 0.1}
+        assert model.aux_weights == {"b": 0.001 * 1024 / 8, "h": 0.1, "activity": 0.1}
 
 
 #: Options under which an update draws more noise than z, or depends on the number of updates.
