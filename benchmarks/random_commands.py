@@ -30,12 +30,10 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from pyro_zf.cli import COMMANDS
 from pyro_zf.cli import main as run_command
 from pyro_zf.models import MODELS
 
-COMMANDS = (
-    "train", "evaluate", "generate", "interpolate", "report", "export", "reproduce", "prepare",
-)  # fmt: skip
 ENDS = (0, 1, 2, 130)
 #: Extreme and wrong values; those of a flag's own choices are added to them.
 VALUES = (
@@ -93,7 +91,7 @@ class Lines:
 
     def __call__(self) -> list[str]:
         pick = self.chance.choice
-        command = pick(COMMANDS)
+        command = pick(list(COMMANDS))
         line = [command]
         if command == "train":
             model = pick(list(self.of_model))

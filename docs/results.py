@@ -15,9 +15,12 @@ import re
 from pathlib import Path
 from typing import Any
 
+from pyro_zf.analysis.report import summary_diagnostics, test_evaluations, with_error
 from pyro_zf.reproduce import TABLES
+from pyro_zf.reproduce.results import markdown_table
 from pyro_zf.training import read_config, read_metrics
 from pyro_zf.training.config import command_of
+from pyro_zf.training.evaluation import read_evaluations
 from pyro_zf.training.record import json_text, read_json
 
 FOLDER = Path(__file__).parent
@@ -33,12 +36,8 @@ KEPT = (
 def content_of(run: Path, section: str, label: str) -> dict[str, Any]:
     """What is kept of a run."""
     summary, config = read_json(run / "summary.json"), read_config(run)
-    test = {k.removeprefix("test_"): v for k, v in summary.items() if k.startswith("test_")}
-    evaluations = [
-        e
-        for path in sorted(run.glob("evaluation-test-posterior-*.json"))
-        if (e := read_json(path))["step"] == summary["best_step"]
-    ]
+    test = summary_diagnostics(summary)
+    evaluations = test_evaluations(summary, read_evaluations(run))
     return {
         "section": section,
         "label": label,
@@ -66,18 +65,6 @@ def stored() -> list[dict[str, Any]]:
     return found
 
 
-def number(of: dict[str, Any], name: str, sign: float = 1.0) -> str:
-    value, error = of.get(f"{name}_nats_per_sequence"), of.get(f"{name}_nats_per_sequence_stderr")
-    if value is None:
-        return ""
-    return f"{sign * value:.2f}" + (f" ± {error:.2f}" if error is not None else "")
-
-
-def table(heads: list[str], lines: list[list[str]]) -> str:
-    rows = [heads, ["---"] * len(heads), *lines]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
 def bounds_table(runs: list[dict[str, Any]]) -> str:
     """Bounds of each run on test data, a column for each kind of bound."""
     columns = sorted(
@@ -94,12 +81,12 @@ def bounds_table(runs: list[dict[str, Any]]) -> str:
         test = run["test"]
         active = f"{test['active_units']} of {test['latent_units']}" if run["has_latents"] else ""
         lines.append([
-            run["label"], number(test, "elbo", -1) + ("" if run["has_latents"] else " (exact)"),
-            number(test, "kl") if run["has_latents"] else "",
-            *(number(of[c], "iwae", -1) if c in of and run["has_latents"] else "" for c in columns),
+            run["label"], with_error(test, "elbo_nats_per_sequence", -1) + ("" if run["has_latents"] else " (exact)"),
+            with_error(test, "kl_nats_per_sequence") if run["has_latents"] else "",
+            *(with_error(of[c], "iwae_nats_per_sequence", -1) if c in of and run["has_latents"] else "" for c in columns),
             active, f"{run['updates']:,}", f"{run['minutes']:g}", str(run["seed"]),
         ])  # fmt: skip
-    return table(heads, lines)
+    return "\n".join(markdown_table(heads, lines))
 
 
 def curve_table(runs: list[dict[str, Any]]) -> str:
@@ -115,7 +102,7 @@ def curve_table(runs: list[dict[str, Any]]) -> str:
                 for u in updates
             ),
         ])  # fmt: skip
-    return table(["update", *(f"{u:,}" for u in updates)], lines)
+    return "\n".join(markdown_table(["update", *(f"{u:,}" for u in updates)], lines))
 
 
 def published(name: str, dataset: str) -> str:

@@ -1,4 +1,4 @@
-"""Write the weights of a trained model to a folder to give away: ``python scripts/export.py RUN FOLDER``."""
+"""Export a trained model, with a model card: ``python scripts/export.py RUN FOLDER``."""
 
 import sys
 

@@ -1,6 +1,6 @@
 """Search over options of a training with Optuna, as an example to copy and change.
 
-    pip install "pyro_zf[search]"
+    pip install -e ".[search]"
     python scripts/optuna_search.py --dataset mnist --trials 20 --minutes 5 --output-dir runs/search
 
 Each trial is a training in a folder of its own. It is judged by the validation ELBO in nats per sequence, so the test

@@ -464,6 +464,9 @@ def test_exported_weights(system: str, tmp_path: Path, monkeypatch: pytest.Monke
         main(["evaluate", str(run), "--num-samples", "2", "--max-sequences", "20", "--seed", "3"])
         == 0
     )
+    few = ["--num-samples", "2", "--max-sequences", "20"]
+    if system != "rnn":
+        assert main(["evaluate", str(run), *few, "--latents", "prior"]) == 0
     assert main(["export", str(run), str(folder)]) == 0
     file = folder / "model.safetensors"
     assert str(tmp_path).encode() not in file.read_bytes(), "no path of this machine is given away"
@@ -473,6 +476,7 @@ def test_exported_weights(system: str, tmp_path: Path, monkeypatch: pytest.Monke
         assert dict(pyro_zf.evaluate(model, **numbers)) == dict(expected)
     assert pyro_zf.generate(model, 2).values.shape == (2, 28, 28)
     card = (folder / "README.md").read_text(encoding="utf-8")
+    assert card.count("| -ELBO | 2 | 20 |") == 1, "with z from the posterior"
     assert f"| -ELBO | 2 | 20 | {-expected['elbo_nats_per_sequence']:.2f} ±" in card
     for part in ("| -ELBO | 1 | 30 |", "5,000 MNIST digits", "not comparable", "seed 0", f"--model {system}",
                  "--emission autoregressive-bernoulli", "Licence"):  # fmt: skip

@@ -22,7 +22,7 @@ from pyro_zf.analysis.figures import (
     kl_per_step,
 )
 
-__all__ = ["RunContent", "report_page"]
+__all__ = ["RunContent", "report_page", "summary_diagnostics", "test_evaluations", "with_error"]
 
 _STYLE = """
 :root { color-scheme: light; }
@@ -163,14 +163,21 @@ def summary_diagnostics(summary: Mapping[str, Any]) -> dict[str, Any]:
 
 def _richest(run: RunContent) -> Mapping[str, Any] | None:
     """Test evaluation of the best checkpoint with the most sequences and then the most samples."""
-    usual = [
+    usual = test_evaluations(run.summary, run.evaluations)
+    return max(usual, key=lambda e: (e["num_sequences"], e["num_samples"]), default=None)
+
+
+def test_evaluations(
+    summary: Mapping[str, Any], evaluations: Sequence[Mapping[str, Any]]
+) -> list[Mapping[str, Any]]:
+    """The evaluations of the best checkpoint on test data with z from the posterior."""
+    return [
         e
-        for e in run.evaluations
+        for e in evaluations
         if e["split"] == "test"
         and e["latents"] == "posterior"
-        and e.get("step") == run.summary.get("best_step")
+        and e.get("step") == summary.get("best_step")
     ]
-    return max(usual, key=lambda e: (e["num_sequences"], e["num_samples"]), default=None)
 
 
 def _measure(run: RunContent) -> tuple[str, Literal["sequence", "step"]]:
@@ -198,7 +205,7 @@ def _bounds(run: RunContent) -> str:
     for e in [*_tested(run), *run.evaluations]:
         what = f"{e['split']}, z from the {e['latents']}, k = {e['num_samples']}, {e['num_sequences']} sequences"
         for key, name in _BOUNDS:
-            shown = _with_error(e, f"{key}_nats_per_sequence")
+            shown = with_error(e, f"{key}_nats_per_sequence")
             if not shown:
                 continue
             symbols = "".join(
@@ -224,12 +231,12 @@ def _bounds(run: RunContent) -> str:
     return note + _table(heads, lines)
 
 
-def _with_error(found: Mapping[str, Any], key: str) -> str:
-    """Format a number with its standard error if it is known; empty without a number."""
+def with_error(found: Mapping[str, Any], key: str, sign: int = 1) -> str:
+    """Format a number, times a sign, with its standard error if it is known; empty without a number."""
     value, error = found.get(key), found.get(f"{key}_stderr")
     if value is None:
         return ""
-    return f"{value:.2f}" + (f" ± {error:.2f}" if error is not None else "")
+    return f"{sign * value:.2f}" + (f" ± {error:.2f}" if error is not None else "")
 
 
 def _diagnostics(found: Mapping[str, Any], run: RunContent) -> str:
@@ -249,18 +256,12 @@ def _diagnostics(found: Mapping[str, Any], run: RunContent) -> str:
     return "".join(parts)
 
 
-Column = tuple[int, int, int]
-
-
-def _test_bounds(run: RunContent) -> dict[Column, str]:
+def _test_bounds(run: RunContent) -> dict[tuple[int, int, int], str]:
     """Bounds on test data by index in ``_BOUNDS`` and numbers of samples and sequences."""
-    found: dict[Column, str] = {}
-    for e in [*_tested(run), *run.evaluations]:
-        usual = e["split"].startswith("test") and e["latents"] == "posterior"
-        if not usual or e.get("step", run.summary.get("best_step")) != run.summary.get("best_step"):
-            continue
+    found: dict[tuple[int, int, int], str] = {}
+    for e in [*_tested(run), *test_evaluations(run.summary, run.evaluations)]:
         for i, (key, _) in enumerate(_BOUNDS):
-            if key != "log_likelihood" and (shown := _with_error(e, f"{key}_nats_per_sequence")):
+            if key != "log_likelihood" and (shown := with_error(e, f"{key}_nats_per_sequence")):
                 found.setdefault((i, e["num_samples"], e["num_sequences"]), shown)
     return found
 
@@ -285,17 +286,17 @@ def _comparison(runs: Sequence[RunContent]) -> str:
     )
     elbos: dict[str, dict[str, list[Any]]] = {}
     kls: dict[str, dict[str, list[Any]]] = {}
-    for run in runs:
-        valid = [
-            e
-            for e in run.events
-            if e["event"] == "valid" and e.get("elbo_nats_per_sequence") is not None
-        ]
-        steps = [e["step"] for e in valid]
-        data = f"{_data_of(run)}, per {run.unit}"
-        for panels, key in ((elbos, "elbo"), (kls, "kl")):
-            values = [e[f"{key}_nats_per_sequence"] for e in valid]
-            panels.setdefault(data, {}).setdefault(run.name, []).append((steps, values))
+    for data, group in groups.items():
+        for run in group:
+            valid = [
+                e
+                for e in run.events
+                if e["event"] == "valid" and e.get("elbo_nats_per_sequence") is not None
+            ]
+            steps = [e["step"] for e in valid]
+            for panels, key in ((elbos, "elbo"), (kls, "kl")):
+                values = [e[f"{key}_nats_per_sequence"] for e in valid]
+                panels.setdefault(data, {}).setdefault(run.name, []).append((steps, values))
     if any(event["event"] == "valid" for run in runs for event in run.events):
         parts.append(_figure(bound_in_training(elbos, "validation ELBO, nats"), "Validation ELBO."))
         parts.append(_figure(kl_in_training(kls, "KL, nats"), "KL on the validation data."))
@@ -316,7 +317,7 @@ def _compared(runs: Sequence[RunContent]) -> str:
         s = run.summary
         found = {**summary_diagnostics(s), **(_richest(run) or {})}
         active, number = found.get("active_units"), found.get("diagnosed_sequences")
-        shuffled = _with_error(found, "shuffled_loss_nats_per_sequence")
+        shuffled = with_error(found, "shuffled_loss_nats_per_sequence")
         lines.append((
             run.name, run.config.get("model"), f"{s['num_parameters']:,}" if s else "", s.get("steps", ""),
             *(of_run.get(key, "") for key in columns),

@@ -1,4 +1,4 @@
-"""``export.py``: write the weights of a trained model to a file to give away, with a model card."""
+"""``export.py``: export the weights of a trained model with a model card."""
 
 from __future__ import annotations
 

@@ -99,6 +99,8 @@ class SequenceModel(nn.Module):
     #: Options that weigh an auxiliary cost, by the name of that cost.
     letters: ClassVar[dict[str, str]] = {}
     has_latents: ClassVar[bool] = False
+    #: What the auxiliary costs of a preset are, by the name of the preset.
+    preset_note: ClassVar[Mapping[str, str]] = {}
 
     embedding: nn.Module
     emission: nn.Module
@@ -130,9 +132,6 @@ class SequenceModel(nn.Module):
         self.name = name
         self.covariate_size = covariate_size
         self.deterministic = None
-
-    #: What the auxiliary costs of a preset are, by the name of the preset.
-    preset_note: ClassVar[Mapping[str, str]] = {}
 
     @classmethod
     def preset(cls, dataset: str, preset: str, settings: dict[str, Any]) -> dict[str, Any]:

@@ -217,12 +217,12 @@ class LatentSequenceModel(SequenceModel, RecurrentSystem):
                 o.latent_size, **networks,
             )  # fmt: skip
         self.posterior = posterior
-        heads = {
-            "mlp_size": o.emission_mlp_size or o.mlp_size, "activation": o.activation,
-            "depth": o.emission_depth, "form": emission_form, "dropout": o.dropout,
-        }  # fmt: skip
         self._emission = emission if isinstance(emission, str) else None
-        self._emission_options = {"data_size": data_size, "max_count": o.max_count, **heads}
+        self._emission_options = {
+            "data_size": data_size,
+            "form": emission_form,
+            **o.emission_options,
+        }
         self.emission_size = sum(sizes[k] for k in self.emission_reads) + self.condition_size
         self.emission = (
             make_emission(emission, self.emission_size, **self._emission_options)

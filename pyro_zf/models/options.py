@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-__all__ = ["LatentOptions", "ModelOptions"]
+__all__ = ["LatentOptions", "ModelOptions", "backward_units"]
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,14 @@ class ModelOptions:
     forget_bias: float = 0.0
     """Initial bias of the LSTMs' forget gates."""
 
+    @property
+    def emission_options(self) -> dict[str, Any]:
+        """Options of the emission, for :func:`~pyro_zf.nn.emissions.make_emission`."""
+        return {
+            "mlp_size": self.emission_mlp_size or self.mlp_size, "depth": self.emission_depth,
+            "activation": self.activation, "dropout": self.dropout, "max_count": self.max_count,
+        }  # fmt: skip
+
     @classmethod
     def of(cls, **values: Any) -> Any:
         """Options by name.
@@ -78,3 +87,8 @@ class LatentOptions(ModelOptions):
     """Size of a linear layer between z and the forward network, or none."""
     feature_activation: str | None = None
     """Activation after the linear layers on data and z, or none."""
+
+
+def backward_units(settings: Mapping[str, Any]) -> int:
+    """Number of units of b in a model with these options, at least 1."""
+    return max(settings.get("backward_size") or settings["hidden_size"], 1)

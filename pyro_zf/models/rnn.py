@@ -84,10 +84,8 @@ class RNN(SequenceModel):
         self.data_size = data_size
         if not isinstance(emission, nn.Module):
             emission = make_emission(
-                o.emission, o.hidden_size + covariate_size, data_size,
-                mlp_size=o.emission_mlp_size or o.mlp_size,
-                depth=o.emission_depth, activation=o.activation, form=emission_form,
-                max_count=o.max_count, dropout=o.dropout,
+                o.emission, o.hidden_size + covariate_size, data_size, form=emission_form,
+                **o.emission_options,
             )  # fmt: skip
         self.embedding, input_size = embedding_layer(
             data_size, emission, o.embedding_size, o.hidden_size

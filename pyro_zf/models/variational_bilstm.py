@@ -73,7 +73,7 @@ from torch import Tensor, nn
 from pyro_zf.batch import SequenceBatch
 from pyro_zf.distributions import AtMean
 from pyro_zf.models.latent import LatentSequenceModel
-from pyro_zf.models.options import LatentOptions
+from pyro_zf.models.options import LatentOptions, backward_units
 from pyro_zf.nn.auxiliary import (
     ActivityRegularization,
     PreviousStateReconstruction,
@@ -340,12 +340,11 @@ class VariationalBiLSTM(LatentSequenceModel):
             return published
         alike = {"wav": "timit", "text": "imdb", "hdf5": "timit"}
         own = PUBLISHED[alike.get(dataset, dataset)]
-        size = max(settings["hidden_size"], 1)
         # The weight of MNIST, 0.001 for a sum over 1,024 units, is that of an average, too.
         times = own["hidden_size"] if dataset == "mnist" else 1
         averaged = {
-            "alpha": own["alpha"] * times / max(settings.get("backward_size") or size, 1),
-            "beta": own["beta"] * times / size,
+            "alpha": own["alpha"] * times / backward_units(settings),
+            "beta": own["beta"] * times / max(settings["hidden_size"], 1),
         }
         return {**{k: published[k] for k in ("prior", "activation") if k in published}, **averaged}
 

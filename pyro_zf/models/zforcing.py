@@ -39,7 +39,7 @@ from torch import Tensor, nn
 
 from pyro_zf.batch import SequenceBatch
 from pyro_zf.models.latent import LatentSequenceModel, instance
-from pyro_zf.models.options import LatentOptions
+from pyro_zf.models.options import LatentOptions, backward_units
 from pyro_zf.models.released import convert_released
 from pyro_zf.nn.auxiliary import ReversePrediction, StateReconstruction, StepStates
 from pyro_zf.nn.cells import State
@@ -269,7 +269,7 @@ class ZForcing(LatentSequenceModel):
 
     @classmethod
     def preset(cls, dataset: str, preset: str, settings: dict[str, Any]) -> dict[str, Any]:
-        size = max(settings.get("backward_size") or settings["hidden_size"], 1)
+        size = backward_units(settings)
         if (frame := settings.get("frame")) is not None:
             strength = STRENGTH_OF_FRAMES[frame] / size
             return {"alpha": strength, "beta": strength}

@@ -233,7 +233,6 @@ class _AutoregressiveEmission(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        make_activation = activation_of(activation)
         if depth < 1:
             raise ValueError(
                 f"an autoregressive emission needs at least one hidden layer, not {depth}"
@@ -252,7 +251,7 @@ class _AutoregressiveEmission(nn.Module):
                 permutation=torch.arange(data_size),  # type: ignore[arg-type]
                 # The first value has no hidden units of its own and needs access to the state.
                 skip_connections=True,
-                nonlinearity=nn.Sequential(make_activation(), self.dropout),
+                nonlinearity=nn.Sequential(activation_of(activation)(), self.dropout),
             )
 
     def parameters_at(

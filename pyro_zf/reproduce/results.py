@@ -21,7 +21,7 @@ from pyro_zf.training.evaluation import (
 )
 from pyro_zf.training.record import read_json
 
-__all__ = ["SYMBOLS", "Result", "Results", "evaluated", "markdown", "verdicts"]
+__all__ = ["SYMBOLS", "Result", "Results", "evaluated", "markdown", "markdown_table", "verdicts"]
 
 #: Batch size of evaluations.
 BATCH = 50
@@ -144,6 +144,11 @@ def markdown(name: str, table: Table, results: Results, num_samples: int, comman
     return "\n".join(lines) + "\n"
 
 
+def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a Markdown table."""
+    return ["| " + " | ".join(cells) + " |" for cells in (heads, ["---"] * len(heads), *rows)]
+
+
 def _section(table: Table, section: Section, found: list[Result], k: int) -> list[str]:
     first = found[0]
     lines = [f"**{section.dataset}**: {section.note}. {_provenance(first)}", ""]
@@ -155,11 +160,11 @@ def _section(table: Table, section: Section, found: list[Result], k: int) -> lis
     if with_latents:
         heads += ["KL", "active units", "loss by shuffling z"]
     heads.append("updates (best of)")
-    rows = [heads, ["---"] * len(heads)]
+    rows = []
     for row in section.rows:
         of_row = [r for r in found if r.training.system == row.system]
         rows.append(_row(table, section, row, of_row, with_latents))
-    lines += ["| " + " | ".join(cells) + " |" for cells in rows]
+    lines += markdown_table(heads, rows)
     if seeds > 1:
         lines += ["", f"Mean ± standard deviation of {seeds} seeds."]
     return lines

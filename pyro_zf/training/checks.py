@@ -203,8 +203,8 @@ def there_are(name: str, known: Iterable[str]) -> str:
 _MOST: dict[int, tuple[str, ...]] = {
     1000: ("num_layers", "mlp_depth", "emission_depth"),
     10**6: (
-        "hidden_size", "latent_size", "mlp_size", "emission_mlp_size", "backward_size", "embedding_size", "latent_embedding_size",
-        "batch_size", "num_particles", "log_interval", "num_figures", "max_count",
+        "hidden_size", "latent_size", "mlp_size", "emission_mlp_size", "backward_size", "embedding_size",
+        "latent_embedding_size", "batch_size", "num_particles", "log_interval", "num_figures", "max_count",
     ),
 }  # fmt: skip
 
@@ -223,7 +223,8 @@ def check_numbers(config: Any) -> None:
         "num_particles", "hidden_size", "latent_size", "mlp_size", "batch_size", "learning_rate",
         "accumulate", "log_interval", "clip_norm", "max_steps", "max_epochs", "max_minutes",
         "checkpoint_minutes", "train_sequences", "valid_sequences", "test_sequences", "embedding_size",
-        "emission_mlp_size", "time_chunk", "valid_interval", "max_skipped", "patience", "decay_patience", "num_layers", "backward_size", "latent_embedding_size",
+        "time_chunk", "valid_interval", "max_skipped", "num_layers", "backward_size", "latent_embedding_size",
+        "emission_mlp_size", "patience", "decay_patience",
     ):  # fmt: skip
         value = given(name)
         if value is not None and not 0 < value < math.inf:
@@ -232,7 +233,8 @@ def check_numbers(config: Any) -> None:
             )
     for name in (
         "alpha", "beta", "gamma", "kl_start", "kl_increment", "aux_start", "aux_stop",
-        "aux_increment", "free_bits", "warmup_steps", "weight_decay", "mlp_depth", "emission_depth", "seed", "num_figures",
+        "aux_increment", "free_bits", "mlp_depth", "emission_depth", "seed", "num_figures", "warmup_steps",
+        "weight_decay",
     ):  # fmt: skip
         value = given(name)
         if value is not None and not 0 <= value < math.inf:

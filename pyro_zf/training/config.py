@@ -164,6 +164,11 @@ class TrainConfig(DataConfig):
                 object.__setattr__(self, name, Path(path))
         check_types(self)
 
+    @property
+    def like(self) -> str:
+        """The data set whose presets apply: that of arrays for data that were given in Python."""
+        return "hdf5" if self.own_data else self.dataset
+
     @classmethod
     def of(cls, **settings: Any) -> TrainConfig:
         """Build a configuration from training settings and model options, all given by name.
@@ -237,6 +242,8 @@ class TrainConfig(DataConfig):
 
 #: Version of the format of config.json. It is incremented when older run folders can no longer be read.
 FORMAT = 2
+#: Settings of where a run is computed.
+_ANYWHERE = ("output_dir", "resume", "data_dir", "device", "workers")
 _LIMITS = ("max_steps", "max_epochs", "max_minutes")
 
 
@@ -257,10 +264,8 @@ def resolve(config: TrainConfig) -> TrainConfig:
     model = model_class(config.model) if not config.own_model else SequenceModel
     given = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
     given = {k: x for k, x in given.items() if x is not None} | config.options
-    values = dict(PRESETS["hdf5" if config.own_data else config.dataset][preset])
-    values |= model.preset(
-        "hdf5" if config.own_data else config.dataset, preset, {**values, **given}
-    )
+    values = dict(PRESETS[config.like][preset])
+    values |= model.preset(config.like, preset, {**values, **given})
     if any(getattr(config, name) is not None for name in _LIMITS):
         values = {k: v for k, v in values.items() if k not in _LIMITS}
     if config.aux is not None:
@@ -290,42 +295,34 @@ def command_of(config: TrainConfig) -> str | None:
     """
     if config.own_model or config.own_data:
         return None
+    model = model_class(config.model)
     usual = resolve(
         TrainConfig(
             dataset=config.dataset, model=config.model, data=config.data, device="cpu", preset=config.preset
         )
     )  # fmt: skip
-    defaults = {**dataclasses.asdict(model_class(config.model).Options()), **usual.options}
+    # The preset's weights of auxiliary costs depend on the sizes of the model.
+    sizes = {k: v for k, v in config.options.items() if k not in model.letters}
+    weights = resolve(dataclasses.replace(config, options=sizes)).options
+    defaults = {**dataclasses.asdict(model.Options()), **usual.options}
+    defaults |= {k: v for k, v in weights.items() if k in model.letters}
     if config.aux is not None:
         defaults = {k: v for k, v in defaults.items() if k in config.options}
-    default_preset = "paper" if config.device.startswith("cuda") else "small"
     words = ["python", "scripts/svi_train.py", "--dataset", config.dataset, "--model", config.model]
-    if config.preset != default_preset:
+    if config.preset != ("paper" if config.device.startswith("cuda") else "small"):
         words += ["--preset", config.preset]
-    left_out = {
-        "options",
-        "dataset",
-        "model",
-        "preset",
-        "output_dir",
-        "resume",
-        "data_dir",
-        "device",
-        "workers",
-    }
-    own = {
-        f.name: getattr(config, f.name)
-        for f in dataclasses.fields(config)
-        if f.name not in left_out
-    }
-    given = {k: v for k, v in own.items() if v != getattr(usual, k) or (k == "data" and v)}
+    left_out = {*_ANYWHERE, "options", "dataset", "model", "preset"}
+    names = [f.name for f in dataclasses.fields(config) if f.name not in left_out]
+    given = {n: getattr(config, n) for n in names if getattr(config, n) != getattr(usual, n)}
+    if config.data is not None:
+        given["data"] = config.data
     given |= {k: v for k, v in config.options.items() if v != defaults.get(k)}
     for name, value in given.items():
         flag = f"--{name.replace('_', '-')}"
         if isinstance(value, tuple):
             words += [flag, *map(str, value)]
         elif value is not None:
-            words += [flag, value.name if isinstance(value, Path) else f"{value}"]
+            words += [flag, value.name if isinstance(value, Path) else str(value)]
     return shlex.join(words)
 
 
@@ -334,8 +331,7 @@ def preset_note(config: TrainConfig) -> str:
     if config.own_model:
         return ""
     model = model_class(config.model)
-    dataset = "hdf5" if config.own_data else config.dataset
-    preset = model.preset(dataset, config.preset, {**config.options, "frame": config.frame})
+    preset = model.preset(config.like, config.preset, {**config.options, "frame": config.frame})
     same = all(config.options.get(name) == preset.get(name) for name in model.letters)
     note = model.preset_note.get(config.preset)
     return f" ({note})" if note and same else ""

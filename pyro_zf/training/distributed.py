@@ -27,7 +27,7 @@ from pyro_zf.training.checks import UsageError
 __all__ = ["ProcessLost", "Processes", "parts_of", "started"]
 
 T = TypeVar("T")
-#: Values that the processes share, once they are connected.
+#: Values that the processes share through torchrun, once they are connected.
 _store: Any = None
 #: Seconds after which a process that waits for another gives up.
 PATIENCE = 1800
@@ -55,14 +55,12 @@ class Processes:
         size: number of processes.
         device: device of this one.
         generator: source of the noise that they share; PyTorch's generator is that of this process alone.
-        store: values that they share, kept by ``torchrun``.
     """
 
     rank: int = 0
     size: int = 1
     device: str = "cpu"
     generator: torch.Generator | None = None
-    store: Any = None
 
     @property
     def first(self) -> bool:
@@ -243,7 +241,7 @@ def _lost(processes: Processes) -> Iterator[None]:
     except RuntimeError as error:  # what the libraries raise when a connection breaks
         first = True
         with suppress(Exception):  # the store may be gone, too
-            first = processes.store.add("lost", 1) == 1
+            first = _store.add("lost", 1) == 1
         raise ProcessLost(
             f"process {processes.rank} of {processes.size} has lost another process, so the training ends; "
             "the last checkpoint is valid, and --resume continues from it",
@@ -286,4 +284,4 @@ def started(device: str) -> Processes:
         _store = dist.PrefixStore(restart, store)  # type: ignore[attr-defined]
         dist.init_process_group(backend, store=_store, rank=rank, world_size=size, timeout=patience)
         atexit.register(dist.destroy_process_group)
-    return Processes(rank, size, device, torch.Generator(device), _store)
+    return Processes(rank, size, device, torch.Generator(device))

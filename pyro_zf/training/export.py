@@ -1,17 +1,19 @@
-"""Weights of a trained model as a file to give away, with a model card."""
+"""Export of a trained model: its weights and a model card."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pyro_zf.analysis.report import summary_diagnostics, test_evaluations, with_error
 from pyro_zf.data.datasets import DataError
 from pyro_zf.training.checkpoint import load_checkpoint
 from pyro_zf.training.checks import UsageError
@@ -43,7 +45,7 @@ def export(run: Path | str, folder: Path | str) -> Path:
         UsageError: if safetensors is not installed, or the folder has a model already.
     """
     run, folder = Path(run), Path(folder)
-    save_file = _safetensors("torch").save_file
+    safetensors = _safetensors()
     path = run / "checkpoints" / "best.pt"
     if not path.is_file() or not (run / "summary.json").is_file():
         raise DataError(f"{run} is not the folder of a training that has finished")
@@ -54,14 +56,19 @@ def export(run: Path | str, folder: Path | str) -> Path:
     shared = dataclasses.replace(config, output_dir=None, resume=None, data_dir=None, device="auto")
     if config.data is not None:
         shared = dataclasses.replace(shared, data=Path(config.data.name))
-    tensors = {name: x.detach().contiguous().clone() for name, x in content["model"].items()}
+    tensors = {
+        name: x.clone(memory_format=torch.contiguous_format) for name, x in content["model"].items()
+    }
     about = {
         "config": shared.to_json(), "data": content["data"], "step": content["step"], "sha256": _digest(tensors),
     }  # fmt: skip
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, folder / WEIGHTS, metadata={"pyro_zf": json_text(about)})
     summary = read_json(run / "summary.json")
-    write_text(folder / CARD, card(config, summary, read_evaluations(run)))
+    page = card(config, summary, read_evaluations(run))
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".{WEIGHTS}.part"
+    safetensors.torch.save_file(tensors, temporary, metadata={"pyro_zf": json_text(about)})
+    write_text(folder / CARD, page)
+    os.replace(temporary, folder / WEIGHTS)
     return folder / WEIGHTS
 
 
@@ -88,23 +95,17 @@ def read_export(path: Path, device: torch.device) -> dict[str, Any]:
     return content
 
 
-def card(config: TrainConfig, summary: Mapping[str, Any], evaluations: list[dict[str, Any]]) -> str:
+def card(
+    config: TrainConfig, summary: Mapping[str, Any], evaluations: Sequence[Mapping[str, Any]]
+) -> str:
     """The model card."""
-    test = {k.removeprefix("test_"): v for k, v in summary.items() if k.startswith("test_")}
-    unit = summary["unit"]
-    bounds = []
-    for found in (test, *evaluations):
-        of_best = found.get("step", summary["best_step"]) == summary["best_step"]
-        if not of_best or found.get("split", "test") != "test" or "num_samples" not in found:
-            continue
+    unit, bounds = summary["unit"], []
+    for found in (summary_diagnostics(summary), *test_evaluations(summary, evaluations)):
         for name, shown in _BOUNDS.items():
-            if (value := found.get(f"{name}_nats_per_sequence")) is not None:
-                error = found.get(f"{name}_nats_per_sequence_stderr")
-                spread = "" if error is None else f" ± {error:.2f}"
-                bounds.append(
-                    f"| {shown} | {found['num_samples']:,} | {found['num_sequences']:,} | "
-                    f"{abs(value) if name == 'kl' else -value:.2f}{spread} |"
-                )
+            sign = 1 if name == "kl" else -1
+            if value := with_error(found, f"{name}_nats_per_sequence", sign):
+                k, n = found["num_samples"], found["num_sequences"]
+                bounds.append(f"| {shown} | {k:,} | {n:,} | {value} |")
     comparable = "" if summary["comparable_with_published"] else (
         " These are not the data of the papers, so the numbers are not comparable with published ones."
     )  # fmt: skip
@@ -145,14 +146,13 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
     found = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         found.update(name.encode())
-        found.update(tensor.cpu().contiguous().numpy().tobytes())
+        found.update(tensor.cpu().numpy().tobytes())
     return found.hexdigest()
 
 
-def _safetensors(part: str | None = None) -> Any:
+def _safetensors() -> Any:
     try:
-        import safetensors
         import safetensors.torch
     except ImportError as error:
         raise UsageError("this needs safetensors: pip install safetensors") from error
-    return safetensors if part is None else getattr(safetensors, part)
+    return safetensors

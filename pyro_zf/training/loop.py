@@ -230,11 +230,10 @@ def _train_in(
         and config.accumulate == 1
         and processes.size == 1
     )
-    rate: Any = config.learning_rate
-    adam = functools.partial(torch.optim.AdamW, weight_decay=config.weight_decay)
-    optimiser = (adam if config.weight_decay else torch.optim.Adam)(
+    rate = config.learning_rate
+    optimiser = torch.optim.AdamW(
         model.parameters(), lr=torch.tensor(rate, device=device) if by_graphs else rate,
-        fused=True, capturable=by_graphs,
+        weight_decay=config.weight_decay, fused=True, capturable=by_graphs,
     )  # fmt: skip
     averages = averages_of(model, config.average_decay)
     bf16 = functools.partial(torch.autocast, device.type, torch.bfloat16)
@@ -404,15 +403,16 @@ def _train_in(
         set_weights(progress.step)
         with averaged_weights(model, averages):
             nats = validated()
-            better = nats is not None and nats < progress.best_nats
-            if nats is not None and better:
+            if nats is None:
+                return
+            if nats < progress.best_nats:
                 progress.best_nats, progress.best_step = nats, progress.step
                 progress.worse_validations = 0
                 save(best)
-        if nats is not None and not better:
-            progress.worse_validations += 1
-            if config.learning_rate_decay == "plateau":
-                progress.halvings += progress.worse_validations % config.decay_patience == 0
+                return
+        progress.worse_validations += 1
+        if config.learning_rate_decay == "plateau":
+            progress.halvings += progress.worse_validations % config.decay_patience == 0
 
     def validated() -> float | None:
         """Write the results of a validation; return its negative ELBO, or None if it failed."""
@@ -494,8 +494,10 @@ def _train_in(
 
             set_weights(progress.step)
             done = _fraction(config, progress, steps_an_epoch)
-            factor = rate_factor(config, progress.step, done, progress.halvings)
-            set_rate(optimiser, config.learning_rate * factor)
+            rate = config.learning_rate * rate_factor(
+                config, progress.step, done, progress.halvings
+            )
+            set_rate(optimiser, rate)
             with pyro.validation_enabled(progress.step == 0):
                 with processes.noise(batch, whole=True):
                     parts = word_dropout(batch).chunk(config.accumulate)
@@ -540,7 +542,7 @@ def _train_in(
                     **({"skipped_updates": skipped} if skipped else {}),
                     **(log_numbers(means) if means else {}),
                     "kl_weight": kl_weight(progress.step - 1),
-                    "learning_rate": config.learning_rate * factor,
+                    "learning_rate": rate,
                     "sequences_per_second": float(sequences) / seconds,
                 }
                 record.write("train", progress.step, epoch=progress.epoch, **numbers)

@@ -274,7 +274,10 @@ def test_dropout(make: Any, in_size: int) -> None:
     """It acts in training alone, on the input and on each hidden layer, and keeps the mean of what it acts on."""
     torch.manual_seed(0)
     network = make(0.4)
-    assert len([m for m in network.modules() if isinstance(m, Dropout)]) >= 1
+    dropped_inputs = []
+    for module in network.modules():
+        if isinstance(module, Dropout):
+            module.register_forward_pre_hook(lambda _, x: dropped_inputs.append(x[0].shape[-1]))
     x = torch.randn(2, in_size)
 
     def output() -> Tensor:
@@ -282,6 +285,7 @@ def test_dropout(make: Any, in_size: int) -> None:
         return found.log_prob(torch.ones(3)) if isinstance(found, Autoregressive) else found
 
     assert not torch.equal(output(), output())
+    assert dropped_inputs == 2 * [40, 30, 30], "the input and both hidden layers"
     network.eval()
     assert torch.equal(output(), output())
     drop = Dropout(0.25)

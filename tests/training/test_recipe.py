@@ -162,6 +162,8 @@ def test_weight_decay_is_decoupled(tmp_path: Path) -> None:
         {"dataset": "ptb", "carry_state": False, "orthogonal": False, "kl_start": 0.2},
         {"dataset": "wav", "data": Path("a folder"), "max_steps": 7, "frame_size": 80},
         {"alpha": 0.0, "max_minutes": 3.5, "learning_rate": 3e-4},
+        {"hidden_size": 512, "alpha": 0.0005},  # what the preset has for 256 units
+        {"frame": "pixel", "backward_size": 64},
         {"model": "rnn", "emission": "autoregressive-bernoulli", "dropout": 0.2, "max_epochs": 2},
     ],
     ids=str,
