@@ -114,7 +114,7 @@ class Lines:
                 line.append(pick(["sound", "sound", "sound", "damaged", "nowhere", *VALUES[:3]]))
                 if command == "export":
                     line.append(pick(["exported", "sound", "mine.h5", *VALUES]))
-        for _ in range(self.chance.randrange(4)):
+        for _ in range(self.chance.randrange(4) if flags else 0):
             flag = pick(list(flags))
             line += [flag, pick([*VALUES, *4 * flags[flag], *map(str, range(2, 8))])]
         if self.chance.random() < 0.1:

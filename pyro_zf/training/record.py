@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import math
@@ -136,7 +137,13 @@ def _finite(value: Any) -> Any:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file atomically: a reader sees either the old or the new content."""
+    """Write a file atomically: a reader sees either the old or the new content.
+
+    Raises:
+        OSError: if it cannot be written, or the path names a folder.
+    """
+    if not path.name:  # such as "." or "/", which have no name to derive a temporary one from
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     temporary = path.with_name(f".{path.name}.part")
     temporary.write_text(without_surrogates(text), encoding="utf-8")
     os.replace(temporary, path)

@@ -165,6 +165,14 @@ def test_there_must_be_a_run(arguments: list[str], capsys: pytest.CaptureFixture
     assert "run folder" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("output", ["", ".", "/"])
+def test_a_report_is_not_written_to_a_folder(
+    output: str, runs: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["report", str(runs[0]), "--output", output]) == 2
+    assert "error: Is a directory" in capsys.readouterr().err
+
+
 def test_in_a_browser(runs: list[Path], tmp_path: Path) -> None:
     """Headless Chromium without name resolution renders the pictures and the text from disk."""
     browser = next((path for name in BROWSERS if (path := shutil.which(name))), None)
