@@ -35,6 +35,10 @@ class ReproduceConfig:
     """Number of runs per model. Default: 3 for figures, 1 for tables."""
     num_samples: int | None = None
     """Number of importance samples K of the IWAE bound. Default: 25 (smoke: 2)."""
+    max_minutes: float | None = None
+    """Stop the training of each run after this many minutes. Default: no such limit."""
+    max_sequences: int | None = None
+    """Number of sequences of each split for validation and evaluation. Default: that of the scale."""
     output_dir: Path = Path("reproduce")
     """Folder for runs and results. Runs that it already contains are reused or resumed."""
     data_dir: Path | None = None
@@ -55,7 +59,7 @@ def reproduce_main(argv: Sequence[str] | None = None) -> int:
 
 
 def _reproduce(config: ReproduceConfig) -> None:
-    at_least_one(config, "seeds", "num_samples", "jobs")
+    at_least_one(config, "seeds", "num_samples", "max_sequences", "jobs")
     if config.table != "all" and config.table not in TABLES:
         raise UsageError(there_are(config.table, [*TABLES, "all"]))
     names = list(TABLES) if config.table == "all" else [config.table]
@@ -71,6 +75,8 @@ def _reproduce(config: ReproduceConfig) -> None:
             dataset=config.dataset,
             seeds=config.seeds,
             num_samples=config.num_samples,
+            max_minutes=config.max_minutes,
+            max_sequences=config.max_sequences,
             data_dir=config.data_dir,
             device=config.device,
             jobs=config.jobs,

@@ -178,6 +178,7 @@ TABLES: dict[str, Table] = {
                 note="perplexity per word, lower is better; KL in nats per sentence",
             ),
         ),
+        kind="kl-curves",
         columns=("KL", "valid ELBO", "valid IWAE", "test ELBO", "test IWAE"),
     ),
     "zf-table3": Table(

@@ -53,6 +53,8 @@ def reproduce(
     dataset: str | None = None,
     seeds: int | None = None,
     num_samples: int | None = None,
+    max_minutes: float | None = None,
+    max_sequences: int | None = None,
     data_dir: Path | None = None,
     device: str = "auto",
     jobs: int = 1,
@@ -71,6 +73,10 @@ def reproduce(
         dataset: restrict the table to this data set.
         seeds: number of runs of each system. By default, three for a figure and one for a table.
         num_samples: number of samples k of the IWAE. By default, 25, or 2 at scale ``"smoke"``.
+        max_minutes: minutes after which the training of each run ends, for models of the papers' sizes on a
+            machine on which their trainings would take days.
+        max_sequences: number of sequences of each split for validation and evaluation. By default, that of the
+            scale.
         data_dir: folder of the data.
         device: device for training and evaluation.
         jobs: number of runs that are trained side by side.
@@ -87,11 +93,14 @@ def reproduce(
     device = resolve_device(device)
     k = num_samples or (2 if scale == "smoke" else 25)
     where: dict[str, Any] = {"data_dir": data_dir} if data_dir else {}
+    settings = {**where, **({"max_minutes": max_minutes} if max_minutes else {})}
+    if max_sequences:
+        settings |= {"valid_sequences": max_sequences, "test_sequences": max_sequences}
     results: Results = {}
     sections = [s for s in table.sections if dataset in (None, s.dataset)]
     every = [t for section in sections for t in section.trainings(seeds or table.seeds)]
     if not collect and (jobs > 1 or launcher != "none"):
-        options = {"device": device, **where}
+        options = {"device": device, **settings}
         run_all(list(dict.fromkeys(every)), scale, folder / "runs", jobs, launcher, options)
     for section in sections:
         for training in section.trainings(seeds or table.seeds):
@@ -102,7 +111,7 @@ def reproduce(
                     continue
             else:
                 log.info("%s: %s", name, training.name)
-                run = trained(training, scale, folder / "runs", device=device, **where)
+                run = trained(training, scale, folder / "runs", device=device, **settings)
             result = evaluated(training, run, section.splits, k, device, **where)
             results.setdefault(section.dataset, []).append(result)
     if not results:
@@ -113,8 +122,12 @@ def reproduce(
     command += f" --dataset {dataset}" if dataset else ""
     command += f" --seeds {seeds}" if seeds else ""
     command += f" --num-samples {num_samples}" if num_samples else ""
+    command += f" --max-minutes {max_minutes:g}" if max_minutes else ""
+    command += f" --max-sequences {max_sequences}" if max_sequences else ""
     stem = f"{name}-{scale}" + (f"-{dataset}" if dataset else "")
     stem += (f"-seeds{seeds}" if seeds else "") + (f"-k{num_samples}" if num_samples else "")
+    stem += f"-{max_minutes:g}min" if max_minutes else ""
+    stem += f"-n{max_sequences}" if max_sequences else ""
     text = markdown(stem, table, results, k, command)
     content: dict[str, Any] = {
         "table": name, "title": table.title, "scale": scale, "command": command,

@@ -30,6 +30,8 @@ _PAIRS: dict[str, tuple[tuple[str, str, str], ...]] = {
     "kl-curves": (
         ("zf-aux", "zf", "the auxiliary cost"),
         ("zf-kla-aux", "zf-kla", "the auxiliary cost, under KL annealing,"),
+        ("zf-aux-0.0025", "zf", "the auxiliary cost of weight 0.0025"),
+        ("zf-aux-0.005", "zf-aux-0.0025", "weight 0.005 instead of 0.0025"),
     ),
     "bound-curves": (
         ("vbl-mean", "vbl-mean-no-skip", "skip gradient"),

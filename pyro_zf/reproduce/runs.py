@@ -32,7 +32,7 @@ def trained(training: Training, scale: Scale, folder: Path, **options: Any) -> P
         training: the run to train.
         scale: scale of the run.
         folder: folder of all runs.
-        options: options of :class:`~pyro_zf.training.TrainConfig` about where and how to compute.
+        options: options of :class:`~pyro_zf.training.TrainConfig`: where and how to compute, and limits.
 
     Raises:
         UsageError: if a run of the same name exists with other settings.
@@ -44,7 +44,8 @@ def trained(training: Training, scale: Scale, folder: Path, **options: Any) -> P
         if (run / "config.json").is_file():
             _check_same(run, resolve(config))
             if not (run / "summary.json").is_file():
-                train(TrainConfig(resume=run, **options))
+                where = {name: value for name, value in options.items() if name in _ANYWHERE}
+                train(TrainConfig(resume=run, **where))
         else:
             train(config)
     return run

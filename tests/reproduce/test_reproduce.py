@@ -121,6 +121,24 @@ def test_three_seeds(real_data: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert sorted(r["seed"] for r in content["runs"]) == [0, 0, 1, 1, 2, 2]
 
 
+def test_limits_of_time_and_sequences(real_data: Path, tmp_path: Path) -> None:
+    """Limits are part of the runs, of the command in the table and of its name; resuming keeps them."""
+    command = ["reproduce", "vbl-table6", "--scale", "smoke", "--dataset", "mnist", "--data-dir"]
+    command += [str(real_data), "--output-dir", str(tmp_path)]
+    command += ["--max-minutes", "60", "--max-sequences", "5"]
+    assert main(command) == 0
+    stem = "vbl-table6-smoke-mnist-60min-n5"
+    text = (tmp_path / f"{stem}.md").read_text()
+    assert "--max-minutes 60 --max-sequences 5\n" in text
+    (run,) = json.loads((tmp_path / f"{stem}.json").read_text())["runs"]
+    assert run["evaluations"]["valid"]["num_sequences"] == 5
+    (tmp_path / "runs/smoke/mnist-vbl-seed0/summary.json").unlink()
+    assert main(command) == 0
+    assert (tmp_path / f"{stem}.md").read_text() == text
+    config = json.loads((tmp_path / "runs/smoke/mnist-vbl-seed0/config.json").read_text())
+    assert (config["max_minutes"], config["max_steps"], config["test_sequences"]) == (60, 4, 5)
+
+
 @pytest.mark.parametrize("scale", SCALES)
 def test_every_training_has_settings(scale: str, tmp_path: Path) -> None:
     for table in TABLES.values():
