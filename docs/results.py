@@ -1,10 +1,12 @@
-"""The generated tables of ``docs/results.md``, from the files of run folders.
+"""The page ``docs/results.md``, from the files that the commands write.
 
-    python docs/results.py --add SECTION LABEL RUN    # store the results of a run in docs/results.json
-    python docs/results.py                            # write the tables between the marks in docs/results.md
+    python docs/results.py --run SECTION LABEL RUN    # store the results of a run folder
+    python docs/results.py --table TABLE.md           # store a table of reproduce.py, with its JSON and its picture
+    python docs/results.py --defaults FILE.json       # store the figures of benchmarks/defaults.py
+    python docs/results.py                            # write the page and its pictures anew
 
-``docs/results.json`` has what the tables need of each run: its command, curve, test and evaluations. A run with the
-section and label of an earlier one replaces it.
+What the page needs is stored in ``docs/results/``: ``runs.json`` has the command, curve, test and evaluations of each
+run, and a run with the section and label of an earlier one replaces it.
 """
 
 from __future__ import annotations
@@ -12,9 +14,11 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
+from pyro_zf.analysis import bound_in_training
 from pyro_zf.analysis.report import summary_diagnostics, test_evaluations, with_error
 from pyro_zf.reproduce import TABLES
 from pyro_zf.reproduce.results import markdown_table
@@ -24,12 +28,14 @@ from pyro_zf.training.evaluation import read_evaluations
 from pyro_zf.training.record import json_text, read_json
 
 FOLDER = Path(__file__).parent
-STORED, PAGE = FOLDER / "results.json", FOLDER / "results.md"
+STORED, PICTURES, PAGE = FOLDER / "results", FOLDER / "_static", FOLDER / "results.md"
+RUNS, DEFAULTS = STORED / "runs.json", STORED / "defaults.json"
 KEPT = (
     "num_sequences", "num_samples", "elbo_nats_per_sequence", "elbo_nats_per_sequence_stderr",
     "iwae_nats_per_sequence", "iwae_nats_per_sequence_stderr", "kl_nats_per_sequence",
     "kl_nats_per_sequence_stderr", "active_units", "latent_units", "diagnosed_sequences",
     "shuffled_loss_nats_per_sequence", "elbo_perplexity", "iwae_perplexity", "elbo_bits_per_character",
+    "iwae_bits_per_character",
 )  # fmt: skip
 
 
@@ -60,20 +66,37 @@ def content_of(run: Path, section: str, label: str) -> dict[str, Any]:
     }
 
 
-def stored() -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads(STORED.read_text(encoding="utf-8"))
-    return found
+def store_run(section: str, label: str, run: Path) -> None:
+    known: list[dict[str, Any]] = json.loads(RUNS.read_text(encoding="utf-8"))
+    others = [x for x in known if (x["section"], x["label"]) != (section, label)]
+    text = json_text([*others, content_of(run, section, label)], indent=1)
+    RUNS.write_text(text + "\n", encoding="utf-8")
+
+
+def store_table(path: Path) -> None:
+    for suffix, folder in ((".md", STORED), (".json", STORED), (".png", PICTURES)):
+        shutil.copy(path.with_suffix(suffix), folder / f"{path.stem}{suffix}")
+
+
+def runs_of(section: str) -> list[dict[str, Any]]:
+    every: list[dict[str, Any]] = json.loads(RUNS.read_text(encoding="utf-8"))
+    return [run for run in every if run["section"] == section]
+
+
+def table_of(stem: str) -> dict[str, Any]:
+    return read_json(STORED / f"{stem}.json")
 
 
 def bounds_table(runs: list[dict[str, Any]]) -> str:
-    """Bounds of each run on test data, a column for each kind of bound."""
+    """Bounds of each run on test data, with a column for each kind of bound."""
     columns = sorted(
         {(e["num_samples"], e["num_sequences"]) for run in runs for e in run["evaluations"]}
     )
     unit = runs[0]["unit"]
     heads = [
         f"nats per {unit}, lower is better", f"-ELBO, k = 1, N = {runs[0]['test']['num_sequences']:,}", "KL",
-        *(f"-IWAE, k = {k:,}, N = {n:,}" for k, n in columns), "active units of z", "updates", "minutes", "seed",
+        *(f"-IWAE, k = {k:,}, N = {n:,}" for k, n in columns), "active units of z", "parameters", "updates",
+        "minutes", "seed",
     ]  # fmt: skip
     lines = []
     for run in runs:
@@ -84,29 +107,13 @@ def bounds_table(runs: list[dict[str, Any]]) -> str:
             run["label"], with_error(test, "elbo_nats_per_sequence", -1) + ("" if run["has_latents"] else " (exact)"),
             with_error(test, "kl_nats_per_sequence") if run["has_latents"] else "",
             *(with_error(of[c], "iwae_nats_per_sequence", -1) if c in of and run["has_latents"] else "" for c in columns),
-            active, f"{run['updates']:,}", f"{run['minutes']:g}", str(run["seed"]),
+            active, f"{run['parameters']:,}", f"{run['updates']:,}", f"{run['minutes']:g}", str(run["seed"]),
         ])  # fmt: skip
     return "\n".join(markdown_table(heads, lines))
 
 
-def curve_table(runs: list[dict[str, Any]]) -> str:
-    """Validation by update: minus the ELBO, and the KL."""
-    updates = sorted({step for run in runs for step, *_ in run["curve"]})
-    lines = []
-    for run in runs:
-        at = {step: (elbo, kl) for step, elbo, kl in run["curve"]}
-        lines.append([
-            run["label"],
-            *(
-                "" if u not in at else f"{-at[u][0]:.2f}" + (f" ({at[u][1]:.2f})" if run["has_latents"] else "")
-                for u in updates
-            ),
-        ])  # fmt: skip
-    return "\n".join(markdown_table(["update", *(f"{u:,}" for u in updates)], lines))
-
-
 def published(name: str, dataset: str) -> str:
-    """The numbers that the papers print."""
+    """The numbers that a paper prints."""
     section = next(s for s in TABLES[name].sections if s.dataset == dataset)
     return ", ".join(
         f"{row.label} {row.published['test'].replace('<=', '≤')}"
@@ -115,41 +122,135 @@ def published(name: str, dataset: str) -> str:
     )
 
 
-def commands(runs: list[dict[str, Any]]) -> str:
-    lines = [f"{run['command']}  # {run['label']}, {run['minutes']:g} minutes" for run in runs]
-    return "```bash\n" + "\n".join(lines) + "\n```"
+def generated_runs(section: str) -> str:
+    """Bounds, curves and commands of the runs of a section."""
+    runs = runs_of(section)
+    commands = [f"{run['command']}  # {run['label']}, {run['minutes']:g} minutes" for run in runs]
+    return "\n\n".join([
+        bounds_table(runs),
+        f"![Validation of the runs of this table](_static/results-{section}.png)",
+        "*Validation after each epoch. The vertical scale leaves out the first tenth of the updates.*",
+        "```bash\n" + "\n".join(commands) + "\n```",
+    ])  # fmt: skip
 
 
-def generated(section: str) -> str:
-    """The Markdown of a section."""
-    runs = [run for run in stored() if run["section"] == section]
-    return "\n\n".join([bounds_table(runs), "Validation after each epoch, -ELBO (KL):", curve_table(runs),
-                        commands(runs)])  # fmt: skip
+def generated_table(stem: str) -> str:
+    """A table of ``reproduce.py``, under a heading of level 3."""
+    text = (STORED / f"{stem}.md").read_text(encoding="utf-8").rstrip()
+    return text.replace(f"({stem}.png)", f"(_static/{stem}.png)")
+
+
+def generated_defaults() -> str:
+    """The gain of each system over the marginal model on each data set."""
+    kept = {
+        k: of for k, of in read_json(DEFAULTS).items() if isinstance(of, dict) and "bound" in of
+    }
+    datasets = list(dict.fromkeys(key.split()[0] for key in kept))
+    models = list(dict.fromkeys(key.split()[1] for key in kept))
+    lines = []
+    for model in models:
+        cells = [model]
+        for dataset in datasets:
+            of = kept.get(f"{dataset} {model}")
+            if of is None:
+                cells.append("")
+                continue
+            gain = of["bound"] - of["baseline"]
+            cells.append(f"{gain:+,.1f} (KL {of['KL']:,.1f}; {of['updates']:,})")
+        lines.append(cells)
+    heads = [
+        f"{d}, per {kept[f'{d} {models[0]}']['unit']}, baseline {kept[f'{d} {models[0]}']['baseline']:,.1f}"
+        for d in datasets
+    ]
+    return "\n".join(markdown_table(["system", *heads], lines))
+
+
+def generated_summary() -> str:
+    """Ours beside the papers' results."""
+    lines = []
+    runs = runs_of("mnist")
+    best = max(
+        (run for run in runs if run["has_latents"]),
+        key=lambda run: run["test"]["elbo_nats_per_sequence"],
+    )
+    exact = next(run for run in runs if not run["has_latents"])
+    printed = {row.label: row.published["test"].replace("<=", "≤")
+               for s in TABLES["vbl-table2"].sections for row in s.rows if row.published}  # fmt: skip
+    for run, paper in ((best, "Z-Forcing"), (exact, "PixelRNN (7-layer)")):
+        bound = "-ELBO, k = 1" if run["has_latents"] else "exact"
+        lines.append([
+            "MNIST, nats per image, lower is better", f"{paper} {printed[paper]}",
+            f"{run['label']}: {with_error(run['test'], 'elbo_nats_per_sequence', -1)}",
+            f"{bound}, N = {run['test']['num_sequences']:,}",
+            f"{run['updates']:,} updates, {run['minutes']:g} minutes, seed {run['seed']}",
+        ])  # fmt: skip
+    for stem in sorted(path.stem for path in STORED.glob("zf-table2-paper*.json")):
+        content = table_of(stem)
+        rows = {row.system: row for s in TABLES["zf-table2"].sections for row in s.rows}
+        for run in content["runs"]:
+            row, test = rows[run["system"]], run["evaluations"]["test"]
+            ran = f"{run['updates']:,} updates, {run['training_seconds'] / 60:.0f} minutes, seed {run['seed']}"
+            lines.append([
+                "IMDB, KL in nats per sentence", f"{row.label}: {row.published['KL']}",
+                f"{test['kl_nats_per_sequence']:.2f}", f"test, N = {test['num_sequences']:,}", ran,
+            ])  # fmt: skip
+            lines.append([
+                "IMDB, perplexity per word, lower is better",
+                f"{row.label}: {row.published['test ELBO']}, IWAE {row.published['test IWAE']}",
+                f"{test['elbo_perplexity']:.1f}, IWAE {test['iwae_perplexity']:.1f}",
+                f"ELBO and IWAE, k = {test['num_samples']}, N = {test['num_sequences']:,}", ran,
+            ])  # fmt: skip
+    return "\n".join(
+        markdown_table(["measure", "paper, test", "ours, test", "bound", "ours: training"], lines)
+    )
+
+
+GENERATED = {
+    "summary": generated_summary, "runs": generated_runs, "published": published,
+    "table": generated_table, "defaults": generated_defaults,
+}  # fmt: skip
 
 
 def page() -> str:
     """The page with its generated parts made anew."""
 
     def filled(match: re.Match[str]) -> str:
-        name = match[1]
-        text = published(*name.split()[1:]) if name.startswith("published ") else generated(name)
-        return f"<!-- generated: {name} -->\n{text}\n<!-- end -->"
+        name, *arguments = match[1].split()
+        return f"<!-- generated: {match[1]} -->\n{GENERATED[name](*arguments)}\n<!-- end -->"
 
     text = PAGE.read_text(encoding="utf-8")
     return re.sub(r"<!-- generated: (.+?) -->\n.*?<!-- end -->", filled, text, flags=re.S)
 
 
+def draw(section: str) -> None:
+    """Curves of validation: the bound, and the KL where there are latents."""
+    panels: dict[str, dict[str, Any]] = {"-ELBO": {}, "KL": {}}
+    for run in runs_of(section):
+        steps, elbo, kl = (list(column) for column in zip(*run["curve"], strict=True))
+        panels["-ELBO"][run["label"]] = [(steps, [-x for x in elbo])]
+        # Without latents the curve is empty, so that a run has the same colour in both panels.
+        panels["KL"][run["label"]] = [(steps, kl) if run["has_latents"] else ([], [])]
+    figure = bound_in_training(panels, f"nats per {runs_of(section)[0]['unit']}")
+    figure.savefig(PICTURES / f"results-{section}.png", dpi=130)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--add", nargs=3, metavar=("SECTION", "LABEL", "RUN"))
+    parser.add_argument("--run", nargs=3, metavar=("SECTION", "LABEL", "RUN"))
+    parser.add_argument("--table", type=Path, metavar="TABLE.md")
+    parser.add_argument("--defaults", type=Path, metavar="FILE.json")
     options = parser.parse_args()
-    if options.add:
-        section, label, run = options.add
-        new = content_of(Path(run), section, label)
-        known = stored() if STORED.exists() else []
-        others = [x for x in known if (x["section"], x["label"]) != (section, label)]
-        STORED.write_text(json_text([*others, new], indent=1) + "\n", encoding="utf-8")
-    PAGE.write_text(page(), encoding="utf-8")
+    if options.run:
+        section, label, run = options.run
+        store_run(section, label, Path(run))
+    if options.table:
+        store_table(options.table)
+    if options.defaults:
+        shutil.copy(options.defaults, DEFAULTS)
+    text = page()
+    PAGE.write_text(text, encoding="utf-8")
+    for section in re.findall(r"<!-- generated: runs (\S+) -->", text):
+        draw(section)
 
 
 if __name__ == "__main__":

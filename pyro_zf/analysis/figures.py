@@ -174,7 +174,11 @@ def _bands(
             lines = np.stack([np.interp(steps, *run, left=np.nan, right=np.nan) for run in runs])
             known = ~np.isnan(lines).any(0)
             steps, lines = steps[known], lines[:, known]
-            axes.plot(steps, lines.mean(0), color=colour, label=plain(label), lw=1.4)
+            # A line through one point would be invisible.
+            marker = "o" if len(steps) == 1 else None
+            axes.plot(
+                steps, lines.mean(0), color=colour, label=plain(label), lw=1.4, marker=marker, ms=4
+            )
             if len(runs) > 1:
                 axes.fill_between(steps, lines.min(0), lines.max(0), color=colour, alpha=0.2, lw=0)
             late += lines[:, steps > 0.1 * steps.max(initial=0)].ravel().tolist()

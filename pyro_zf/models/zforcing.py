@@ -73,7 +73,7 @@ STRENGTH = {
     "timit": (5e-4, 1024), "blizzard": (5e-4, 2048), "wav": (5e-4, 1024), "imdb": (2.5e-3, 500),
     "ptb": (2.5e-3, 1024), "text": (2.5e-3, 500), "hdf5": (2.5e-3, 1024),
 }  # fmt: skip
-#: MNIST is not published: found on short runs on a CPU (see docs/results.md), as alpha and beta times the
+#: MNIST is not published: found on short runs on a CPU (see docs/small_results.md), as alpha and beta times the
 #: size of b, of whose values the cost is a sum.
 STRENGTH_OF_FRAMES = {"row": 0.128, "pixel": 0.0128}
 
