@@ -65,7 +65,7 @@ class Config:
 def run_one(label: str, config: Config) -> dict[str, Any]:
     """Train and test one system, and return its row of the table."""
     run = config.output / label.lower().replace(" ", "-").translate(str.maketrans("", "", "(),"))
-    common: dict[str, Any] = {"max_steps": config.updates, "data_dir": config.data_dir}
+    common: dict[str, Any] = {"max_updates": config.updates, "data_dir": config.data_dir}
     settings = TrainConfig.of(
         **SYSTEMS[label], preset="small", seed=config.seed, log_interval=min(50, config.updates), checkpoint_minutes=60,
         train_sequences=config.train_sequences, valid_sequences=config.test_sequences,
@@ -75,7 +75,7 @@ def run_one(label: str, config: Config) -> dict[str, Any]:
         resumable = (run / "checkpoints" / "last.pt").is_file()
         train(TrainConfig.of(resume=run, **common) if resumable else settings)
     saved = read_config(run)
-    names = ("max_steps", "seed", "train_sequences", "test_sequences", "model")
+    names = ("max_updates", "seed", "train_sequences", "test_sequences", "model")
     found = {name: getattr(saved, name) for name in names} | saved.options
     for name, wanted in (
         {name: getattr(settings, name) for name in names} | settings.options
@@ -95,7 +95,7 @@ def run_one(label: str, config: Config) -> dict[str, Any]:
         "parameters": summary["num_parameters"],
         "updates_per_second": statistics.median(speeds) / 64,
         "valid": [
-            (e["step"], -e["elbo_nats_per_sequence"]) for e in events if e["event"] == "valid"
+            (e["update"], -e["elbo_nats_per_sequence"]) for e in events if e["event"] == "valid"
         ],
     }
     for name in ("elbo", "iwae", "kl"):

@@ -36,7 +36,7 @@ class Config:
     """Data sets to train on."""
     models: tuple[str, ...] = tuple(MODELS)
     """Systems to train."""
-    max_steps: int | None = None
+    max_updates: int | None = None
     """Updates of each training, in place of minutes."""
     test_sequences: int = 1000
     """Sequences to validate and to test on."""
@@ -53,8 +53,8 @@ def trained(config: Config, dataset: str, model: str) -> dict[str, float | str]:
         number = str(config.test_sequences)
         limit = (
             ["--max-minutes", str(config.minutes)]
-            if config.max_steps is None
-            else ["--max-steps", str(config.max_steps)]
+            if config.max_updates is None
+            else ["--max-updates", str(config.max_updates)]
         )
         new = [
             "--dataset", dataset, "--model", model, "--output-dir", str(run), "--num-figures", "0",
@@ -73,7 +73,7 @@ def trained(config: Config, dataset: str, model: str) -> dict[str, float | str]:
         return {"error": "the test has failed"}
     return {
         "bound": bound, "baseline": summary["marginal_nats_per_sequence"], "unit": summary["unit"],
-        "updates": summary["steps"], "KL": summary["test_kl_nats_per_sequence"],
+        "updates": summary["updates"], "KL": summary["test_kl_nats_per_sequence"],
     }  # fmt: skip
 
 

@@ -49,7 +49,7 @@ def main() -> None:
         file["x"] = rng.normal(size=(200, 6, 4)).astype("f4")
     arguments = [
         "--dataset", "hdf5", "--data", str(folder / "x.h5"), "--model", "zforcing", "--hidden-size", "16",
-        "--latent-size", "4", "--mlp-size", "16", "--batch-size", "8", "--max-steps", str(UPDATES),
+        "--latent-size", "4", "--mlp-size", "16", "--batch-size", "8", "--max-updates", str(UPDATES),
         "--log-interval", "50", "--valid-interval", "300", "--num-figures", "0", "--checkpoint-minutes", "0.005",
     ]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}

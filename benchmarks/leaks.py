@@ -39,7 +39,7 @@ def updates_of(run: Path) -> int:
         lines = (run / "metrics.jsonl").read_text().splitlines()
     except FileNotFoundError:
         return 0
-    return int(json.loads(lines[-1]).get("step", 0)) if lines else 0
+    return int(json.loads(lines[-1]).get("update", 0)) if lines else 0
 
 
 def main() -> None:
@@ -57,7 +57,7 @@ def main() -> None:
         [
             sys.executable, "-m", "pyro_zf.cli", "train", "--dataset", "hdf5", "--data", str(folder / "x.h5"),
             "--model", "zforcing", "--hidden-size", "64", "--latent-size", "8", "--mlp-size", "64",
-            "--batch-size", "32", "--max-steps", str(updates), "--log-interval", "10", "--valid-interval", "200",
+            "--batch-size", "32", "--max-updates", str(updates), "--log-interval", "10", "--valid-interval", "200",
             "--num-figures", "0", "--checkpoint-minutes", "0.02", "--output-dir", str(run),
         ],
         env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,

@@ -68,7 +68,7 @@ def prepared(folder: Path) -> dict[str, list[str]]:
     (folder / "text.txt").write_text("some words and some more\n" * 60, encoding="utf-8")
     data = ["--dataset", "hdf5", "--data", "mine.h5"]
     small = [
-        "--hidden-size", "6", "--mlp-size", "5", "--batch-size", "8", "--max-steps", "4", "--log-interval", "2",
+        "--hidden-size", "6", "--mlp-size", "5", "--batch-size", "8", "--max-updates", "4", "--log-interval", "2",
         "--valid-interval", "2", "--num-figures", "2",
     ]  # fmt: skip
     assert run_command(["train", *data, *small, "--latent-size", "2", "--output-dir", "sound"]) == 0

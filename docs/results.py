@@ -53,13 +53,13 @@ def content_of(run: Path, section: str, label: str) -> dict[str, Any]:
         "unit": summary["unit"],
         "seed": config.seed,
         "parameters": summary["num_parameters"],
-        "updates": summary["steps"],
-        "best": summary["best_step"],
+        "updates": summary["updates"],
+        "best": summary["best_update"],
         "minutes": round(summary["training_seconds"] / 60, 1),
         "test": {k: test[k] for k in KEPT if test.get(k) is not None},
         "evaluations": [{k: e[k] for k in KEPT if e.get(k) is not None} for e in evaluations],
         "curve": [
-            [e["step"], round(e["elbo_nats_per_sequence"], 2), round(e["kl_nats_per_sequence"], 2)]
+            [e["update"], round(e["elbo_nats_per_sequence"], 2), round(e["kl_nats_per_sequence"], 2)]
             for e in read_metrics(run)
             if e["event"] == "valid"
         ],

@@ -120,7 +120,7 @@ def load(
     name = resolve_device(device)
     exported = file.suffix == ".safetensors"
     content = (read_export if exported else load_checkpoint)(file, torch.device(name))
-    if not {"config", "data", "model", "step"} <= set(content):
+    if not {"config", "data", "model", "update"} <= set(content):
         raise DataError(f"{file} is not a checkpoint of a training run")
     config = TrainConfig.from_json(content["config"], f"the settings in {file}")
     if isinstance(data, (str, Path)) and config.own_data:
@@ -141,7 +141,7 @@ def load(
     else:
         prepare_model(config, model, content["data"])
     load_weights(model.to(name), content, file)
-    model.trained = TrainedRun(file, config, int(content["step"]), content["data"], data)
+    model.trained = TrainedRun(file, config, int(content["update"]), content["data"], data)
     return model.eval()
 
 

@@ -32,7 +32,7 @@ class Search:
     """Number of trainings."""
     minutes: float = 5.0
     """Minutes of each training."""
-    max_steps: int | None = None
+    max_updates: int | None = None
     """Number of updates of each training, in place of minutes."""
     output_dir: Path = Path("runs/search")
     """Folder of the study and of its runs."""
@@ -53,8 +53,8 @@ def main(search: Search) -> None:
         config = TrainConfig.of(
             dataset=search.dataset, model=search.model, learning_rate_decay="linear",
             output_dir=search.output_dir / f"trial{trial.number}", num_figures=0,
-            valid_sequences=search.valid_sequences, test_sequences=1, max_steps=search.max_steps,
-            max_minutes=None if search.max_steps else search.minutes, **options,
+            valid_sequences=search.valid_sequences, test_sequences=1, max_updates=search.max_updates,
+            max_minutes=None if search.max_updates else search.minutes, **options,
         )  # fmt: skip
         try:
             summary = train(config)

@@ -20,7 +20,7 @@ SCRIPTS = Path(__file__).parent.parent / "scripts"
 
 def test_train_then_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = str(tmp_path / "run")
-    assert train_main(["--output-dir", run, *FLAGS, "--max-steps", "6", "--num-figures", "4"]) == 0
+    assert train_main(["--output-dir", run, *FLAGS, "--max-updates", "6", "--num-figures", "4"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"figures: {run}/figures"
     assert "test -ELBO: " in lines[1]
@@ -31,7 +31,7 @@ def test_train_then_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert evaluate_main(arguments) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     expected = {
-        "dataset": "mnist", "split": "valid", "num_sequences": 20, "num_samples": 7, "step": 6
+        "dataset": "mnist", "split": "valid", "num_sequences": 20, "num_samples": 7, "update": 6
     }  # fmt: skip
     assert {k: result[k] for k in expected} == expected
     for name in ("elbo", "iwae", "kl"):
@@ -48,7 +48,7 @@ def test_train_then_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     filtered = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert filtered["fivo_nats_per_sequence"] < 0 < filtered["fivo_nats_per_sequence_stderr"]
     flow = str(tmp_path / "flow")
-    assert train_main(["--output-dir", flow, *FLAGS, "--max-steps", "2", "--prior", "flow"]) == 0
+    assert train_main(["--output-dir", flow, *FLAGS, "--max-updates", "2", "--prior", "flow"]) == 0
     assert evaluate_main([flow, "--latents", "prior-mean", "--num-samples", "2"]) == 2
     assert (
         "--latents prior-mean: the mean of TransformedDistribution is not known"
@@ -69,8 +69,8 @@ def test_train_then_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["train", "--max-stepps", "3"], "--max-steps"),
-        (["train", "--max-steps", "three"], "three"),
+        (["train", "--max-updatess", "3"], "--max-updates"),
+        (["train", "--max-updates", "three"], "three"),
         (["train", "--dataset", "minst"], "mnist"),
         (["train", "--data-dir", "/nowhere"], "names /nowhere, which is not a folder"),
         (["train", "--batch-size", "0"], "--batch-size must be a positive finite number"),
@@ -126,7 +126,12 @@ def test_train_then_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         (["train", "--core", "fused", "--posterior", "flow"], "FlowPosterior; take core='auto'"),
         (["train", "--time-chunk", "0"], "--time-chunk must be a positive finite number"),
         (["train", "--cuda-graph", "on", "--device", "cpu"], "--cuda-graph on needs a GPU"),
-        (["learn"], "usage: pyro-zf"),
+        (["learn"], "error: learn: must be one of train, evaluate"),
+        (["evaluat"], "did you mean evaluate?"),
+        (["train", "--lr", "1"], "did you mean --learning-rate?"),
+        (["train", "--seed", "2.5"], "--seed must be a whole number, got 2.5"),
+        (["train", "--import", "nothing.py"], "--import nothing.py: the file does not exist"),
+        (["train", "--dry-run", "--resume", "RUN"], "--dry-run is for new runs"),
         ([], "usage: pyro-zf"),
     ],
 )
@@ -156,7 +161,7 @@ def test_a_system_without_latents(
     run = str(tmp_path / "run")
     caplog.set_level("INFO")
     flags = [flag for flag in FLAGS if not flag.startswith("--latent-size")]
-    command = ["--output-dir", run, "--model", "rnn", *flags, "--max-steps", "3"]
+    command = ["--output-dir", run, "--model", "rnn", *flags, "--max-updates", "3"]
     assert train_main([*command, "--kl-start", "0.2"]) == 0
     assert "the exact negative log-likelihood" in capsys.readouterr().out
     assert "rnn has no latents: --kl-start is not used" in caplog.text
@@ -186,7 +191,7 @@ def test_texts_are_printed_and_written_on_any_terminal(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    sizes = ["--hidden-size", "6", "--mlp-size", "5", "--latent-size", "2", "--max-steps", "3"]
+    sizes = ["--hidden-size", "6", "--mlp-size", "5", "--latent-size", "2", "--max-updates", "3"]
     run("train", "--dataset", "text", "--data", "text.txt", *sizes, "--num-figures", "2", "--output-dir", "run")  # fmt: skip
     printed = run("interpolate", "run", "--first", boat, "--second", ship, "--points", "3")
     assert b"sails" in printed
@@ -198,7 +203,7 @@ def test_texts_are_printed_and_written_on_any_terminal(tmp_path: Path) -> None:
 
 def test_a_smaller_evaluation_does_not_replace_a_larger_one(tmp_path: Path) -> None:
     run = str(tmp_path / "run")
-    assert train_main(["--output-dir", run, *FLAGS, "--max-steps", "3"]) == 0
+    assert train_main(["--output-dir", run, *FLAGS, "--max-updates", "3"]) == 0
     few = ["--num-samples", "2", "--diagnosed-sequences", "0"]
     for options in (
         ["--max-sequences", "20", "--fivo"],
@@ -214,7 +219,7 @@ def test_a_smaller_evaluation_does_not_replace_a_larger_one(tmp_path: Path) -> N
 def test_a_folder_whose_name_is_not_utf8(tmp_path: Path) -> None:
     folder = os.path.join(os.fsencode(tmp_path), b"run\xff")
     done = subprocess.run(
-        [sys.executable, "-m", "pyro_zf.cli", "train", *FLAGS, "--max-steps", "3", "--output-dir", folder],
+        [sys.executable, "-m", "pyro_zf.cli", "train", *FLAGS, "--max-updates", "3", "--output-dir", folder],
         capture_output=True, check=False, env={**os.environ, "PYTHONWARNINGS": "ignore"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -224,7 +229,7 @@ def test_a_folder_whose_name_is_not_utf8(tmp_path: Path) -> None:
 
 def test_several_seeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [*FLAGS, "--output-dir", str(tmp_path / "runs"), "--seeds", "2", "--seed", "3"]
-    assert train_main([*arguments, "--max-steps", "3"]) == 0
+    assert train_main([*arguments, "--max-updates", "3"]) == 0
     printed = capsys.readouterr().out
     content = json.loads((tmp_path / "runs/seeds.json").read_text())
     nats = [
@@ -238,7 +243,7 @@ def test_several_seeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
         abs(nats[0] - nats[1]) / 2**0.5
     )
     assert "test ELBO of 2 seeds: mean" in printed
-    assert train_main([*arguments, "--max-steps", "3"]) == 0, "finished runs are taken as they are"
+    assert train_main([*arguments, "--max-updates", "3"]) == 0, "finished runs are taken as they are"
     assert train_main([*FLAGS, "--seeds", "x"]) == 2
 
 
@@ -275,6 +280,6 @@ def test_errors_of_the_operating_system_are_one_line(
 ) -> None:
     (tmp_path / "file").touch()
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):
-        assert train_main([*FLAGS, "--max-steps", "2", "--output-dir", str(folder)]) == 2
+        assert train_main([*FLAGS, "--max-updates", "2", "--output-dir", str(folder)]) == 2
         (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error")]
         assert "file" in line

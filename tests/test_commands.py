@@ -21,7 +21,7 @@ from tests.helpers import MODELS, random_batch
 pytestmark = pytest.mark.usefixtures("single_precision")
 
 SMALL: dict[str, Any] = {
-    "hidden_size": 8, "latent_size": 2, "mlp_size": 8, "batch_size": 8, "max_steps": 4,
+    "hidden_size": 8, "latent_size": 2, "mlp_size": 8, "batch_size": 8, "max_updates": 4,
     "log_interval": 2, "valid_sequences": 20, "test_sequences": 20, "num_figures": 0,
 }  # fmt: skip
 
@@ -207,7 +207,7 @@ def test_an_evaluation_says_what_z_carries(
 
 def test_training_notes_what_z_carries(digits: Path) -> None:
     events = [e for e in read_metrics(digits) if e["event"] in ("valid", "test")]
-    assert [e["step"] for e in events[:-1]] == [2, 4], "validated every two updates"
+    assert [e["update"] for e in events[:-1]] == [2, 4], "validated every two updates"
     for event in events:
         assert len(event["kl_nats_by_unit"]) == event["latent_units"] == 2
         assert event["mutual_information_nats"] <= event["mutual_information_nats_at_most"]
@@ -221,7 +221,7 @@ def test_validation_without_the_posterior(tmp_path: Path) -> None:
     run = words(tmp_path, valid_latents=sources, model="variational-bilstm")
     event = [e for e in read_metrics(run) if e["event"] == "valid"][-1]
     _, splits, model, step = load_run(run)
-    assert event["step"] == step
+    assert event["update"] == step
     from pyro_zf.data import make_batches
 
     for source in sources:
@@ -245,7 +245,7 @@ def test_the_interval_of_validation_changes_no_update(tmp_path: Path) -> None:
         for r in runs
     ]
     assert losses[0] == losses[1] == losses[2]
-    validated = [[e["step"] for e in read_metrics(r) if e["event"] == "valid"] for r in runs]
+    validated = [[e["update"] for e in read_metrics(r) if e["event"] == "valid"] for r in runs]
     assert validated == [[1, 2, 3, 4], [2, 4], [3, 4]], (
         "by default at the ends of epochs, and always at the end"
     )
@@ -267,7 +267,7 @@ def test_wrong_settings_of_validation(
     arguments: list[str], message: str, digits: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     try:
-        code = main(["train", *arguments, "--max-steps", "1"])
+        code = main(["train", *arguments, "--max-updates", "1"])
     except SystemExit as error:
         code = error.code  # type: ignore[assignment]
     captured = capsys.readouterr()

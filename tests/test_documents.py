@@ -117,7 +117,7 @@ def test_the_comparison_of_models(tmp_path: Path) -> None:
     command[command.index("2")] = "3"
     other = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert other.returncode == 1
-    assert "is a run with max_steps 2, not 3: remove it" in other.stderr
+    assert "is a run with max_updates 2, not 3: remove it" in other.stderr
     assert (tmp_path / "comparison.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -235,7 +235,7 @@ def test_the_search_with_optuna(tmp_path: Path) -> None:
     for trials in (2, 1):
         subprocess.run(
             [
-                sys.executable, str(ROOT / "scripts/optuna_search.py"), "--trials", str(trials), "--max-steps",
+                sys.executable, str(ROOT / "scripts/optuna_search.py"), "--trials", str(trials), "--max-updates",
                 "2", "--valid-sequences", "40", "--output-dir", str(tmp_path),
             ],
             check=True, capture_output=True, timeout=300,
@@ -258,7 +258,7 @@ def test_the_comparison_of_defaults_with_the_baseline(tmp_path: Path) -> None:
     done = subprocess.run(
         [
             sys.executable, str(ROOT / "benchmarks/defaults.py"), "--datasets", "mnist", "--models", "rnn",
-            "--max-steps", "1", "--test-sequences", "20", "--output-dir", str(tmp_path),
+            "--max-updates", "1", "--test-sequences", "20", "--output-dir", str(tmp_path),
             "--output", str(tmp_path / "figures.json"),
         ],
         check=False, capture_output=True, text=True, timeout=300,

@@ -77,7 +77,7 @@ def test_every_command(
     sizes = ["--hidden-size", "6", "--mlp-size", "5", *(["--latent-size", "2"] * latents)]
     run(
         "train", "--dataset", "hdf5", "--data", "mine.h5", "--model", model, *sizes, "--batch-size", "5",
-        "--max-steps", "6", "--log-interval", "2", "--valid-interval", "3", "--num-figures", "3",
+        "--max-updates", "6", "--log-interval", "2", "--valid-interval", "3", "--num-figures", "3",
         "--output-dir", "run",
     )  # fmt: skip
     filtering = ["--fivo"] * latents

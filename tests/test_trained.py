@@ -33,7 +33,7 @@ LENGTHS = torch.arange(60) % 6 + 1
 
 
 def config(folder: Path, **options: Any) -> TrainConfig:
-    settings = {"max_steps": 6, "num_figures": 0, "log_interval": 2, "valid_interval": 3, **options}
+    settings = {"max_updates": 6, "num_figures": 0, "log_interval": 2, "valid_interval": 3, **options}
     return TrainConfig(output_dir=folder / "run", **settings)
 
 
@@ -85,15 +85,15 @@ def test_a_model_and_data_of_ones_own(source: str, tmp_path: Path) -> None:
     summary = train(config(tmp_path), model=make(), data=data)
     assert (summary["model"], summary["dataset"]) == ("VRNN", "own")
     assert {e["event"] for e in read_metrics(tmp_path / "run")} == {"train", "valid", "test"}
-    resumed = TrainConfig(resume=tmp_path / "run", max_steps=9)
+    resumed = TrainConfig(resume=tmp_path / "run", max_updates=9)
     with pytest.raises(UsageError, match=r"trained on a model argument: give it again"):
         train(resumed, data=data)
     with pytest.raises(UsageError, match=r"trained on a data argument: give it again"):
         train(resumed, model=make())
-    assert train(resumed, model=make(), data=data)["steps"] == 9
+    assert train(resumed, model=make(), data=data)["updates"] == 9
     torch.manual_seed(0)
     whole = make()
-    train(config(tmp_path / "whole", max_steps=9), model=whole, data=data)
+    train(config(tmp_path / "whole", max_updates=9), model=whole, data=data)
     loaded = pyro_zf.load(tmp_path / "run", "last", model=make(), data=data)
     kept = torch.load(tmp_path / "whole/run/checkpoints/last.pt", weights_only=True)["model"]
     assert all(torch.equal(x, kept[name]) for name, x in loaded.state_dict().items())
@@ -116,7 +116,7 @@ def test_a_model_and_data_of_ones_own(source: str, tmp_path: Path) -> None:
 def test_a_run_is_loaded_without_its_data(tmp_path: Path) -> None:
     path = tmp_path / "text.txt"
     path.write_text("the old boat .\nthe red tree .\n" * 30, encoding="utf-8")
-    settings = {"dataset": "text", "data": path, **SIZES, "max_steps": 4, "num_figures": 0}
+    settings = {"dataset": "text", "data": path, **SIZES, "max_updates": 4, "num_figures": 0}
     train(TrainConfig.of(output_dir=tmp_path / "run", **settings))
     text = path.read_text(encoding="utf-8")
     path.unlink()
@@ -182,14 +182,14 @@ def test_errors(tmp_path: Path) -> None:
     """The same lines from Python as from the command line."""
     for settings, message in (
         ({"dataset": "minst"}, "--dataset minst: must be one of mnist, .*; did you mean mnist?"),
-        ({"max_steps": "x"}, "--max-steps cannot be 'x'; it must be int"),
+        ({"max_updates": "x"}, "--max-updates cannot be 'x'; it must be int"),
         ({"batch_size": 2.5}, "--batch-size cannot be 2.5; it must be int"),
         ({"preset": "papers"}, "--preset papers: must be one of auto, paper, small"),
     ):
         with pytest.raises(UsageError, match=message):
             TrainConfig(**settings)  # type: ignore[arg-type]
     assert TrainConfig(output_dir="runs/x").output_dir == Path("runs/x")  # type: ignore[arg-type]
-    assert TrainConfig(max_steps=np.int64(5)).max_steps == 5  # type: ignore[arg-type]
+    assert TrainConfig(max_updates=np.int64(5)).max_updates == 5  # type: ignore[arg-type]
     assert TrainConfig(aux=["b=1"]).aux == ("b=1",)  # type: ignore[arg-type]
     loader = DataLoader(BITS, batch_size=7)
     vrnn = VRNN(4, **SIZES)
@@ -251,7 +251,7 @@ def test_a_look_that_fails_does_not_lose_the_training(
     summary = train(
         config(tmp_path, num_figures=2), model=FailsInEvaluation(4, **SIZES), data=loader
     )
-    assert summary["steps"] == 6
+    assert summary["updates"] == 6
     assert "test_elbo_nats_per_sequence" not in summary
     for what in ("validation", "the test", "saving figures"):
         assert (
@@ -259,7 +259,7 @@ def test_a_look_that_fails_does_not_lose_the_training(
             in caplog.text
         )
     state = torch.load(tmp_path / "run/checkpoints/last.pt", weights_only=True)
-    assert state["step"] == 6
+    assert state["update"] == 6
     again = VRNN(4, **SIZES)
     again.load_state_dict(state["model"])
     assert (
@@ -288,7 +288,7 @@ def test_a_diagnosis_that_fails_leaves_the_bounds(
         "the diagnosis of the latents failed and is left out (RuntimeError: nobody" in caplog.text
     )
     assert math.isfinite(summary["test_elbo_nats_per_sequence"])
-    assert summary["best_step"] > 0
+    assert summary["best_update"] > 0
 
 
 def test_the_log_averages_over_sequences(tmp_path: Path) -> None:
@@ -316,7 +316,7 @@ def test_training_in_a_program_of_ones_own_is_not_silent(tmp_path: Path) -> None
         "from pyro_zf import VRNN, TrainConfig, train\n"
         "data = torch.utils.data.DataLoader((torch.rand(40, 6, 4) > 0.5).float(), batch_size=8)\n"
         "vrnn = VRNN(4, hidden_size=8, latent_size=2, mlp_size=8)\n"
-        "train(TrainConfig(output_dir=Path(sys.argv[1]), max_steps=3, num_figures=0), vrnn, data)\n"
+        "train(TrainConfig(output_dir=Path(sys.argv[1]), max_updates=3, num_figures=0), vrnn, data)\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", program, str(tmp_path / "run")], capture_output=True, text=True,
@@ -383,7 +383,7 @@ def test_a_log_entry_that_fails_keeps_its_loss(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     summary = train(config(tmp_path, num_figures=2), model=NeedsGradients(4, **SIZES), data=BITS)
-    assert summary["steps"] == 6
+    assert summary["updates"] == 6
     assert "the bound of a batch failed and is left out (RuntimeError: no bound" in caplog.text
     events = [e for e in read_metrics(tmp_path / "run") if e["event"] == "train"]
     assert all(math.isfinite(e["loss_nats_per_sequence"]) for e in events)
@@ -401,7 +401,7 @@ def test_counts_beyond_the_largest_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--max-count 4 is the largest count"):
         train(TrainConfig.of(output_dir=tmp_path / "run", max_count=4, **options), data=counts)
     summary = train(
-        TrainConfig.of(output_dir=tmp_path / "run", max_steps=3, num_figures=0, **options),
+        TrainConfig.of(output_dir=tmp_path / "run", max_updates=3, num_figures=0, **options),
         data=counts,
     )
     assert math.isfinite(summary["test_elbo_nats_per_sequence"])
@@ -428,7 +428,7 @@ def test_options_have_types() -> None:
         with pytest.raises(UsageError, match=message):
             resolve(TrainConfig(options=options))
     with pytest.raises(TypeError, match="config must be a TrainConfig, not a dict"):
-        train({"max_steps": 3})  # type: ignore[arg-type]
+        train({"max_updates": 3})  # type: ignore[arg-type]
     with pytest.raises(
         TypeError, match=r"model must be a SequenceModel, as load\(\) returns, not a str"
     ):
@@ -454,7 +454,7 @@ def test_exported_weights(system: str, tmp_path: Path, monkeypatch: pytest.Monke
     run, folder = tmp_path / "run", tmp_path / "given away"
     sizes = {k: v for k, v in SIZES.items() if system != "rnn" or k != "latent_size"}
     settings = {
-        "emission": "autoregressive-bernoulli", "max_steps": 4, "num_figures": 0, "valid_sequences": 20,
+        "emission": "autoregressive-bernoulli", "max_updates": 4, "num_figures": 0, "valid_sequences": 20,
         "test_sequences": 30, **sizes,
     }  # fmt: skip
     train(TrainConfig.of(model=system, output_dir=run, data_dir=tmp_path, **settings))

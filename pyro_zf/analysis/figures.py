@@ -115,7 +115,7 @@ def curves(
             (train, _BLUE, "training batch"),
             (valid, _ORANGE, "validation"),
         ):
-            steps = [e["step"] for e in events_of]
+            steps = [e["update"] for e in events_of]
             values = [sign * e[f"{key}_nats_per_{per}"] for e in events_of]
             marker = "o" if label == "validation" else None
             axes.plot(steps, values, color=colour, label=label, lw=1.2, marker=marker, ms=4)

@@ -121,8 +121,8 @@ def _run(run: RunContent) -> str:
         "system": config.get("model"),
         "data": f"{summary['data']} ({summary['data_detail']})" if summary else _data_of(run),
         "parameters": f"{summary['num_parameters']:,}" if summary else None,
-        "updates": summary.get("steps"),
-        "best update on validation data": summary.get("best_step"),
+        "updates": summary.get("updates"),
+        "best update on validation data": summary.get("best_update"),
         "training time in minutes": round(summary["training_seconds"] / 60, 1) if summary else None,
     }
     parts.append(_table(("", ""), [(k, v) for k, v in facts.items() if v is not None]))
@@ -176,7 +176,7 @@ def test_evaluations(
         for e in evaluations
         if e["split"] == "test"
         and e["latents"] == "posterior"
-        and e.get("step") == summary.get("best_step")
+        and e.get("update") == summary.get("best_update")
     ]
 
 
@@ -293,7 +293,7 @@ def _comparison(runs: Sequence[RunContent]) -> str:
                 for e in run.events
                 if e["event"] == "valid" and e.get("elbo_nats_per_sequence") is not None
             ]
-            steps = [e["step"] for e in valid]
+            steps = [e["update"] for e in valid]
             for panels, key in ((elbos, "elbo"), (kls, "kl")):
                 values = [e[f"{key}_nats_per_sequence"] for e in valid]
                 panels.setdefault(data, {}).setdefault(run.name, []).append((steps, values))
@@ -319,7 +319,7 @@ def _compared(runs: Sequence[RunContent]) -> str:
         active, number = found.get("active_units"), found.get("diagnosed_sequences")
         shuffled = with_error(found, "shuffled_loss_nats_per_sequence")
         lines.append((
-            run.name, run.config.get("model"), f"{s['num_parameters']:,}" if s else "", s.get("steps", ""),
+            run.name, run.config.get("model"), f"{s['num_parameters']:,}" if s else "", s.get("updates", ""),
             *(of_run.get(key, "") for key in columns),
             "" if active is None else f"{active} of {found.get('latent_units')} (N = {number})",
             f"{shuffled} (N = {number})" if shuffled else "",

@@ -103,8 +103,8 @@ def print_anywhere() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def run_command(command: Callable[[Any], None], config: Any) -> int:
-    """Run a command and return its exit code.
+def run_command(command: Callable[[], None]) -> int:
+    """Run a command, which includes parsing its command line, and return its exit code.
 
     Exit codes: 0 success, 1 training failed, 2 invalid usage or data, 130 interrupted.
     """
@@ -120,7 +120,7 @@ def run_command(command: Callable[[Any], None], config: Any) -> int:
     spoken = nullcontext() if first else redirect_stdout(io.StringIO())
     try:
         with spoken:
-            command(config)
+            command()
     except (UsageError, DataError) as error:
         if first:
             print(f"error: {printable(str(error))}", file=sys.stderr)

@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import tyro
-
 from pyro_zf.cli.common import RunOptions, at_least_one, load, run_command
+from pyro_zf.cli.parsing import parsed
 from pyro_zf.training import UsageError, json_text, resolve_device, started
 from pyro_zf.training.evaluation import EvaluationConfig, evaluate_model, save_evaluation
 
 __all__ = ["EvaluateConfig", "evaluate_main"]
+
+EXAMPLES = (
+    "python scripts/evaluate.py RUN",
+    "python scripts/evaluate.py RUN --num-samples 1000 --max-sequences 1000 --samples-per-pass 20",
+    "python scripts/evaluate.py RUN --latents prior-mean",
+)
 
 
 @dataclass(frozen=True)
@@ -24,7 +29,7 @@ class EvaluateConfig(EvaluationConfig, RunOptions):
 
 def evaluate_main(argv: Sequence[str] | None = None) -> int:
     """``evaluate.py``: see :class:`EvaluateConfig` for the options."""
-    return run_command(_evaluate, tyro.cli(EvaluateConfig, args=argv, prog="evaluate.py"))
+    return run_command(lambda: _evaluate(parsed(EvaluateConfig, argv, "evaluate.py", EXAMPLES)))
 
 
 def _evaluate(config: EvaluateConfig) -> None:
@@ -36,7 +41,7 @@ def _evaluate(config: EvaluateConfig) -> None:
     processes = started(resolve_device(config.device))
     if processes.size > 1:
         config = replace(config, device=processes.device)
-    settings, splits, model, step, device = load(config)
+    settings, splits, model, update, device = load(config)
     found = evaluate_model(model, splits, config, device, processes)
     if not processes.first:
         return
@@ -45,7 +50,7 @@ def _evaluate(config: EvaluateConfig) -> None:
         "data": splits.source.name,
         "comparable_with_published": splits.source.comparable,
         "checkpoint": config.checkpoint,
-        "step": step,
+        "update": update,
         **found,
     }
     if "verdict" in result:

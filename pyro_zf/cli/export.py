@@ -10,9 +10,12 @@ from typing import Annotated
 import tyro
 
 from pyro_zf.cli.common import run_command
+from pyro_zf.cli.parsing import parsed
 from pyro_zf.training.export import CARD, export
 
 __all__ = ["ExportConfig", "export_main"]
+
+EXAMPLES = ("python scripts/export.py RUN weights/mnist",)
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class ExportConfig:
 
 def export_main(argv: Sequence[str] | None = None) -> int:
     """``export.py``: see :class:`ExportConfig`."""
-    return run_command(_export, tyro.cli(ExportConfig, args=argv, prog="export.py"))
+    return run_command(lambda: _export(parsed(ExportConfig, argv, "export.py", EXAMPLES)))
 
 
 def _export(config: ExportConfig) -> None:

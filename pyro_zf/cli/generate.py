@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import tyro
 from torch import Tensor
 
 from pyro_zf.analysis import (
@@ -34,6 +33,7 @@ from pyro_zf.analysis import (
 from pyro_zf.analysis.outputs import Lengths
 from pyro_zf.batch import SequenceBatch
 from pyro_zf.cli.common import RunOptions, at_least_one, first_line, load, run_command
+from pyro_zf.cli.parsing import parsed
 from pyro_zf.data import Splits
 from pyro_zf.data.vocabulary import without_surrogates
 from pyro_zf.models import LatentSequenceModel, SequenceModel
@@ -41,6 +41,16 @@ from pyro_zf.training import UsageError
 from pyro_zf.training.checks import there_are
 
 __all__ = ["GenerateConfig", "InterpolateConfig", "generate_main", "interpolate_main"]
+
+GENERATE_EXAMPLES = (
+    "python scripts/generate.py RUN --number 16 --temperature 0.7",
+    "python scripts/generate.py RUN --task continue --variants 4",
+    'python scripts/generate.py RUN --task continue --prefix "the film" --argmax',
+)
+INTERPOLATE_EXAMPLES = (
+    "python scripts/interpolate.py RUN --pairs 3",
+    'python scripts/interpolate.py RUN --first "i loved it ." --second "do not waste your time ."',
+)
 
 log = logging.getLogger(__name__)
 
@@ -116,12 +126,18 @@ class InterpolateConfig(RunOptions):
 
 def generate_main(argv: Sequence[str] | None = None) -> int:
     """``generate.py``: see :class:`GenerateConfig` for the options."""
-    return run_command(_generate, tyro.cli(GenerateConfig, args=argv, prog="generate.py"))
+    return run_command(
+        lambda: _generate(parsed(GenerateConfig, argv, "generate.py", GENERATE_EXAMPLES))
+    )
 
 
 def interpolate_main(argv: Sequence[str] | None = None) -> int:
     """``interpolate.py``: see :class:`InterpolateConfig` for the options."""
-    return run_command(_interpolate, tyro.cli(InterpolateConfig, args=argv, prog="interpolate.py"))
+    return run_command(
+        lambda: _interpolate(
+            parsed(InterpolateConfig, argv, "interpolate.py", INTERPOLATE_EXAMPLES)
+        )
+    )
 
 
 def _generate(config: GenerateConfig) -> None:

@@ -12,14 +12,20 @@ import tyro
 
 from pyro_zf.analysis.report import RunContent, report_page
 from pyro_zf.cli.common import run_command
+from pyro_zf.cli.parsing import parsed
 from pyro_zf.training import UsageError, read_config, read_metrics
 from pyro_zf.training.evaluation import read_evaluations
 from pyro_zf.training.record import read_json, write_text
 
 #: Entries of summary.json that a report shows.
-SUMMARY = ("data", "data_detail", "num_parameters", "steps", "training_seconds", "unit")
+SUMMARY = ("data", "data_detail", "num_parameters", "updates", "training_seconds", "unit")
 
 __all__ = ["ReportConfig", "read_run", "report_main"]
+
+EXAMPLES = (
+    "python scripts/report.py RUN",
+    "python scripts/report.py runs/* --output comparison.html",
+)
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,7 @@ class ReportConfig:
 
 def report_main(argv: Sequence[str] | None = None) -> int:
     """``report.py``: see :class:`ReportConfig` for the options."""
-    return run_command(_report, tyro.cli(ReportConfig, args=argv, prog="report.py"))
+    return run_command(lambda: _report(parsed(ReportConfig, argv, "report.py", EXAMPLES)))
 
 
 def _report(config: ReportConfig) -> None:

@@ -10,12 +10,19 @@ from typing import Annotated, Literal
 import tyro
 
 from pyro_zf.cli.common import at_least_one, run_command
+from pyro_zf.cli.parsing import parsed
 from pyro_zf.reproduce import TABLES, Scale, reproduce
 from pyro_zf.reproduce.jobs import Launcher
 from pyro_zf.training import UsageError
 from pyro_zf.training.checks import there_are
 
 __all__ = ["ReproduceConfig", "reproduce_main"]
+
+EXAMPLES = (
+    "python scripts/reproduce.py zf-figure2 --scale small --dataset mnist --jobs 2",
+    "python scripts/reproduce.py zf-table2 --scale paper --max-minutes 60 --max-sequences 1000",
+    "python scripts/reproduce.py all --scale smoke --seeds 1",
+)
 
 
 @dataclass(frozen=True)
@@ -55,7 +62,7 @@ class ReproduceConfig:
 
 def reproduce_main(argv: Sequence[str] | None = None) -> int:
     """``reproduce.py``: see :class:`ReproduceConfig` for the options."""
-    return run_command(_reproduce, tyro.cli(ReproduceConfig, args=argv, prog="reproduce.py"))
+    return run_command(lambda: _reproduce(parsed(ReproduceConfig, argv, "reproduce.py", EXAMPLES)))
 
 
 def _reproduce(config: ReproduceConfig) -> None:

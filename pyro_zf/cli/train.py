@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import statistics
 import sys
 from collections.abc import Sequence
@@ -12,7 +11,20 @@ from typing import Annotated, Any
 
 import tyro
 
-from pyro_zf.cli.common import print_anywhere, run_command
+from pyro_zf.cli.common import run_command
+from pyro_zf.cli.parsing import (
+    IMPORT,
+    Extra,
+    by_tyro,
+    check_flags,
+    import_parts,
+    parsed,
+    show_help,
+    taken,
+    value_of,
+    wants_help,
+)
+from pyro_zf.data import make_batches
 from pyro_zf.data.progress import always_shown
 from pyro_zf.models import MODELS
 from pyro_zf.training import (
@@ -22,32 +34,148 @@ from pyro_zf.training import (
     UsageError,
     baseline_line,
     build_data,
+    build_model,
     far_worse,
     headline,
+    resolve,
     train,
 )
-from pyro_zf.training.checks import check_name, there_are
-from pyro_zf.training.data import check_data
+from pyro_zf.training.checks import check_name
+from pyro_zf.training.config import command_of
+from pyro_zf.training.data import check_data, data_record
 from pyro_zf.training.options import docs_of, misplaced, model_class, option_types, systems_with
 from pyro_zf.training.record import json_text, read_json, write_text
 
 __all__ = ["prepare_main", "train_main"]
 
 
+#: Options of ``svi_train.py`` by topic. The options of the model follow those of topic "model".
+TOPICS: dict[str, tuple[str, ...]] = {
+    "data": (
+        "dataset", "data", "data_dir", "protocol", "segment", "carry_state", "frame", "binarization", "level",
+        "vocabulary_size", "sample_rate", "frame_size", "hdf5_key", "kind", "condition_on", "train_sequences",
+        "valid_sequences", "test_sequences", "workers",
+    ),
+    "model": ("model", "preset", "import"),
+    "objective": (
+        "objective", "num_particles", "aux", "aux_start", "aux_stop", "aux_increment", "kl_start",
+        "kl_increment", "free_bits", "word_dropout",
+    ),
+    "optimisation": (
+        "batch_size", "accumulate", "learning_rate", "warmup_updates", "learning_rate_decay", "decay_start",
+        "decay_patience", "weight_decay", "average_decay", "clip_norm", "max_skipped", "on_divergence",
+    ),
+    "length": ("max_updates", "max_epochs", "max_minutes", "patience"),
+    "output": (
+        "output_dir", "resume", "config", "dry_run", "log_interval", "valid_interval", "valid_latents",
+        "checkpoint_minutes", "num_figures",
+    ),
+    "machine": ("device", "seed", "seeds", "precision", "core", "time_chunk", "cuda_graph"),
+}  # fmt: skip
+_EXTRAS = {
+    "import": IMPORT,
+    "config": Extra(
+        Path, "File or run folder whose settings apply where no option is given, as in config.json."
+    ),
+    "seeds": Extra(
+        int,
+        "Number of runs, with seeds from --seed on, each in a folder of its own; their mean is printed.",
+    ),
+    "dry_run": Extra(bool, "Print the data, the model and the length of the training, and end."),
+}
+_COMMON = (
+    "dataset", "data", "model", "preset", "hidden_size", "latent_size", "mlp_size", "emission", "alpha", "beta",
+    "objective", "batch_size", "learning_rate", "max_updates", "max_epochs", "max_minutes", "output_dir",
+    "resume", "dry_run", "device", "seed",
+)  # fmt: skip
+EXAMPLES = (
+    "python scripts/svi_train.py --dataset mnist",
+    "python scripts/svi_train.py --dataset ptb --model variational-bilstm --max-minutes 30",
+    "python scripts/svi_train.py --dataset wav --data my_sounds --emission gaussian-mixture",
+    "python scripts/svi_train.py --resume RUN --max-minutes 60",
+)
+
+
+PREPARE_EXAMPLES = (
+    "python scripts/prepare_data.py mnist",
+    "python scripts/prepare_data.py wav --data my_sounds --sample-rate 16000",
+)
+
+
 def train_main(argv: Sequence[str] | None = None) -> int:
     """``svi_train.py``: see :class:`~pyro_zf.training.TrainConfig` and the options of the models."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    print_anywhere()
-    try:
-        seeds = _taken(arguments, "--seeds")
-        config = parse_train(arguments)
-        if seeds is not None:
-            runs = of_seeds(config, seeds)
-            return run_command(_train_all, runs)
-    except (UsageError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return run_command(_train, config)
+    return run_command(lambda: _main(list(sys.argv[1:] if argv is None else argv)))
+
+
+def _main(arguments: list[str]) -> None:
+    import_parts(arguments)
+    if wants_help(arguments):
+        _help(arguments)
+    seeds = taken(arguments, "--seeds")
+    dry = "--dry-run" in arguments
+    config = parse_train([a for a in arguments if a != "--dry-run"])
+    if dry:
+        _describe(config)
+    elif seeds is not None:
+        _train_all(of_seeds(config, seeds))
+    else:
+        _train(config)
+
+
+def _help(arguments: Sequence[str]) -> None:
+    """Print the options, with the defaults of the data set, the model and the preset that are named."""
+    named = {
+        name: value
+        for name in ("dataset", "model", "preset")
+        if (value := value_of(arguments, f"--{name}")) is not None
+    }
+    config = parse_train([f"--{name}={value}" for name, value in named.items()])
+    settled = resolve(config)
+    options: Any = model_class(config.model).Options
+    defaults = {
+        **dataclasses.asdict(options()), **dataclasses.asdict(settled), **settled.options,
+        "preset": config.preset, "output_dir": None, "device": "auto", "options": {},
+    }  # fmt: skip
+    groups: dict[str, Sequence[str]] = {}
+    for topic, names in TOPICS.items():
+        groups[topic] = names
+        if topic == "model":
+            groups[config.model] = list(option_types(config.model))
+    show_help(
+        _with_options(config.model), "svi_train.py", groups=groups, extras=_EXTRAS, docs=docs_of(options),
+        defaults=defaults,
+        description=f"Train a model. Defaults are those of {config.model} on {config.dataset}, preset "
+        f"{settled.preset}; with --dataset, --model or --preset, those of that choice are shown.",
+        short=None if "--help-all" in arguments else _COMMON, examples=EXAMPLES,
+    )  # fmt: skip
+
+
+def _describe(config: TrainConfig) -> None:
+    """What would be trained."""
+    if config.resume is not None:
+        raise UsageError("--dry-run is for new runs: the settings of a run are in its config.json")
+    config = resolve(config)
+    splits = build_data(config)
+    model = build_model(config, data_record(splits))
+    assert config.batch_size
+    batches = make_batches(
+        splits.train, config.batch_size, config.seed, config.train_sequences, config.workers or 0
+    )
+    limits = {
+        "updates": config.max_updates, "epochs": config.max_epochs, "minutes": config.max_minutes
+    }  # fmt: skip
+    print(f"data: {splits.source.name} ({splits.source.detail})")
+    for finding in splits.findings:
+        print(f"  {finding}")
+    print(f"  {baseline_line(splits)}")
+    parameters = sum(p.numel() for p in model.parameters())
+    print(f"model: {config.model}, {parameters:,} parameters, {config.device}, {config.preset}")
+    print("  " + ", ".join(f"{name} {value}" for name, value in config.options.items()))
+    print(
+        f"training: {len(batches):,} updates an epoch, batches of {config.batch_size} {splits.unit}s, at most "
+        + " or ".join(f"{limit:g} {name}" for name, limit in limits.items() if limit is not None)
+    )
+    print(f"command: {command_of(config)}")
 
 
 def of_seeds(config: TrainConfig, seeds: str) -> list[TrainConfig]:
@@ -110,7 +238,7 @@ def parse_train(arguments: Sequence[str]) -> TrainConfig:
             valid settings.
     """
     rest, base = list(arguments), TrainConfig()
-    if (path := _taken(rest, "--config")) is not None:
+    if (path := taken(rest, "--config")) is not None:
         file = Path(path) / "config.json" if Path(path).is_dir() else Path(path)
         if not file.is_file():
             raise UsageError(f"--config {path}: the file does not exist")
@@ -119,7 +247,7 @@ def parse_train(arguments: Sequence[str]) -> TrainConfig:
             base, output_dir=None, resume=None, own_data=False, own_model=False,
             model=TrainConfig.model if base.own_model else base.model,
         )  # fmt: skip
-    model = _value_of(rest, "--model") or base.model
+    model = value_of(rest, "--model") or base.model
     check_name("model", model, MODELS)
     if model != base.model:  # keep only the options that the new model also has
         own = option_types(model)
@@ -131,11 +259,12 @@ def parse_train(arguments: Sequence[str]) -> TrainConfig:
         name = argument.partition("=")[0].removeprefix("--").removeprefix("no-").replace("-", "_")
         if argument.startswith("--") and name not in types and systems_with(name):
             raise UsageError(misplaced(name, model, known))
+    check_flags(rest, [*known, *types, *_EXTRAS])
     flat = _with_options(model)
     default = flat(**_fields(base), **base.options)
-    parsed: Any = tyro.cli(flat, args=rest, prog="svi_train.py", default=default)
-    given = {name: getattr(parsed, name) for name in types if getattr(parsed, name) is not None}
-    settings = {name: getattr(parsed, name) for name in known if name != "options"}
+    found: Any = by_tyro(flat, rest, "svi_train.py", default=default)
+    given = {name: getattr(found, name) for name in types if getattr(found, name) is not None}
+    settings = {name: getattr(found, name) for name in known if name != "options"}
     return TrainConfig(**settings, options=given)
 
 
@@ -146,18 +275,13 @@ def _fields(config: TrainConfig) -> dict[str, Any]:
 
 
 def _with_options(model: str) -> type:
-    """Combine training settings and model options in one flat dataclass for the command line."""
-    options: Any = model_class(model).Options
-    defaults, docs = options(), docs_of(options)
+    """Training settings and the options of a model in one flat dataclass for the command line."""
+    of_model: Any = model_class(model).Options
+    docs = docs_of(of_model)
     fields: list[Any] = [
         (
             name,
-            Annotated[
-                hint | None,
-                tyro.conf.arg(
-                    help=f"{docs.get(name, '')} (unless set by the preset: {getattr(defaults, name)})"
-                ),
-            ],
+            Annotated[hint | None, tyro.conf.arg(help=docs.get(name, ""))],
             dataclasses.field(default=None),
         )
         for name, hint in option_types(model).items()
@@ -167,42 +291,20 @@ def _with_options(model: str) -> type:
     )
     for name in ("own_model", "own_data"):  # set by train() in Python
         fields.append((name, tyro.conf.Suppress[bool], dataclasses.field(default=False)))
-    return dataclasses.make_dataclass(
-        "Train", fields, bases=(TrainConfig,), frozen=True,
-        namespace={"__doc__": f"Train a model; the options below include those of {model}."},
-    )  # fmt: skip
-
-
-def _value_of(arguments: Sequence[str], flag: str) -> str | None:
-    """Return the value of a flag; if it is given several times, the last value."""
-    values = [a.partition("=")[2] for a in arguments if a.startswith(f"{flag}=")]
-    values += [b for a, b in itertools.pairwise(arguments) if a == flag]
-    return values[-1] if values else None
-
-
-def _taken(arguments: list[str], flag: str) -> str | None:
-    """Remove a flag from the arguments and return its value."""
-    for i, argument in enumerate(arguments):
-        if argument.startswith(f"{flag}="):
-            return arguments.pop(i).partition("=")[2]
-        if argument == flag:
-            if i + 1 == len(arguments):
-                raise UsageError(f"{flag} needs a value")
-            arguments.pop(i)
-            return arguments.pop(i)
-    return None
+    return dataclasses.make_dataclass("Train", fields, bases=(TrainConfig,), frozen=True)
 
 
 def prepare_main(argv: Sequence[str] | None = None) -> int:
     """``prepare_data.py NAME``: see :class:`~pyro_zf.training.DataConfig` for the options."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    print_anywhere()
-    if arguments and arguments[0] in DATASETS:
-        arguments[:1] = ["--dataset", arguments[0]]
-    elif arguments and not arguments[0].startswith("-"):
-        print(f"error: {there_are(arguments[0], DATASETS)}", file=sys.stderr)
-        return 2
-    return run_command(_prepare, tyro.cli(DataConfig, args=arguments, prog="prepare_data.py"))
+
+    def main() -> None:
+        arguments = list(sys.argv[1:] if argv is None else argv)
+        if arguments and not arguments[0].startswith("-"):
+            check_name("dataset", arguments[0], DATASETS)
+            arguments[:1] = ["--dataset", arguments[0]]
+        _prepare(parsed(DataConfig, arguments, "prepare_data.py", PREPARE_EXAMPLES))
+
+    return run_command(main)
 
 
 def _train(config: TrainConfig) -> None:

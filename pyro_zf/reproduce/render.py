@@ -158,8 +158,8 @@ def _plain(result: Result) -> dict[str, Any]:
         "data": result.summary["data"],
         "comparable_with_published": result.summary["comparable_with_published"],
         "parameters": result.summary["num_parameters"],
-        "updates": result.summary["steps"],
-        "best_update": result.summary["best_step"],
+        "updates": result.summary["updates"],
+        "best_update": result.summary["best_update"],
         "training_seconds": result.summary["training_seconds"],
         "evaluations": {
             split: {
@@ -223,7 +223,7 @@ def _bound_curve(result: Result) -> Curve:
 
 def _curve(result: Result, key: str, event: str = "valid", sign: float = 1.0) -> Curve:
     events = [e for e in result.events if e["event"] == event and e.get(key) is not None]
-    return [e["step"] for e in events], [sign * e[key] for e in events]
+    return [e["update"] for e in events], [sign * e[key] for e in events]
 
 
 def _interpolated(

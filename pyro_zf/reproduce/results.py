@@ -105,20 +105,20 @@ def evaluated(
     """
     config = read_json(run / "config.json")
     summary = read_json(
-        run / "summary.json", ("best_step",), "delete the run folder, and train again"
+        run / "summary.json", ("best_update",), "delete the run folder, and train again"
     )
     evaluations = {}
     loaded = None
     for split in splits:
         path = evaluation_path(run, split, "posterior", num_samples, config[f"{split}_sequences"])
         wanted = {
-            "step": summary["best_step"], "max_sequences": config[f"{split}_sequences"],
+            "update": summary["best_update"], "max_sequences": config[f"{split}_sequences"],
             "batch_size": BATCH, "seed": 0,
         }  # fmt: skip
         kept = read_json(path, hint="delete it, and evaluate again") if path.is_file() else {}
         if any(kept.get(name, ...) != value for name, value in wanted.items()):
             loaded = loaded or load_run(run, device=device, **where)
-            _, data, model, step = loaded
+            _, data, model, update = loaded
             settings = EvaluationConfig(
                 split=split,  # type: ignore[arg-type]
                 num_samples=num_samples,
@@ -126,7 +126,7 @@ def evaluated(
                 batch_size=BATCH,
             )
             found = evaluate_model(model, data, settings, torch.device(device))
-            kept = {"dataset": training.dataset, "step": step, **found}
+            kept = {"dataset": training.dataset, "update": update, **found}
             save_evaluation(run, kept)
         evaluations[split] = kept
     return Result(training, run, config, summary, evaluations, read_metrics(run))
@@ -192,8 +192,8 @@ def _row(
         cells.append(f"{active} of {known[0]['latent_units']}" if known else "")
         lost = [e["shuffled_loss_nats_per_sequence"] for e in known]
         cells.append(_with_spread(lost, None, 2) if lost else "")
-    best = ", ".join(f"{r.summary['best_step']:,}" for r in found)
-    cells.append(f"{best} of {found[0].summary['steps']:,}")
+    best = ", ".join(f"{r.summary['best_update']:,}" for r in found)
+    cells.append(f"{best} of {found[0].summary['updates']:,}")
     return cells
 
 
@@ -220,7 +220,7 @@ def _provenance(result: Result) -> str:
     )
     return (
         f"Data: {summary['data']}; {number}.{others} Ours: LSTM {config['options']['hidden_size']}, hidden layers "
-        f"{config['options']['mlp_size']}, {summary['steps']:,} updates of {config['batch_size']} sequences"
+        f"{config['options']['mlp_size']}, {summary['updates']:,} updates of {config['batch_size']} sequences"
         f"{small}. {_marginal(result)}"
     )
 

@@ -54,7 +54,7 @@ SYSTEMS: dict[str, dict[str, Any]] = {
 
 _SMOKE: dict[str, Any] = {
     "preset": "small", "hidden_size": 8, "mlp_size": 8, "latent_size": 2, "batch_size": 8,
-    "max_steps": 4, "valid_interval": 2, "log_interval": 2, "train_sequences": 16,
+    "max_updates": 4, "valid_interval": 2, "log_interval": 2, "train_sequences": 16,
     "valid_sequences": 8, "test_sequences": 8, "num_figures": 0,
 }  # fmt: skip
 _SMALL: dict[str, Any] = {
@@ -72,7 +72,7 @@ _SETTINGS: dict[Scale, dict[str, dict[str, Any]]] = {
         "ptb": {**_SMOKE, "embedding_size": 8, "segment": 20},
     },
     "small": {
-        name: {**_SMALL, "max_steps": updates, "valid_interval": updates // 15}
+        name: {**_SMALL, "max_updates": updates, "valid_interval": updates // 15}
         for name, updates in _UPDATES.items()
     },
     "paper": {name: {"preset": "paper"} for name in _UPDATES},
@@ -122,7 +122,7 @@ class Training:
         for letter in sums:
             if letter in values:
                 values[letter] *= (1 if averaged else of_paper) / size
-        if "kl_start" in values and (updates := values.get("max_steps")):
+        if "kl_start" in values and (updates := values.get("max_updates")):
             # The papers anneal for 16,000 updates; here annealing takes half of the training.
             values["kl_increment"] = (1 - values["kl_start"]) / (updates / 2)
         return TrainConfig.of(

@@ -86,7 +86,7 @@ def load_last(path: Path, device: torch.device) -> dict[str, Any]:
             content = load_checkpoint(previous_of(path), device)
         except DataError:
             raise error from None
-        log.warning("%s; the one before it, of update %s, is used", error, content.get("step"))
+        log.warning("%s; the one before it, of update %s, is used", error, content.get("update"))
         return content
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
@@ -181,7 +181,7 @@ def check_names(config: Any) -> None:
     aux_weights(config)
 
 
-def check_name(option: str, name: str, known: Mapping[str, object]) -> None:
+def check_name(option: str, name: str, known: Collection[str]) -> None:
     """Reject an unknown name.
 
     Raises:
@@ -221,7 +221,7 @@ def check_numbers(config: Any) -> None:
 
     for name in (
         "num_particles", "hidden_size", "latent_size", "mlp_size", "batch_size", "learning_rate",
-        "accumulate", "log_interval", "clip_norm", "max_steps", "max_epochs", "max_minutes",
+        "accumulate", "log_interval", "clip_norm", "max_updates", "max_epochs", "max_minutes",
         "checkpoint_minutes", "train_sequences", "valid_sequences", "test_sequences", "embedding_size",
         "time_chunk", "valid_interval", "max_skipped", "num_layers", "backward_size", "latent_embedding_size",
         "emission_mlp_size", "patience", "decay_patience",
@@ -233,7 +233,7 @@ def check_numbers(config: Any) -> None:
             )
     for name in (
         "alpha", "beta", "gamma", "kl_start", "kl_increment", "aux_start", "aux_stop",
-        "aux_increment", "free_bits", "mlp_depth", "emission_depth", "seed", "num_figures", "warmup_steps",
+        "aux_increment", "free_bits", "mlp_depth", "emission_depth", "seed", "num_figures", "warmup_updates",
         "weight_decay",
     ):  # fmt: skip
         value = given(name)

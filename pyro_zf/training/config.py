@@ -89,7 +89,7 @@ class TrainConfig(DataConfig):
     """Number of parts that each batch is split into to save memory; their gradients are accumulated."""
     learning_rate: float | None = None
     """Learning rate of Adam."""
-    warmup_steps: int = 0
+    warmup_updates: int = 0
     """Number of updates over which the learning rate rises to its value."""
     learning_rate_decay: Literal["none", "linear", "cosine", "plateau"] = "none"
     """How the learning rate falls: linear or cosine (to zero at the end of training), or plateau (it is halved
@@ -112,7 +112,7 @@ class TrainConfig(DataConfig):
     updates are skipped and counted."""
     on_divergence: Literal["stop", "rewind"] = "stop"
     """What to do then: stop, or go back to the last checkpoint with half the learning rate."""
-    max_steps: int | None = None
+    max_updates: int | None = None
     """Stop after this number of updates."""
     max_epochs: int | None = None
     """Stop after this number of epochs."""
@@ -177,7 +177,7 @@ class TrainConfig(DataConfig):
             UsageError: if the name of a setting or of the model is unknown.
 
         Example:
-            >>> TrainConfig.of(model="vrnn", hidden_size=64, max_steps=10).options
+            >>> TrainConfig.of(model="vrnn", hidden_size=64, max_updates=10).options
             {'hidden_size': 64}
         """
         check_name("model", settings.get("model", cls.model), MODELS)
@@ -241,10 +241,10 @@ class TrainConfig(DataConfig):
 
 
 #: Version of the format of config.json. It is incremented when older run folders can no longer be read.
-FORMAT = 2
+FORMAT = 3
 #: Settings of where a run is computed.
 _ANYWHERE = ("output_dir", "resume", "data_dir", "device", "workers")
-_LIMITS = ("max_steps", "max_epochs", "max_minutes")
+_LIMITS = ("max_updates", "max_epochs", "max_minutes")
 
 
 def resolve(config: TrainConfig) -> TrainConfig:
@@ -289,9 +289,9 @@ def command_of(config: TrainConfig) -> str | None:
     The folders of the run and of the data sets are left out, and so is the device.
 
     Example:
-        >>> config = resolve(TrainConfig.of(model="vrnn", hidden_size=64, max_steps=10, device="cpu"))
+        >>> config = resolve(TrainConfig.of(model="vrnn", hidden_size=64, max_updates=10, device="cpu"))
         >>> command_of(config)
-        'python scripts/svi_train.py --dataset mnist --model vrnn --max-steps 10 --hidden-size 64'
+        'python scripts/svi_train.py --dataset mnist --model vrnn --max-updates 10 --hidden-size 64'
     """
     if config.own_model or config.own_data:
         return None
@@ -380,7 +380,15 @@ def resumed(given: TrainConfig) -> TrainConfig:
         DataError: if the run does not exist.
     """
     assert given.resume is not None
-    changeable = ("max_steps", "max_epochs", "max_minutes", "device", "data_dir", "data", "workers")
+    changeable = (
+        "max_updates",
+        "max_epochs",
+        "max_minutes",
+        "device",
+        "data_dir",
+        "data",
+        "workers",
+    )
     untouched = dataclasses.replace(
         given, resume=None, **{name: getattr(TrainConfig, name) for name in changeable}
     )
@@ -388,7 +396,7 @@ def resumed(given: TrainConfig) -> TrainConfig:
     changed = [k for k, x in vars(untouched).items() if k != "options" and x != getattr(default, k)]
     for name in [*untouched.options, *changed]:
         raise UsageError(
-            f"--{name.replace('_', '-')} cannot change on --resume; only --max-steps, --max-epochs, "
+            f"--{name.replace('_', '-')} cannot change on --resume; only --max-updates, --max-epochs, "
             "--max-minutes, --device, --data-dir, --data and --workers can"
         )
     config = read_config(given.resume)

@@ -60,7 +60,7 @@ def export(run: Path | str, folder: Path | str) -> Path:
         name: x.clone(memory_format=torch.contiguous_format) for name, x in content["model"].items()
     }
     about = {
-        "config": shared.to_json(), "data": content["data"], "step": content["step"], "sha256": _digest(tensors),
+        "config": shared.to_json(), "data": content["data"], "update": content["update"], "sha256": _digest(tensors),
     }  # fmt: skip
     summary = read_json(run / "summary.json")
     page = card(config, summary, read_evaluations(run))
@@ -84,7 +84,7 @@ def read_export(path: Path, device: torch.device) -> dict[str, Any]:
         with safetensors.safe_open(path, "pt", device=str(device)) as file:
             about = json.loads((file.metadata() or {})["pyro_zf"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        content = {"model": tensors, **{name: about[name] for name in ("config", "data", "step")}}
+        content = {"model": tensors, **{name: about[name] for name in ("config", "data", "update")}}
         digest = about["sha256"]
     except Exception as error:  # what damage raises is not documented
         raise DataError(
@@ -113,9 +113,9 @@ def card(
     return f"""# {config.model} on {summary["data"]}
 
 A recurrent network{" with latent variables" if summary["has_latents"] else ""}, {summary["num_parameters"]:,}
-parameters, trained with `pyro_zf` for {summary["steps"]:,} updates
+parameters, trained with `pyro_zf` for {summary["updates"]:,} updates
 ({summary["training_seconds"] / 60:.0f} minutes), seed {config.seed}. The weights are those of update
-{summary["best_step"]:,}, the best in validation.
+{summary["best_update"]:,}, the best in validation.
 
 ```python
 import pyro_zf

@@ -89,13 +89,13 @@ class Interrupted(Exception):
 class Progress:
     """Progress of a run, which is stored in checkpoints next to the tensors and settings."""
 
-    step: int = 0
+    update: int = 0
     epoch: int = 0
     batch: int = 0
     seconds: float = 0.0
     best_nats: float = math.inf
-    best_step: int = -1
-    validated_step: int = 0
+    best_update: int = -1
+    validated_update: int = 0
     worse_validations: int = 0  # in a row, up to the last
     halvings: int = 0  # of the learning rate
     validating: bool = False  # the state was saved before a validation
@@ -132,9 +132,9 @@ def train(
         >>> data = torch.utils.data.DataLoader((torch.rand(40, 6, 4) > 0.5).float(), batch_size=8)
         >>> vrnn = VRNN(4, hidden_size=8, latent_size=2, mlp_size=8)
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     config = TrainConfig(output_dir=Path(folder) / "run", max_steps=5, num_figures=0)
+        ...     config = TrainConfig(output_dir=Path(folder) / "run", max_updates=5, num_figures=0)
         ...     summary = train(config, model=vrnn, data=data)
-        >>> summary["steps"], summary["test_num_sequences"]
+        >>> summary["updates"], summary["test_num_sequences"]
         (5, 2)
     """
     if config is not None and not isinstance(config, TrainConfig):
@@ -282,7 +282,7 @@ def _train_in(
             number = train_batches.batch_size
             whole = checkpoint["carried"]
             carried.state = processes.own(whole, parts_of(number, config.accumulate))
-    processes.start_noise(config.seed + progress.step)
+    processes.start_noise(config.seed + progress.update)
     parameters = sum(p.numel() for p in model.parameters())
     log.info("data: %s (%s)", splits.source.name, splits.source.detail)
     for finding in splits.findings:
@@ -313,7 +313,7 @@ def _train_in(
         if num_losses and not len(finite):
             raise TrainingError(
                 f"the loss is {recent.mean().item()} within the {num_losses} updates up to update "
-                f"{progress.step}; the last valid state is {last if last.exists() else 'the initial one'}"
+                f"{progress.update}; the last valid state is {last if last.exists() else 'the initial one'}"
             )
         return finite.mean().item() if num_losses else 0.0
 
@@ -329,7 +329,7 @@ def _train_in(
         where = f", first in {names[0]}" if names else ""
         reason = (
             f"the loss or its gradient is not finite{where}, in {skipped} updates in a row up to update "
-            f"{progress.step}"
+            f"{progress.update}"
         )
         if config.on_divergence == "stop" or not last.exists():
             raise TrainingError(f"{reason}; the last valid state is {last}")
@@ -342,13 +342,13 @@ def _train_in(
         load_weights(model, content, last)
         optimiser.load_state_dict(content["optimizer"])
         svi.skipped_in_a_row.zero_()
-        log.warning("%s: back to update %d, with half the learning rate", reason, content["step"])
+        log.warning("%s: back to update %d, with half the learning rate", reason, content["update"])
 
     def save(path: Path) -> None:
         mean_loss()  # raises if the loss is not finite, so that such a state is never saved
         if not all(bool(x.isfinite().all()) for x in model.parameters()):
             raise TrainingError(
-                f"the weights are not finite at update {progress.step}; the last valid state is "
+                f"the weights are not finite at update {progress.update}; the last valid state is "
                 f"{last if last.exists() else 'the initial one'}"
             )
         number = train_batches.batch_size
@@ -361,7 +361,7 @@ def _train_in(
             return
         content = {
             "format": 1,
-            "step": progress.step,
+            "update": progress.update,
             "config": config.to_json(),
             "data": record_of_data,
             "carried": None if state is None else tuple(state),
@@ -386,27 +386,27 @@ def _train_in(
         write_text(run / "config.json", config.to_json())
         if splits.vocabulary is not None:
             write_text(run / "vocabulary.json", json_text({"symbols": splits.vocabulary}) + "\n")
-        record = Record(run, progress.step if resuming else None, progress.validating)
+        record = Record(run, progress.update if resuming else None, progress.validating)
 
-    def set_weights(step: int) -> None:
+    def set_weights(update: int) -> None:
         """Set the weights of the KL and auxiliary terms for an update."""
         if graphed is None:
-            model.kl_weight, model.aux_weight = kl_weight(step), aux_weight(step)
+            model.kl_weight, model.aux_weight = kl_weight(update), aux_weight(update)
         else:
-            model.kl_weight.fill_(kl_weight(step))  # type: ignore[union-attr]
-            model.aux_weight.fill_(aux_weight(step))  # type: ignore[union-attr]
+            model.kl_weight.fill_(kl_weight(update))  # type: ignore[union-attr]
+            model.aux_weight.fill_(aux_weight(update))  # type: ignore[union-attr]
 
     def validate() -> None:
         progress.validating = True
         save(last)  # what follows may fail
-        progress.validating, progress.validated_step = False, progress.step
-        set_weights(progress.step)
+        progress.validating, progress.validated_update = False, progress.update
+        set_weights(progress.update)
         with averaged_weights(model, averages):
             nats = validated()
             if nats is None:
                 return
             if nats < progress.best_nats:
-                progress.best_nats, progress.best_step = nats, progress.step
+                progress.best_nats, progress.best_update = nats, progress.update
                 progress.worse_validations = 0
                 save(best)
                 return
@@ -444,10 +444,10 @@ def _train_in(
             device,
         )
         numbers |= diagnostics.numbers() if diagnostics else {}
-        record.write("valid", progress.step, epoch=progress.epoch, **numbers)
+        record.write("valid", progress.update, epoch=progress.epoch, **numbers)
         log.info(
             "epoch %d, update %d: validation %s, KL %.2f (N = %s, k = 1)",
-            progress.epoch, progress.step, brief(numbers, splits), numbers["kl_nats_per_sequence"],
+            progress.epoch, progress.update, brief(numbers, splits), numbers["kl_nats_per_sequence"],
             f"{bounds.num_sequences:,}",
         )  # fmt: skip
         if diagnostics:
@@ -459,7 +459,7 @@ def _train_in(
 
         def own_terms() -> Bounds:
             found = Bounds(num_samples=1)
-            with own_noise(config.seed + progress.step, device):
+            with own_noise(config.seed + progress.update, device):
                 for share, part in zip(shares, parts, strict=True):
                     with processes.noise(part, shared=False):
                         found.add(share, batch_bounds(model.model, model.guide, share))
@@ -471,10 +471,10 @@ def _train_in(
     began = time.monotonic() - progress.seconds
     saved = window_start = time.monotonic()
     sequences: int | torch.Tensor = 0
-    steps_an_epoch = len(train_batches)
-    total = _total_steps(config, steps_an_epoch)
+    updates_an_epoch = len(train_batches)
+    total = _total_steps(config, updates_an_epoch)
     bar = tqdm(
-        total=total, initial=progress.step, unit="update",
+        total=total, initial=progress.update, unit="update",
         disable=not (sys.stderr.isatty() and processes.first),
     )  # fmt: skip
     with stop_on_signal() as stop, bar:
@@ -492,13 +492,13 @@ def _train_in(
                 batches = train_batches.epoch(progress.epoch, 0, device)
                 continue
 
-            set_weights(progress.step)
-            done = _fraction(config, progress, steps_an_epoch)
+            set_weights(progress.update)
+            done = _fraction(config, progress, updates_an_epoch)
             rate = config.learning_rate * rate_factor(
-                config, progress.step, done, progress.halvings
+                config, progress.update, done, progress.halvings
             )
             set_rate(optimiser, rate)
-            with pyro.validation_enabled(progress.step == 0):
+            with pyro.validation_enabled(progress.update == 0):
                 with processes.noise(batch, whole=True):
                     parts = word_dropout(batch).chunk(config.accumulate)
                 shares = [processes.share(part) for part in parts]
@@ -518,9 +518,9 @@ def _train_in(
                     carried.keep(shares)
                 if averages is not None:
                     averages.update_parameters(model)
-            progress.step += 1
+            progress.update += 1
             progress.batch += 1
-            if device.type == "cpu" or progress.step % config.log_interval == 0:
+            if device.type == "cpu" or progress.update % config.log_interval == 0:
                 check_updates()
             now = time.monotonic()
             save_is_due = stop.save or now - saved > 60 * config.checkpoint_minutes
@@ -532,7 +532,7 @@ def _train_in(
             sequences = sequences + batch.num_real  # on a GPU a tensor, which is not read here
             bar.update()
 
-            if progress.step % config.log_interval == 0:
+            if progress.update % config.log_interval == 0:
                 loss = mean_loss()
                 seconds = time.monotonic() - window_start
                 means = tried("the bound of a batch", terms_of, shares, parts)
@@ -541,11 +541,11 @@ def _train_in(
                     "loss_nats_per_sequence": loss,
                     **({"skipped_updates": skipped} if skipped else {}),
                     **(log_numbers(means) if means else {}),
-                    "kl_weight": kl_weight(progress.step - 1),
+                    "kl_weight": kl_weight(progress.update - 1),
                     "learning_rate": rate,
                     "sequences_per_second": float(sequences) / seconds,
                 }
-                record.write("train", progress.step, epoch=progress.epoch, **numbers)
+                record.write("train", progress.update, epoch=progress.epoch, **numbers)
                 shown = {"elbo": "ELBO", "kl": "KL", "aux": "aux"}
                 bar.set_postfix(
                     loss=f"{loss:.1f}",
@@ -553,26 +553,28 @@ def _train_in(
                     seq_s=f"{numbers['sequences_per_second']:.0f}",
                 )
                 num_losses, sequences, window_start = 0, 0, time.monotonic()
-            if config.valid_interval and progress.step % config.valid_interval == 0:
+            if config.valid_interval and progress.update % config.valid_interval == 0:
                 validate()
             if stopping or save_is_due:
                 save(last)
                 saved = time.monotonic()
             if stopping:
                 record.close()
-                raise Interrupted(f"stopped at update {progress.step}; resume with --resume {run}")
+                raise Interrupted(
+                    f"stopped at update {progress.update}; resume with --resume {run}"
+                )
 
-        if progress.validated_step != progress.step:
+        if progress.validated_update != progress.update:
             validate()
         save(last)
 
     # Test of the best model, and figures
-    if progress.best_step >= 0:  # otherwise no validation has succeeded
+    if progress.best_update >= 0:  # otherwise no validation has succeeded
         processes.agreed(lambda: None)  # wait until it is written
         load_weights(model, load_checkpoint(best, device), best)
     elif averages is not None:
         model.load_state_dict(averages.module.state_dict())
-    tested = progress.best_step if progress.best_step >= 0 else progress.step
+    tested = progress.best_update if progress.best_update >= 0 else progress.update
     set_weights(tested)
     bounds = tried(
         "the test", bounds_with_own_noise, model, test_batches, config.seed, device, processes
@@ -610,8 +612,8 @@ def _train_in(
         "command": command_of(config),
         "has_latents": isinstance(model, LatentSequenceModel),
         "num_parameters": parameters,
-        "steps": progress.step,
-        "best_step": progress.best_step,
+        "updates": progress.update,
+        "best_update": progress.best_update,
         "training_seconds": round(progress.seconds, 1),
         "valid_elbo_nats_per_sequence": -progress.best_nats,
         **{f"test_{name}": value for name, value in numbers.items()},
@@ -693,24 +695,24 @@ def _lock(run: Path, held: ExitStack) -> None:
 
 def _finished(config: TrainConfig, progress: Progress) -> bool:
     return (
-        (config.max_steps is not None and progress.step >= config.max_steps)
+        (config.max_updates is not None and progress.update >= config.max_updates)
         or (config.max_epochs is not None and progress.epoch >= config.max_epochs)
         or (config.max_minutes is not None and progress.seconds >= 60 * config.max_minutes)
         or (config.patience is not None and progress.worse_validations >= config.patience)
     )
 
 
-def _fraction(config: TrainConfig, progress: Progress, steps_an_epoch: int) -> float:
+def _fraction(config: TrainConfig, progress: Progress, updates_an_epoch: int) -> float:
     """Fraction of the training that is done, by the limit that is nearest."""
-    epochs = progress.epoch + progress.batch / max(steps_an_epoch, 1)
+    epochs = progress.epoch + progress.batch / max(updates_an_epoch, 1)
     of_limits = [
-        progress.step / config.max_steps if config.max_steps else 0.0,
+        progress.update / config.max_updates if config.max_updates else 0.0,
         epochs / config.max_epochs if config.max_epochs else 0.0,
         progress.seconds / (60 * config.max_minutes) if config.max_minutes else 0.0,
     ]
     return min(max(of_limits), 1.0)
 
 
-def _total_steps(config: TrainConfig, steps_an_epoch: int) -> int | None:
-    totals = [config.max_steps, config.max_epochs and config.max_epochs * steps_an_epoch]
+def _total_steps(config: TrainConfig, updates_an_epoch: int) -> int | None:
+    totals = [config.max_updates, config.max_epochs and config.max_epochs * updates_an_epoch]
     return min((total for total in totals if total is not None), default=None)

@@ -25,13 +25,13 @@ def rate_factor(config: TrainConfig, update: int, done: float, halvings: int = 0
         halvings: how often the rate was halved, by ``plateau`` or after a divergence.
 
     Example:
-        >>> config = TrainConfig(learning_rate_decay="linear", decay_start=0.5, warmup_steps=10)
+        >>> config = TrainConfig(learning_rate_decay="linear", decay_start=0.5, warmup_updates=10)
         >>> [round(rate_factor(config, update, update / 100), 2) for update in (0, 4, 50, 75, 99)]
         [0.1, 0.5, 1.0, 0.5, 0.02]
     """
     factor = 0.5**halvings
-    if update < config.warmup_steps:
-        factor *= (update + 1) / config.warmup_steps
+    if update < config.warmup_updates:
+        factor *= (update + 1) / config.warmup_updates
     if config.learning_rate_decay in ("linear", "cosine"):
         left = 1 - min(max(done - config.decay_start, 0.0) / (1 - config.decay_start), 1.0)
         if config.learning_rate_decay == "cosine":

@@ -26,39 +26,41 @@ class Record:
 
     Args:
         run: the run folder.
-        last_step: last update of a run that is resumed. Later events come from a session that was interrupted
+        last_update: last update of a run that is resumed. Later events come from a session that was interrupted
             before it saved a checkpoint; they are dropped, as is the test event of a session that had
             finished.
         validating: whether the validation after that update is repeated.
     """
 
-    def __init__(self, run: Path, last_step: int | None = None, validating: bool = False) -> None:
+    def __init__(self, run: Path, last_update: int | None = None, validating: bool = False) -> None:
         self.path = run / "metrics.jsonl"
-        if last_step is not None and self.path.exists():
+        if last_update is not None and self.path.exists():
             kept = [
                 event
                 for event in read_metrics(run)
-                if event["step"] <= last_step
+                if event["update"] <= last_update
                 and event["event"] != "test"
-                and not (validating and event["event"] == "valid" and event["step"] == last_step)
+                and not (
+                    validating and event["event"] == "valid" and event["update"] == last_update
+                )
             ]
             text = "".join(json.dumps(event) + "\n" for event in kept)
             write_text(self.path, text)
-        step = None if last_step is None else last_step + 1
+        step = None if last_update is None else last_update + 1
         self._board: SummaryWriter | None = None
         try:
             self._board = SummaryWriter(str(run), purge_step=step)
         except UnicodeEncodeError:  # TensorBoard takes no folder whose name is not UTF-8
             log.warning("no TensorBoard events: the name of the run folder is not valid UTF-8")
 
-    def write(self, event: str, step: int, **numbers: Any) -> None:
+    def write(self, event: str, update: int, **numbers: Any) -> None:
         """Write an event with its metrics, whose names include the unit."""
-        line = json_text({"event": event, "step": step, **numbers})
+        line = json_text({"event": event, "update": update, **numbers})
         with self.path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
         for name, value in numbers.items():
             if self._board and isinstance(value, (int, float)) and math.isfinite(value):
-                self._board.add_scalar(f"{event}/{name}", value, step)
+                self._board.add_scalar(f"{event}/{name}", value, update)
 
     def close(self) -> None:
         if self._board:
@@ -68,7 +70,7 @@ class Record:
 class NoRecord:
     """Writes nothing: the record of all processes but the first."""
 
-    def write(self, event: str, step: int, **numbers: Any) -> None: ...
+    def write(self, event: str, update: int, **numbers: Any) -> None: ...
 
     def close(self) -> None: ...
 
@@ -87,7 +89,7 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
             continue
         try:
             event = json.loads(line.decode("utf-8"))
-            if not isinstance(event["event"], str) or type(event["step"]) is not int:
+            if not isinstance(event["event"], str) or type(event["update"]) is not int:
                 raise TypeError
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             if i == len(lines) - 1:  # no line end: the writer was killed

@@ -153,4 +153,4 @@ def load_run(
     check_same_data(run, checkpoint["data"], record)
     model = build_model(config, record).to(device)
     load_weights(model, checkpoint, path)
-    return config, splits, model.eval(), int(checkpoint["step"])
+    return config, splits, model.eval(), int(checkpoint["update"])

@@ -49,7 +49,7 @@ def test_curves() -> None:
         numbers = {
             f"{k}_nats_per_sequence": v for k, v in (("elbo", elbo), ("kl", 3.0), ("aux", 1.0))
         }
-        return {"event": kind, "step": step, **numbers}
+        return {"event": kind, "update": step, **numbers}
 
     events = [event("train", 10 * i, -200.0 + i) for i in range(20)] + [event("valid", 190, -150.0)]
     figure = curves(events, unit="image")
@@ -73,7 +73,7 @@ def test_curves_per_step_where_sequences_differ_in_length() -> None:
         whole = {f"{k}_nats_per_sequence": v * length for k, v in nats.items()}
         return {
             "event": kind,
-            "step": step,
+            "update": step,
             **whole,
             **{f"{k}_nats_per_step": v for k, v in nats.items()},
         }

@@ -51,7 +51,7 @@ def runs(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list
 
 def make_runs(tmp_path: Path) -> None:
     small = {
-        "hidden_size": 8, "latent_size": 2, "mlp_size": 8, "batch_size": 8, "max_steps": 6,
+        "hidden_size": 8, "latent_size": 2, "mlp_size": 8, "batch_size": 8, "max_updates": 6,
         "valid_interval": 2, "log_interval": 2, "valid_sequences": 20, "test_sequences": 20,
         "num_figures": 4,
     }  # fmt: skip
@@ -118,7 +118,7 @@ def test_one_run_has_its_report_beside_it(runs: list[Path]) -> None:
 
 
 def test_a_run_that_has_not_ended() -> None:
-    events = [{"event": "train", "step": 5, "elbo_nats_per_sequence": -3.0, "kl_nats_per_sequence": 0.0,
+    events = [{"event": "train", "update": 5, "elbo_nats_per_sequence": -3.0, "kl_nats_per_sequence": 0.0,
                "aux_nats_per_sequence": 0.0}]  # fmt: skip
     page = report_page([RunContent("half", {"model": "rnn", "dataset": "mnist"}, events)])
     assert "This run has not finished." in page
@@ -131,11 +131,11 @@ def test_choice_of_the_shown_evaluation() -> None:
     """The report uses the best checkpoint and prefers more sequences to more samples."""
     usual = {"split": "test", "latents": "posterior", "unit": "image"}
     verdicts = [
-        {**usual, "step": 5, "num_sequences": 1, "num_samples": 1000, "verdict": "one"},
-        {**usual, "step": 5, "num_sequences": 90, "num_samples": 25, "verdict": "many"},
-        {**usual, "step": 3, "num_sequences": 500, "num_samples": 25, "verdict": "old"},
+        {**usual, "update": 5, "num_sequences": 1, "num_samples": 1000, "verdict": "one"},
+        {**usual, "update": 5, "num_sequences": 90, "num_samples": 25, "verdict": "many"},
+        {**usual, "update": 3, "num_sequences": 500, "num_samples": 25, "verdict": "old"},
     ]
-    summary = {"best_step": 5, "data": "d", "data_detail": "", "num_parameters": 1, "training_seconds": 1.0,
+    summary = {"best_update": 5, "data": "d", "data_detail": "", "num_parameters": 1, "training_seconds": 1.0,
                "verdict": "at the end"}  # fmt: skip
     page = report_page([RunContent("r", {}, [], summary, verdicts)])
     assert '<p class="verdict">many</p>' in page
@@ -145,7 +145,7 @@ def test_choice_of_the_shown_evaluation() -> None:
 
 def test_curves_of_cut_sequences_are_per_step() -> None:
     def event(kind: str, length: int) -> dict[str, object]:
-        return {"event": kind, "step": 1, **{f"{n}_nats_per_sequence": -2.0 * length for n in ("elbo", "kl", "aux")},
+        return {"event": kind, "update": 1, **{f"{n}_nats_per_sequence": -2.0 * length for n in ("elbo", "kl", "aux")},
                 **{f"{n}_nats_per_step": -2.0 for n in ("elbo", "kl", "aux")}}  # fmt: skip
 
     run = RunContent(
@@ -201,13 +201,13 @@ def test_in_a_browser(runs: list[Path], tmp_path: Path) -> None:
 def test_a_column_of_the_comparison_holds_bounds_of_one_kind() -> None:
     """A test on 10,000 sequences is not replaced by an evaluation of 200, and each has its N and k."""
     summary = {
-        "data": "digits", "data_detail": "", "num_parameters": 5, "steps": 9, "best_step": 9, "unit": "image",
+        "data": "digits", "data_detail": "", "num_parameters": 5, "updates": 9, "best_update": 9, "unit": "image",
         "training_seconds": 1.0, "test_elbo_nats_per_sequence": -117.33, "test_num_sequences": 10_000,
         "test_elbo_nats_per_sequence_stderr": 0.2, "test_num_samples": 1, "test_active_units": 3,
         "test_latent_units": 8, "test_diagnosed_sequences": 64,
     }  # fmt: skip
     few = {
-        "split": "test", "latents": "posterior", "step": 9, "num_sequences": 200, "num_samples": 25,
+        "split": "test", "latents": "posterior", "update": 9, "num_sequences": 200, "num_samples": 25,
         "elbo_nats_per_sequence": -121.11, "iwae_nats_per_sequence": -119.5,
     }  # fmt: skip
     other = {**few, "num_sequences": 10_000, "iwae_nats_per_sequence": -116.0}
@@ -231,7 +231,7 @@ def test_a_column_of_the_comparison_holds_bounds_of_one_kind() -> None:
 
 def test_runs_on_other_data_have_a_table_of_their_own() -> None:
     summary = {
-        "data_detail": "", "num_parameters": 5, "steps": 9, "best_step": 9, "unit": "sequence",
+        "data_detail": "", "num_parameters": 5, "updates": 9, "best_update": 9, "unit": "sequence",
         "training_seconds": 1.0, "test_elbo_nats_per_sequence": -1.0, "test_num_sequences": 10,
         "test_num_samples": 1,
     }  # fmt: skip

@@ -112,7 +112,7 @@ def test_the_command_ends_with_2(
         "wav",
         "--data",
         str(folder),
-        "--max-steps",
+        "--max-updates",
         "1",
         "--output-dir",
         str(run),

@@ -120,7 +120,7 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     run = tmp_path / "run"
     sizes = ["--hidden-size", "8", "--latent-size", "2", "--mlp-size", "8", "--preset", "small"]
     few = ["--valid-sequences", "20", "--test-sequences", "20", "--batch-size", "8"]
-    how = ["--cell", "gru", "--num-layers", "2", "--condition-on", "label", "--max-steps", "3"]
+    how = ["--cell", "gru", "--num-layers", "2", "--condition-on", "label", "--max-updates", "3"]
     assert main(["train", "--output-dir", str(run), *sizes, *few, *how]) == 0
     config = read_config(run)
     assert (config.options["cell"], config.options["num_layers"]) == ("gru", 2)
@@ -128,11 +128,11 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
     again = tmp_path / "again"
     command = ["train", "--config", str(run / "config.json"), "--output-dir", str(again)]
-    assert main([*command, "--max-steps", "2", "--num-layers", "1"]) == 0
+    assert main([*command, "--max-updates", "2", "--num-layers", "1"]) == 0
     other = read_config(again)
-    assert (other.max_steps, other.options["num_layers"], other.options["cell"]) == (2, 1, "gru")
+    assert (other.max_updates, other.options["num_layers"], other.options["cell"]) == (2, 1, "gru")
     assert other.condition_on == "label"
-    assert json.loads((again / "summary.json").read_text())["steps"] == 2
+    assert json.loads((again / "summary.json").read_text())["updates"] == 2
 
     capsys.readouterr()
     generate = ["generate", str(run), "--task", "samples", "--number", "4"]

@@ -96,7 +96,7 @@ def test_all_tables_of_a_data_set(
     assert [p.parent.parent.name for p in changed] == ["mnist-vbl-seed0"]
     assert path.read_text() == text
     events = read_metrics(runs / "mnist-vbl-seed0")
-    assert [e["step"] for e in events if e["event"] == "valid"] == [2, 4]
+    assert [e["update"] for e in events if e["event"] == "valid"] == [2, 4]
 
     # A manual evaluation of other sequences is not used for the table.
     few = ["evaluate", str(runs / "mnist-vbl-seed0"), "--num-samples", "2", "--max-sequences", "2"]
@@ -136,7 +136,7 @@ def test_limits_of_time_and_sequences(real_data: Path, tmp_path: Path) -> None:
     assert main(command) == 0
     assert (tmp_path / f"{stem}.md").read_text() == text
     config = json.loads((tmp_path / "runs/smoke/mnist-vbl-seed0/config.json").read_text())
-    assert (config["max_minutes"], config["max_steps"], config["test_sequences"]) == (60, 4, 5)
+    assert (config["max_minutes"], config["max_updates"], config["test_sequences"]) == (60, 4, 5)
 
 
 @pytest.mark.parametrize("scale", SCALES)
@@ -165,8 +165,8 @@ def test_costs_that_are_averaged_over_units(tmp_path: Path) -> None:
 
 def test_annealing_ends_halfway(tmp_path: Path) -> None:
     config = Training("timit", "zf-kla").config("small", tmp_path)
-    assert config.max_steps is not None
-    half = config.kl_start + config.kl_increment * config.max_steps / 2
+    assert config.max_updates is not None
+    half = config.kl_start + config.kl_increment * config.max_updates / 2
     assert half == pytest.approx(1.0)
     assert Training("timit", "zf-kla").config("paper", tmp_path).kl_increment == 5e-5
 

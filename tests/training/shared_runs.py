@@ -40,7 +40,7 @@ RUNS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
         lambda: ZForcing(4, alpha=0.3, beta=0.5, emission="autoregressive-bernoulli", dropout=0.3, **SIZES),
         ragged,
         {
-            "learning_rate_decay": "plateau", "decay_patience": 1, "warmup_steps": 5, "weight_decay": 0.1,
+            "learning_rate_decay": "plateau", "decay_patience": 1, "warmup_updates": 5, "weight_decay": 0.1,
             "average_decay": 0.8,
         },
     ),
@@ -62,7 +62,7 @@ def run(name: str, folder: Path, updates: int) -> None:
     model: SequenceModel = make()
     path = folder / name
     if (path / "config.json").exists():
-        config = TrainConfig(resume=path, max_steps=updates)
+        config = TrainConfig(resume=path, max_updates=updates)
     else:
         settings = {
             "batch_size": 7,
@@ -71,7 +71,7 @@ def run(name: str, folder: Path, updates: int) -> None:
             "num_figures": 0,
             **options,
         }
-        config = TrainConfig(output_dir=path, max_steps=updates, learning_rate=0.01, **settings)
+        config = TrainConfig(output_dir=path, max_updates=updates, learning_rate=0.01, **settings)
     train(config, model=model, data=data())
 
 

@@ -58,7 +58,7 @@ def run_all(
 ) -> tuple[dict[str, Any], list[str], dict[str, Any]]:
     """Train and evaluate; return the summary, the printed lines and the JSON output."""
     run = tmp_path / "run"
-    arguments = ["--dataset", dataset, "--output-dir", str(run), "--max-steps", "4", *more]
+    arguments = ["--dataset", dataset, "--output-dir", str(run), "--max-updates", "4", *more]
     assert main(["train", *arguments, *flags(num_figures=3, **options)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert main(["evaluate", str(run), "--num-samples", "3", "--max-sequences", "20"]) == 0
@@ -132,10 +132,10 @@ def test_penn_treebank(real_data: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert "--fivo filters whole sequences" in capsys.readouterr().err
     filtered = [*more, "--objective", "fivo", "--num-particles", "2", "--dataset", "ptb"]
     other = ["--output-dir", str(tmp_path / "other")]
-    assert main(["train", *filtered, *other, *flags(), "--max-steps", "1"]) == 2
+    assert main(["train", *filtered, *other, *flags(), "--max-updates", "1"]) == 2
     assert "use --carry-state False" in capsys.readouterr().err
     assert (
-        main(["train", *filtered, *other, *flags(), "--max-steps", "1", "--carry-state", "False"])
+        main(["train", *filtered, *other, *flags(), "--max-updates", "1", "--carry-state", "False"])
         == 0
     )
 
@@ -173,7 +173,7 @@ def test_arrays(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
             np.random.default_rng(1).permutation(file["x"][:] ** 2 % 7).astype(file["x"].dtype)
         )
     if kind != "binary":
-        assert main(["train", "--resume", str(tmp_path / "run"), "--max-steps", "9"]) == 2
+        assert main(["train", "--resume", str(tmp_path / "run"), "--max-updates", "9"]) == 2
         assert "was trained on arrays of mine.h5" in capsys.readouterr().err
 
 
@@ -187,14 +187,14 @@ def test_sounds_with_workers(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "iid Gaussian, test: -" in captured.out
     assert "wav: 100%" in captured.err, "progress bar"
     options = ("--data", str(folder), "--segment", "10", "--workers", "2", "--model", "rnn")
-    assert main(["train", "--dataset", "wav", *options, "--output-dir", str(tmp_path / "run"), *[f for f in flags(max_steps=3) if "latent" not in f]]) == 0  # fmt: skip
+    assert main(["train", "--dataset", "wav", *options, "--output-dir", str(tmp_path / "run"), *[f for f in flags(max_updates=3) if "latent" not in f]]) == 0  # fmt: skip
     lines = capsys.readouterr().out.splitlines()
     assert "the exact log-likelihood" in lines[0]
 
 
 def test_settings_of_a_resumed_run(tmp_path: Path) -> None:
     options = {**TINY, "dataset": "text", "data": text_file(tmp_path / "mine.txt"), "workers": 2}
-    train(TrainConfig.of(output_dir=tmp_path / "run", max_steps=1, **options))
+    train(TrainConfig.of(output_dir=tmp_path / "run", max_updates=1, **options))
     assert resumed(TrainConfig.of(resume=tmp_path / "run")).workers == 2
     assert resumed(TrainConfig.of(resume=tmp_path / "run", workers=0)).workers == 0
 
@@ -221,9 +221,9 @@ def test_resumed_in_the_middle_of_an_epoch(dataset: str, workers: int, tmp_path:
     else:
         options = {"data": array_file(tmp_path / "mine.h5", "real")}
     options |= {**TINY, "dataset": dataset, "workers": workers, "batch_size": 16}
-    train(TrainConfig.of(output_dir=tmp_path / "whole", max_steps=20, **options))
-    train(TrainConfig.of(output_dir=tmp_path / "parts", max_steps=5, **options))
-    train(TrainConfig.of(resume=tmp_path / "parts", max_steps=20))
+    train(TrainConfig.of(output_dir=tmp_path / "whole", max_updates=20, **options))
+    train(TrainConfig.of(output_dir=tmp_path / "parts", max_updates=5, **options))
+    train(TrainConfig.of(resume=tmp_path / "parts", max_updates=20))
     whole, parts = states(tmp_path / "whole"), states(tmp_path / "parts")
     assert whole["progress"]["epoch"] >= 1, "the run crosses the end of an epoch"
     assert whole["progress"]["batch"] == parts["progress"]["batch"]
@@ -233,8 +233,8 @@ def test_resumed_in_the_middle_of_an_epoch(dataset: str, workers: int, tmp_path:
         assert all(map(torch.equal, whole["carried"], parts["carried"]))
         assert any(x.abs().max() > 0 for x in whole["carried"])
     curves = [
-        [e for e in read_metrics(tmp_path / name) if e["event"] == "train" and e["step"] > 6]
+        [e for e in read_metrics(tmp_path / name) if e["event"] == "train" and e["update"] > 6]
         for name in ("whole", "parts")
     ]
-    names = ("step", "epoch", "elbo_nats_per_sequence")
+    names = ("update", "epoch", "elbo_nats_per_sequence")
     assert [[e[n] for n in names] for e in curves[0]] == [[e[n] for n in names] for e in curves[1]]

@@ -61,8 +61,8 @@ def assert_same_run(found: Path, expected: Path) -> None:
         assert x.dtype in (torch.float64, torch.int64)
         torch.testing.assert_close(ours[name], x, rtol=1e-10, atol=1e-12, msg=name)
     events = read_metrics(found), read_metrics(expected)
-    assert [(e["event"], e["step"]) for e in events[0]] == [
-        (e["event"], e["step"]) for e in events[1]
+    assert [(e["event"], e["update"]) for e in events[0]] == [
+        (e["event"], e["update"]) for e in events[1]
     ]
     for one, other in zip(*events, strict=True):
         for name, value in other.items():
@@ -132,7 +132,7 @@ def killed(
 def test_a_process_that_dies_ends_the_others(tmp_path: Path) -> None:
     pytest.importorskip("mlxtend")
     run = tmp_path / "run"
-    with killed(run, "--max-steps", 10**7, processes=3) as launcher:
+    with killed(run, "--max-updates", 10**7, processes=3) as launcher:
         since = time.monotonic()
         output, _ = launcher.communicate(timeout=30)
     assert time.monotonic() - since < 30
@@ -140,18 +140,18 @@ def test_a_process_that_dies_ends_the_others(tmp_path: Path) -> None:
     # The first process to notice says so, unless torchrun stops both before they notice.
     line = "of 3 has lost another process, so the training ends"
     assert len([x for x in output.splitlines() if line in x]) <= 1
-    assert torch.load(run / "checkpoints/last.pt", weights_only=True)["step"] >= 0
+    assert torch.load(run / "checkpoints/last.pt", weights_only=True)["update"] >= 0
 
 
 def test_a_restart_goes_on(tmp_path: Path) -> None:
     pytest.importorskip("mlxtend")
     run = tmp_path / "run"
-    options = ["--max-steps", 400, "--checkpoint-minutes", 0.01, "--valid-interval", 10**6]
+    options = ["--max-updates", 400, "--checkpoint-minutes", 0.01, "--valid-interval", 10**6]
     with killed(run, *options, restarts=1) as launcher:
         output, _ = launcher.communicate(timeout=120)
     assert launcher.returncode == 0, output
-    assert torch.load(run / "checkpoints/last.pt", weights_only=True)["step"] == 400
-    steps = [e["step"] for e in read_metrics(run) if e["event"] == "train"]
+    assert torch.load(run / "checkpoints/last.pt", weights_only=True)["update"] == 400
+    steps = [e["update"] for e in read_metrics(run) if e["event"] == "train"]
     assert steps == list(range(2, 401, 2))
 
 
@@ -160,7 +160,7 @@ def test_evaluation_and_errors_by_two_processes(tmp_path: Path) -> None:
     run = tmp_path / "run"
     results = []
     for processes, *program in (
-        (1, "train", *DIGITS, "--max-steps", 4, "--output-dir", run),
+        (1, "train", *DIGITS, "--max-updates", 4, "--output-dir", run),
         *(
             (n, "evaluate", run, "--num-samples", 3, "--fivo", "--max-sequences", 90, "--batch-size", 20)
             for n in (1, 2)
@@ -174,7 +174,7 @@ def test_evaluation_and_errors_by_two_processes(tmp_path: Path) -> None:
         results.append(done.stdout.splitlines()[-1])
     assert results[1] == results[2], "to the last digit"
     again = subprocess.run(
-        command(2, "train", *DIGITS, "--max-steps", 4, "--output-dir", run, program=COMMANDS),
+        command(2, "train", *DIGITS, "--max-updates", 4, "--output-dir", run, program=COMMANDS),
         env=environment(), capture_output=True, text=True, check=False, timeout=300,
     )  # fmt: skip
     assert again.returncode != 0

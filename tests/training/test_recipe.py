@@ -35,11 +35,11 @@ def trained(run: Path, updates: int = 12, resume: bool = False, **settings: Any)
     torch.manual_seed(0)
     model = VRNN(4, hidden_size=6, latent_size=2, mlp_size=5, dropout=0.3)
     settings = {
-        "max_steps": updates, "batch_size": 8, "log_interval": 1, "valid_interval": 3, "num_figures": 0,
+        "max_updates": updates, "batch_size": 8, "log_interval": 1, "valid_interval": 3, "num_figures": 0,
         "learning_rate": 0.01, **settings,
     }  # fmt: skip
     config = (
-        TrainConfig(resume=run, max_steps=updates)
+        TrainConfig(resume=run, max_updates=updates)
         if resume
         else TrainConfig(output_dir=run, **settings)
     )
@@ -60,7 +60,7 @@ def test_the_learning_rate(
     warmup: int, start: float, total: int, decay: Any, halvings: int
 ) -> None:
     """It rises, stays, and falls as PyTorch's schedulers have it."""
-    config = TrainConfig(warmup_steps=warmup, learning_rate_decay=decay, decay_start=start)
+    config = TrainConfig(warmup_updates=warmup, learning_rate_decay=decay, decay_start=start)
     for update in range(total):
         found = rate_factor(config, update, update / total, halvings)
         expected = 0.5**halvings * min(1.0, (update + 1) / warmup if warmup else 1.0)
@@ -73,7 +73,7 @@ def test_the_learning_rate(
 
 
 def test_the_optimiser_has_the_rate(tmp_path: Path) -> None:
-    settings = {"learning_rate_decay": "linear", "decay_start": 0.5, "warmup_steps": 2}
+    settings = {"learning_rate_decay": "linear", "decay_start": 0.5, "warmup_updates": 2}
     content = trained(tmp_path / "run", **settings)
     expected = [0.005, 0.01, 0.01, 0.01, 0.01, 0.01, 0.01, *(0.01 * k / 6 for k in (5, 4, 3, 2, 1))]
     assert rates(tmp_path / "run") == pytest.approx(expected)
@@ -86,7 +86,7 @@ def test_a_plateau_halves_the_rate_and_patience_ends_the_training(tmp_path: Path
     content = trained(tmp_path / "run", 300, learning_rate=0.5, **settings)
     progress = content["progress"]
     assert progress["worse_validations"] == 3
-    assert content["step"] < 300
+    assert content["update"] < 300
     nats = [
         -e["elbo_nats_per_sequence"]
         for e in read_metrics(tmp_path / "run")
@@ -99,7 +99,7 @@ def test_a_plateau_halves_the_rate_and_patience_ends_the_training(tmp_path: Path
 
 
 RECIPE: dict[str, Any] = {
-    "warmup_steps": 4, "learning_rate_decay": "plateau", "decay_patience": 1, "weight_decay": 0.1,
+    "warmup_updates": 4, "learning_rate_decay": "plateau", "decay_patience": 1, "weight_decay": 0.1,
     "average_decay": 0.8, "learning_rate": 0.1,
 }  # fmt: skip
 
@@ -160,7 +160,7 @@ def test_weight_decay_is_decoupled(tmp_path: Path) -> None:
         {"preset": "paper"},
         {"model": "srnn", "aux": ("b=0.1", "u=0.2"), "valid_latents": ("prior", "prior-mean")},
         {"dataset": "ptb", "carry_state": False, "orthogonal": False, "kl_start": 0.2},
-        {"dataset": "wav", "data": Path("a folder"), "max_steps": 7, "frame_size": 80},
+        {"dataset": "wav", "data": Path("a folder"), "max_updates": 7, "frame_size": 80},
         {"alpha": 0.0, "max_minutes": 3.5, "learning_rate": 3e-4},
         {"hidden_size": 512, "alpha": 0.0005},  # what the preset has for 256 units
         {"frame": "pixel", "backward_size": 64},
@@ -189,7 +189,7 @@ def test_the_command_of_a_run_gives_its_settings(settings: dict[str, Any]) -> No
         ({"average_decay": -0.1}, "--average-decay must be at least 0 and below 1"),
         ({"decay_start": 1.5}, "--decay-start must be at least 0 and below 1"),
         ({"weight_decay": math.nan}, "--weight-decay must be a non-negative finite number"),
-        ({"warmup_steps": -1}, "--warmup-steps must be a non-negative finite number"),
+        ({"warmup_updates": -1}, "--warmup-updates must be a non-negative finite number"),
         ({"patience": 0}, "--patience must be a positive finite number"),
         (
             {"learning_rate_decay": "step"},

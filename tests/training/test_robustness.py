@@ -41,7 +41,7 @@ def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 def small(folder: Path, **options: Any) -> TrainConfig:
     settings = {
-        "dataset": "hdf5", "data": folder / "x.h5", "model": "vrnn", **SIZES, "max_steps": 6, "log_interval": 2,
+        "dataset": "hdf5", "data": folder / "x.h5", "model": "vrnn", **SIZES, "max_updates": 6, "log_interval": 2,
         "valid_interval": 3, "num_figures": 0, "batch_size": 8, "output_dir": folder / "run", **options,
     }  # fmt: skip
     return TrainConfig.of(**settings)
@@ -138,16 +138,16 @@ def test_a_damaged_last_checkpoint_falls_back(
     shutil.copytree(tmp_path / "run", tmp_path / "copy")
     last = tmp_path / "run/checkpoints/last.pt"
     last.write_bytes(last.read_bytes()[:-100])
-    resumed = TrainConfig(resume=tmp_path / "run", max_steps=9)
+    resumed = TrainConfig(resume=tmp_path / "run", max_updates=9)
     summary = train(resumed)
     assert "the one before it, of update 6, is used" in caplog.text
-    assert summary["steps"] == 9
-    other = train(TrainConfig(resume=tmp_path / "copy", max_steps=9))
+    assert summary["updates"] == 9
+    other = train(TrainConfig(resume=tmp_path / "copy", max_updates=9))
     assert other["test_elbo_nats_per_sequence"] == summary["test_elbo_nats_per_sequence"]
     for path in (last, tmp_path / "run/checkpoints/previous.pt"):
         path.write_bytes(b"junk")
     with pytest.raises(DataError, match=r"last\.pt is damaged or not a checkpoint"):
-        train(TrainConfig(resume=tmp_path / "run", max_steps=12))
+        train(TrainConfig(resume=tmp_path / "run", max_updates=12))
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_a_damaged_last_checkpoint_falls_back(
     [
         ("config.json", b"[]"), ("config.json", b"\xff"), ("config.json", b"null"), ("config.json", b"[" * 9999),
         ("summary.json", b""), ("summary.json", b"5"), ("summary.json", b"{}"),
-        ("metrics.jsonl", b'{"event": "train"}\n{"event": "valid", "step": 3}\n'),
+        ("metrics.jsonl", b'{"event": "train"}\n{"event": "valid", "update": 3}\n'),
         ("metrics.jsonl", b"\xff\n{}\n"), ("evaluation-test-posterior-k2.json", b"[1]"),
     ],
 )  # fmt: skip
@@ -163,7 +163,7 @@ def test_damaged_texts_are_one_line(
     name: str, content: bytes, tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     prepare(tmp_path)
-    train(small(tmp_path, max_steps=3))
+    train(small(tmp_path, max_updates=3))
     (tmp_path / "run" / name).write_bytes(content)
     capsys.readouterr()
     assert main(["report", str(tmp_path / "run")]) == 2
@@ -192,18 +192,18 @@ def test_locks_and_signals(tmp_path: Path, cache: Path) -> None:
     run = tmp_path / "run"
     sizes = [x for k, v in SIZES.items() for x in (f"--{k.replace('_', '-')}", v)]
     arguments = [
-        "--dataset", "hdf5", "--data", tmp_path / "x.h5", "--model", "vrnn", *sizes, "--max-steps", 10**7,
+        "--dataset", "hdf5", "--data", tmp_path / "x.h5", "--model", "vrnn", *sizes, "--max-updates", 10**7,
         "--log-interval", 5, "--valid-interval", 10**7, "--num-figures", 0, "--batch-size", 8, "--max-epochs", 10**7,
         "--output-dir", run,
     ]  # fmt: skip
     with started(*arguments) as process:
-        wait_for(run / "metrics.jsonl", process, '"step": 20')
+        wait_for(run / "metrics.jsonl", process, '"update": 20')
         with pytest.raises(UsageError, match="another training is writing to"):
-            train(TrainConfig(resume=run, max_steps=3))
+            train(TrainConfig(resume=run, max_updates=3))
         process.send_signal(signal.SIGUSR1)
-        before = load_checkpoint(run / "checkpoints/last.pt", torch.device("cpu"))["step"]
+        before = load_checkpoint(run / "checkpoints/last.pt", torch.device("cpu"))["update"]
         time.sleep(1.0)
-        saved = load_checkpoint(run / "checkpoints/last.pt", torch.device("cpu"))["step"]
+        saved = load_checkpoint(run / "checkpoints/last.pt", torch.device("cpu"))["update"]
         assert saved >= max(before, 1)
         assert process.poll() is None, "it goes on"
         process.send_signal(signal.SIGHUP)
@@ -211,13 +211,13 @@ def test_locks_and_signals(tmp_path: Path, cache: Path) -> None:
     assert process.returncode == 130
     assert "stopped at update" in errors
     assert "Traceback" not in errors
-    with started("--resume", run, "--max-steps", 10**7) as process:
+    with started("--resume", run, "--max-updates", 10**7) as process:
         wait_for(run / "metrics.jsonl", process)
         time.sleep(3.0)
         process.kill()
         process.communicate()
-    step = load_checkpoint(run / "checkpoints/last.pt", torch.device("cpu"))["step"]
-    assert train(TrainConfig(resume=run, max_steps=step + 1))["steps"] == step + 1, (
+    step = load_checkpoint(run / "checkpoints/last.pt", torch.device("cpu"))["update"]
+    assert train(TrainConfig(resume=run, max_updates=step + 1))["updates"] == step + 1, (
         "the lock is gone"
     )
 
@@ -245,7 +245,7 @@ def test_updates_that_are_not_finite_are_skipped(
     def run(name: str, bad: tuple[int, ...], **options: Any) -> Any:
         SometimesNaN.updates, SometimesNaN.bad = 0, bad
         settings = {
-            "max_steps": 12,
+            "max_updates": 12,
             "num_figures": 0,
             "log_interval": 4,
             "valid_interval": 3,
@@ -257,7 +257,7 @@ def test_updates_that_are_not_finite_are_skipped(
 
     # The first update is checked by Pyro, which refuses NaN.
     summary = run("some", (4, 5, 9))
-    assert summary["steps"] == 12
+    assert summary["updates"] == 12
     events = [e for e in read_metrics(tmp_path / "some") if e["event"] == "train"]
     assert [e.get("skipped_updates", 0) for e in events] == [1, 2, 3]
     assert np.isfinite(summary["test_elbo_nats_per_sequence"])
@@ -268,7 +268,7 @@ def test_updates_that_are_not_finite_are_skipped(
     content = torch.load(tmp_path / "stop/checkpoints/last.pt", weights_only=True)
     assert all(bool(x.isfinite().all()) for x in content["model"].values())
     summary = run("rewind", (4, 5, 6), max_skipped=3, on_divergence="rewind")
-    assert summary["steps"] == 12
+    assert summary["updates"] == 12
     assert "back to update 4, with half the learning rate" in caplog.text
     content = torch.load(tmp_path / "rewind/checkpoints/last.pt", weights_only=True)
     assert content["optimizer"]["param_groups"][0]["lr"] == pytest.approx(5e-4)
@@ -316,10 +316,10 @@ def test_a_full_disk_is_one_line(
     run = small_disk / "run"
     arguments = [
         "train", "--dataset", "hdf5", "--data", tmp_path / "x.h5", "--model", "vrnn", "--latent-size", 16, "--mlp-size",
-        100, "--hidden-size", size, "--batch-size", 8, "--max-steps", 6, "--valid-interval", 3, "--num-figures", 0,
+        100, "--hidden-size", size, "--batch-size", 8, "--max-updates", 6, "--valid-interval", 3, "--num-figures", 0,
         "--output-dir", run,
     ]  # fmt: skip
     assert main([str(x) for x in arguments]) == 2
     (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error")]
     assert "No space left on device" in line
-    assert load_checkpoint(run / "checkpoints/last.pt", torch.device("cpu"))["step"] in (0, 3)
+    assert load_checkpoint(run / "checkpoints/last.pt", torch.device("cpu"))["update"] in (0, 3)

