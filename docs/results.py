@@ -59,7 +59,11 @@ def content_of(run: Path, section: str, label: str) -> dict[str, Any]:
         "test": {k: test[k] for k in KEPT if test.get(k) is not None},
         "evaluations": [{k: e[k] for k in KEPT if e.get(k) is not None} for e in evaluations],
         "curve": [
-            [e["update"], round(e["elbo_nats_per_sequence"], 2), round(e["kl_nats_per_sequence"], 2)]
+            [
+                e["update"],
+                round(e["elbo_nats_per_sequence"], 2),
+                round(e["kl_nats_per_sequence"], 2),
+            ]
             for e in read_metrics(run)
             if e["event"] == "valid"
         ],

@@ -20,8 +20,9 @@ from pyro_zf.analysis.run_figures import STEPS
 from pyro_zf.data import Batches, DataError, Splits, Values, splits_of
 from pyro_zf.data.datasets import text_of
 from pyro_zf.models import LatentSequenceModel, SequenceModel
+from pyro_zf.names import there_are
 from pyro_zf.training.checkpoint import load_checkpoint, load_weights
-from pyro_zf.training.checks import UsageError, there_are
+from pyro_zf.training.checks import UsageError
 from pyro_zf.training.config import TrainConfig, resolve_device
 from pyro_zf.training.data import build_data, check_same_data, data_record
 from pyro_zf.training.evaluation import EvaluationConfig, evaluate_model
@@ -112,11 +113,11 @@ def load(
     if (path / WEIGHTS).is_file():
         file = path / WEIGHTS
     if not file.is_file():
-        what = f"{path} is not a run folder with a checkpoint {checkpoint!r}" if path.is_dir() else (
+        what = f"{path} is not a run folder with a checkpoint {checkpoint!r} (looked for {file})" if path.is_dir() else (
             f"{path} does not exist"
         )  # fmt: skip
         hint = "; there is checkpoint='last'" if (file.parent / "last.pt").is_file() else ""
-        raise DataError(f"{what} (looked for {file}){hint}")
+        raise DataError(f"{what}{hint}")
     name = resolve_device(device)
     exported = file.suffix == ".safetensors"
     content = (read_export if exported else load_checkpoint)(file, torch.device(name))

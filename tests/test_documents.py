@@ -269,3 +269,17 @@ def test_the_comparison_of_defaults_with_the_baseline(tmp_path: Path) -> None:
     assert "WORSE" in done.stdout
     found = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))["mnist rnn"]
     assert found["bound"] < found["baseline"] < 0
+
+
+def test_the_messages_for_misuse_are_those_of_the_page() -> None:
+    """Each mistake of ``docs/messages.md`` is made; each message is one line."""
+    script = runpy.run_path(str(ROOT / "docs" / "messages.py"))
+    commands, calls = script["COMMANDS"], script["CALLS"]
+    assert len(set(commands)) + len(set(calls)) >= 60
+    page = script["page"]()
+    assert "Traceback" not in page
+    rows = [line for line in page.splitlines() if line.startswith("| `")]
+    assert len(rows) == len(commands) + len(calls), "a message has more than one line"
+    assert page == (ROOT / "docs" / "messages.md").read_text(encoding="utf-8"), (
+        "run python docs/messages.py"
+    )

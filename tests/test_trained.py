@@ -33,7 +33,13 @@ LENGTHS = torch.arange(60) % 6 + 1
 
 
 def config(folder: Path, **options: Any) -> TrainConfig:
-    settings = {"max_updates": 6, "num_figures": 0, "log_interval": 2, "valid_interval": 3, **options}
+    settings = {
+        "max_updates": 6,
+        "num_figures": 0,
+        "log_interval": 2,
+        "valid_interval": 3,
+        **options,
+    }
     return TrainConfig(output_dir=folder / "run", **settings)
 
 

@@ -48,7 +48,9 @@ class Decoding(Messenger):
     ) -> None:
         super().__init__()
         if not temperature > 0:
-            raise ValueError(f"a temperature must be above 0, not {temperature}; see argmax")
+            raise ValueError(
+                f"a temperature must be above 0, not {temperature}; argmax takes the most probable value"
+            )
         if not latent_temperature >= 0:
             raise ValueError(
                 f"a latent temperature must not be negative, but is {latent_temperature}"

@@ -18,7 +18,7 @@ from pyro_zf.cli.generate import generate_main, interpolate_main
 from pyro_zf.cli.report import report_main
 from pyro_zf.cli.reproduce import reproduce_main
 from pyro_zf.cli.train import prepare_main, train_main
-from pyro_zf.training.checks import there_are
+from pyro_zf.names import there_are
 
 __all__ = [
     "COMMANDS",

@@ -37,8 +37,8 @@ from pyro_zf.cli.parsing import parsed
 from pyro_zf.data import Splits
 from pyro_zf.data.vocabulary import without_surrogates
 from pyro_zf.models import LatentSequenceModel, SequenceModel
+from pyro_zf.names import there_are
 from pyro_zf.training import UsageError
-from pyro_zf.training.checks import there_are
 
 __all__ = ["GenerateConfig", "InterpolateConfig", "generate_main", "interpolate_main"]
 

@@ -7,7 +7,6 @@ defaults are those that apply; a message of tyro is reduced to the line that say
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import importlib.util
 import io
 import itertools
@@ -22,8 +21,9 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import tyro
 
-from pyro_zf.training.checks import UsageError, there_are
-from pyro_zf.training.options import docs_of
+from pyro_zf.names import there_are
+from pyro_zf.training.checks import UsageError
+from pyro_zf.training.options import docs_of, meant
 
 __all__ = [
     "IMPORT", "Extra", "by_tyro", "check_flags", "import_parts", "parsed", "show_help", "taken", "value_of",
@@ -32,17 +32,6 @@ __all__ = [
 
 T = TypeVar("T")
 
-#: Names that other programs use for our options.
-_ALIASES = {
-    "batch": ("batch_size",), "bs": ("batch_size",), "cuda": ("device",), "gpu": ("device",),
-    "epochs": ("max_epochs",), "iterations": ("max_updates",), "updates": ("max_updates",),
-    "max_steps": ("max_updates",), "k": ("num_samples", "num_particles"),
-    "lr": ("learning_rate",), "minutes": ("max_minutes",), "n": ("number",), "num": ("number",),
-    "o": ("output_dir", "output"), "out": ("output_dir", "output"), "output": ("output_dir",),
-    "particles": ("num_particles",), "samples": ("num_samples", "number"), "z_dim": ("latent_size",),
-    "hidden": ("hidden_size",), "warmup_steps": ("warmup_updates",), "dtype": ("precision",),
-    "checkpoint": ("resume",), "name": ("output_dir",),
-}  # fmt: skip
 _WORDS = {int: "a whole number", float: "a number"}
 _METAVARS = {int: "INT", float: "FLOAT", str: "TEXT", Path: "PATH", bool: "{True,False}"}
 
@@ -160,22 +149,17 @@ def check_flags(arguments: Sequence[str], known: Collection[str]) -> None:
     """
     for argument in arguments:
         flag = argument.partition("=")[0]
-        if not re.match(r"--[A-Za-z]|-[A-Za-z]$", flag):
-            continue
         name = flag.lstrip("-").replace("-", "_")
-        if name in known or name.removeprefix("no_") in known:
-            continue
-        meant = [x for x in _ALIASES.get(name.lower(), ()) if x in known]
-        meant = meant or difflib.get_close_matches(name, known, n=1)
-        hint = f"; did you mean --{meant[0].replace('_', '-')}?" if meant else ""
-        raise UsageError(f"there is no option {flag}{hint}")
+        if re.match(r"--[A-Za-z]|-[A-Za-z]$", flag) and name.removeprefix("no_") not in known:
+            raise UsageError(f"there is no option {flag}{meant(name, known)}")
 
 
 def _one_line(message: str, hints: Mapping[str, Any]) -> str:
     """What tyro says is wrong, without its frame, its help and its types."""
-    lines = [line.strip("│ ") for line in message.splitlines()[1:]]
-    end = next((i for i, line in enumerate(lines) if line.startswith(("──", "╰"))), len(lines))
-    text = " ".join(line for line in lines[:end] if line)
+    # After a title come parts between lines of one character, drawn or as hyphens. The first says what is wrong.
+    lines = [line.strip("│| ") for line in message.splitlines()[1:]]
+    parts = itertools.groupby(lines, lambda line: bool(re.match(r"[╭╰─+-]{2}", line)))
+    text = " ".join(line for line in next(list(p) for frame, p in parts if not frame) if line)
     if found := re.match(r"Error parsing --(\S+): ", text):
         value = re.search(r"(?:from \[(.*?)\]\.|base 10: |to float: )(.*)", text)
         given = (value[1] or value[2]).strip("'") if value else "another value"

@@ -11,10 +11,10 @@ import tyro
 
 from pyro_zf.cli.common import at_least_one, run_command
 from pyro_zf.cli.parsing import parsed
+from pyro_zf.names import there_are
 from pyro_zf.reproduce import TABLES, Scale, reproduce
 from pyro_zf.reproduce.jobs import Launcher
 from pyro_zf.training import UsageError
-from pyro_zf.training.checks import there_are
 
 __all__ = ["ReproduceConfig", "reproduce_main"]
 
@@ -71,9 +71,12 @@ def _reproduce(config: ReproduceConfig) -> None:
         raise UsageError(there_are(config.table, [*TABLES, "all"]))
     names = list(TABLES) if config.table == "all" else [config.table]
     if config.dataset is not None:
-        names = [n for n in names if config.dataset in {s.dataset for s in TABLES[n].sections}]
+        parts = {n: [s.dataset for s in TABLES[n].sections] for n in names}
+        names = [n for n in names if config.dataset in parts[n]]
         if not names:
-            raise UsageError(f"{config.table} has no part on {config.dataset}")
+            raise UsageError(
+                f"{config.table} has no part on {config.dataset}, but on {', '.join(parts[config.table])}"
+            )
     for name in names:
         paths = reproduce(
             name,

@@ -49,7 +49,12 @@ def embedding_layer(
 
     Symbols are always embedded. Numbers go through a linear layer, with an activation if one is
     named, or through nothing where ``size`` is None. Counts are read as log(1 + y).
+
+    Raises:
+        ValueError: if the data have no values.
     """
+    if data_size < 1:
+        raise ValueError(f"data_size must be at least 1, it is {data_size}")
     if emits_symbols(emission):
         size = size or default_symbol_size
         return nn.Embedding(data_size, size), size

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
+
+from pyro_zf.names import nearest
 
 __all__ = ["LatentOptions", "ModelOptions", "backward_units"]
 
@@ -63,9 +64,10 @@ class ModelOptions:
         names = [field.name for field in fields(cls)]
         for name in values:
             if name not in names:
-                near = difflib.get_close_matches(name, names, n=1)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
+                hint = nearest(name, names, "{!r}")
                 raise TypeError(f"{cls.__name__} has no option {name!r}{hint}")
+            if "_size" in name and isinstance(values[name], int) and values[name] < 0:
+                raise ValueError(f"{name} must not be negative, it is {values[name]}")
         return cls(**values)
 
 

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from pyro_zf.names import there_are
 from pyro_zf.nn.gaussian import GaussianForm, GaussianHead
 from pyro_zf.nn.mlp import MLP, join
 
@@ -194,5 +195,5 @@ def build_aux_cost(name: str, **options: Any) -> AuxiliaryCost:
         ValueError: if the name is unknown.
     """
     if name not in AUX_COSTS:
-        raise ValueError(f"unknown auxiliary cost {name!r}; there are {sorted(AUX_COSTS)}")
+        raise ValueError(f"auxiliary cost {there_are(name, sorted(AUX_COSTS))}")
     return AUX_COSTS[name](**options)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyro_zf.batch import with_particles
+from pyro_zf.names import there_are
 from pyro_zf.nn.mlp import join
 
 __all__ = [
@@ -312,7 +313,7 @@ def make_cell(
         ValueError: if the name is unknown.
     """
     if name not in CELLS:
-        raise ValueError(f"unknown cell {name!r}; there are {sorted(CELLS)}")
+        raise ValueError(f"cell {there_are(name, sorted(CELLS))}")
     return CELLS[name](input_size, latent_size, hidden_size, **options)  # type: ignore[call-arg]
 
 

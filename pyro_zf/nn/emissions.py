@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from pyro_zf.distributions.data import Autoregressive, DiscretizedLogisticMixture
+from pyro_zf.names import there_are
 from pyro_zf.nn.gaussian import GaussianForm, GaussianHead, GaussianMixtureHead
 from pyro_zf.nn.mlp import MLP, Dropout, activation_of, declared
 
@@ -447,7 +448,7 @@ def named_emission(name: str) -> Callable[..., nn.Module]:
         ValueError: if the name is unknown.
     """
     if name not in EMISSIONS:
-        raise ValueError(f"unknown emission {name!r}; there are {sorted(EMISSIONS)}")
+        raise ValueError(f"emission {there_are(name, sorted(EMISSIONS))}")
     return EMISSIONS[name]
 
 

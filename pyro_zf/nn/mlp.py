@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pyro_zf.distributions.noise import uniform
+from pyro_zf.names import there_are
 
 __all__ = [
     "ACTIVATIONS",
@@ -73,7 +74,7 @@ def activation_of(name: str) -> Callable[[], nn.Module]:
         ValueError: if the name is unknown.
     """
     if name not in ACTIVATIONS:
-        raise ValueError(f"unknown activation {name!r}; there are {sorted(ACTIVATIONS)}")
+        raise ValueError(f"activation {there_are(name, sorted(ACTIVATIONS))}")
     return ACTIVATIONS[name]
 
 

@@ -16,6 +16,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
 from pyro_zf.distributions.normal import DiagonalNormal
+from pyro_zf.names import there_are
 from pyro_zf.nn.flows import FlowHead
 from pyro_zf.nn.gaussian import GaussianForm, GaussianHead
 from pyro_zf.nn.mlp import MLP, declared, join
@@ -240,5 +241,5 @@ def named_posterior(name: str) -> Callable[..., nn.Module]:
         ValueError: if the name is unknown.
     """
     if name not in POSTERIORS:
-        raise ValueError(f"unknown posterior {name!r}; there are {sorted(POSTERIORS)}")
+        raise ValueError(f"posterior {there_are(name, sorted(POSTERIORS))}")
     return POSTERIORS[name]

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
+from pyro_zf.names import there_are
 from pyro_zf.nn.flows import FlowHead
 from pyro_zf.nn.gaussian import GaussianForm, GaussianHead, GaussianMixtureHead
 from pyro_zf.nn.mlp import MLP
@@ -117,5 +118,5 @@ def build_prior(name: str, hidden_size: int, latent_size: int, **options: object
         ValueError: if the name is unknown.
     """
     if name not in PRIORS:
-        raise ValueError(f"unknown prior {name!r}; there are {sorted(PRIORS)}")
+        raise ValueError(f"prior {there_are(name, sorted(PRIORS))}")
     return PRIORS[name](hidden_size, latent_size, **options)

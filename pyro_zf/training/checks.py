@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 
 from pyro_zf.infer import OBJECTIVES
 from pyro_zf.models import MODELS
+from pyro_zf.names import there_are
 from pyro_zf.nn import ACTIVATIONS, AUX_COSTS, CELLS, EMISSIONS, POSTERIORS, PRIORS
 from pyro_zf.training.options import has_type, misplaced, model_class, option_types
 
@@ -189,14 +189,6 @@ def check_name(option: str, name: str, known: Collection[str]) -> None:
     """
     if name not in known:
         raise UsageError(f"--{option} {there_are(name, known)}")
-
-
-def there_are(name: str, known: Iterable[str]) -> str:
-    """Message for an unknown name. It lists the known names and suggests the closest one."""
-    names = list(known)
-    near = difflib.get_close_matches(name, names, n=1)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    return f"{name}: must be one of {', '.join(names)}{hint}"
 
 
 #: Upper limits of options, above which nothing sensible can be allocated.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import re
 import shlex
@@ -15,6 +14,7 @@ import torch
 
 from pyro_zf.data.datasets import DataError
 from pyro_zf.models import MODELS, SequenceModel
+from pyro_zf.names import nearest
 from pyro_zf.sequence import Core
 from pyro_zf.training.checks import (
     UsageError,
@@ -227,8 +227,7 @@ class TrainConfig(DataConfig):
         for settings, known in ((plain, types), (plain.get("options", {}), types_of_options)):
             for name, value in settings.items():
                 if name not in known:
-                    near = difflib.get_close_matches(name, known, n=1)
-                    hint = f"; did you mean {near[0]!r}?" if near else ""
+                    hint = nearest(name, known, "{!r}")
                     raise UsageError(f"{where} has an unknown setting {name!r}{hint}")
                 paths = name in ("output_dir", "resume", "data_dir", "data")
                 if paths and isinstance(value, str):

@@ -8,6 +8,7 @@ import difflib
 import functools
 import inspect
 import textwrap
+from collections.abc import Collection
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -16,6 +17,7 @@ from pyro_zf.models import MODELS, SequenceModel
 __all__ = [
     "docs_of",
     "has_type",
+    "meant",
     "misplaced",
     "model_class",
     "option_types",
@@ -40,6 +42,26 @@ def systems_with(option: str) -> list[str]:
     return [name for name in MODELS if option in option_types(name)]
 
 
+#: Names that other programs, or earlier versions, use for options.
+_ALIASES = {
+    "batch": ("batch_size",), "bs": ("batch_size",), "cuda": ("device",), "gpu": ("device",),
+    "epochs": ("max_epochs",), "iterations": ("max_updates",), "updates": ("max_updates",),
+    "max_steps": ("max_updates",), "k": ("num_samples", "num_particles"),
+    "lr": ("learning_rate",), "minutes": ("max_minutes",), "n": ("number",), "num": ("number",),
+    "o": ("output_dir", "output"), "out": ("output_dir", "output"), "output": ("output_dir",),
+    "particles": ("num_particles",), "samples": ("num_samples", "number"), "z_dim": ("latent_size",),
+    "hidden": ("hidden_size",), "warmup_steps": ("warmup_updates",), "dtype": ("precision",),
+    "checkpoint": ("resume",), "name": ("output_dir",),
+}  # fmt: skip
+
+
+def meant(name: str, known: Collection[str]) -> str:
+    """The end of a message about an unknown option: the option that was probably meant, or nothing."""
+    others = [other for other in _ALIASES.get(name.lower(), ()) if other in known]
+    near = others or difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean --{near[0].replace('_', '-')}?" if near else ""
+
+
 def misplaced(option: str, model: str, known: list[str]) -> str:
     """Message for an option that does not apply to training or to a model.
 
@@ -49,9 +71,7 @@ def misplaced(option: str, model: str, known: list[str]) -> str:
     if others := systems_with(option):
         hint = "; use --aux NAME=WEIGHT for other models" if option in ("alpha", "beta") else ""
         return f"{flag} is an option of {', '.join(others)}, not of {model}{hint}"
-    near = difflib.get_close_matches(option, [*known, *option_types(model)], n=1)
-    hint = f"; did you mean --{near[0].replace('_', '-')}?" if near else ""
-    return f"there is no option {flag}{hint}"
+    return f"there is no option {flag}{meant(option, [*known, *option_types(model)])}"
 
 
 @functools.cache

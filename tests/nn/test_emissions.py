@@ -369,7 +369,7 @@ def test_the_mode_of_a_logistic_mixture_is_a_level() -> None:
 
 
 def test_an_unknown_emission() -> None:
-    with pytest.raises(ValueError, match="unknown emission 'binomial'; there are"):
+    with pytest.raises(ValueError, match="emission binomial: must be one of autoregressive"):
         make_emission("binomial", H, 4)
 
 
