@@ -36,7 +36,11 @@ def test_train_then_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
     arguments = [run, "--split", "valid", "--num-samples", "7", "--max-sequences", "20"]
     assert evaluate_main(arguments) == 0
-    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    *table, line = capsys.readouterr().out.splitlines()
+    assert table[1] == "20 images of valid, k = 7, z from the posterior"
+    assert [row.split()[0] for row in table[3:6]] == ["ELBO", "IWAE", "log"]
+    result = json.loads(line)
+    assert f"{result['iwae_nats_per_sequence']:.2f} ±" in table[4]
     expected = {
         "dataset": "mnist", "split": "valid", "num_sequences": 20, "num_samples": 7, "update": 6
     }  # fmt: skip
@@ -378,3 +382,15 @@ def test_parts_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     parts.write_text("import nothing_of_that_name\n")
     assert evaluate_main([run, *given]) == 2
     assert "parts.py: ModuleNotFoundError: No module named 'nothing_of" in capsys.readouterr().err
+
+
+def test_progress_is_logged_where_no_bar_is_shown(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pyro_zf.training.loop.LOGGED_EVERY", 0.0)
+    caplog.set_level("INFO")
+    flags = [*FLAGS, "--max-updates", "8", "--log-interval", "2", "--num-figures", "0"]
+    assert train_main(["--output-dir", str(tmp_path / "run"), *flags]) == 0
+    lines = [r.getMessage() for r in caplog.records if "% done" in r.getMessage()]
+    assert [line.split(" %")[0].split()[-1] for line in lines] == ["25", "50", "75", "100"]
+    assert lines[0].startswith("update 2, epoch 0, 25 % done: loss ")

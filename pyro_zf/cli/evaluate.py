@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from pyro_zf.cli.common import RunOptions, at_least_one, load, run_command
 from pyro_zf.cli.parsing import parsed
+from pyro_zf.trained import Evaluation
 from pyro_zf.training import UsageError, json_text, resolve_device, started
 from pyro_zf.training.evaluation import EvaluationConfig, evaluate_model, save_evaluation
 
@@ -23,7 +24,7 @@ EXAMPLES = (
 class EvaluateConfig(EvaluationConfig, RunOptions):
     """Compute bounds and diagnostics of a trained model.
 
-    The last line of the output is a JSON object. It is also saved in the run folder (for --checkpoint best).
+    The output is a table, and as its last line a JSON object. It is also saved in the run folder (for --checkpoint best).
     """
 
 
@@ -53,8 +54,8 @@ def _evaluate(config: EvaluateConfig) -> None:
         "update": update,
         **found,
     }
-    if "verdict" in result:
-        print(f"latents: {result['verdict']}")
+    print(f"{splits.source.name}, checkpoint {config.checkpoint} (update {update:,})")
+    print(Evaluation(result))
     print(json_text(result))
     if config.checkpoint == "best":
         save_evaluation(config.run, result)

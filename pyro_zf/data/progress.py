@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import TypeVar
 
 from tqdm import tqdm
 
-__all__ = ["always_shown", "progress_bar"]
+__all__ = ["always_shown", "counted", "progress_bar"]
+
+T = TypeVar("T")
 
 _always = ContextVar("always_shown", default=False)
 
@@ -31,3 +34,11 @@ def progress_bar(what: str, unit: str, total: int) -> tqdm:
         total=total, unit=unit, desc=what, disable=not (watched or _always.get()),
         mininterval=0.1 if watched else 10.0,  # in a log, update only occasionally
     )  # fmt: skip
+
+
+def counted(items: Iterable[T], what: str, unit: str, total: int) -> Iterator[T]:
+    """The items, with a progress bar while they are used."""
+    with progress_bar(what, unit, total) as bar:
+        for item in items:
+            yield item
+            bar.update()

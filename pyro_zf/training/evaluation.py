@@ -98,8 +98,8 @@ def evaluate_model(
         elif config.fivo or config.latents != "posterior":
             raise UsageError(f"{model.name} has no latents: omit --fivo and --latents")
         bounds = shared_evaluation(
-            model, batches, device, processes, num_samples=config.num_samples,
-            chunk=config.samples_per_pass, fivo=config.fivo,
+            model, batches, device, processes, f"{config.split}, k = {config.num_samples}",
+            num_samples=config.num_samples, chunk=config.samples_per_pass, fivo=config.fivo,
         )  # fmt: skip
     result: dict[str, Any] = {
         "split": config.split,

@@ -10,7 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -20,6 +20,7 @@ import pyro
 import torch
 from filelock import FileLock, Timeout
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from pyro_zf.analysis import save_run_figures
 from pyro_zf.batch import SequenceBatch
@@ -99,6 +100,12 @@ class Progress:
     worse_validations: int = 0  # in a row, up to the last
     halvings: int = 0  # of the learning rate
     validating: bool = False  # the state was saved before a validation
+
+
+#: Terms of the loss that the progress shows.
+_TERMS = {"elbo": "ELBO", "kl": "KL", "aux": "aux"}
+#: Seconds between two lines about the progress where no bar is shown.
+LOGGED_EVERY = 60.0
 
 
 def train(
@@ -472,12 +479,13 @@ def _train_in(
     saved = window_start = time.monotonic()
     sequences: int | torch.Tensor = 0
     updates_an_epoch = len(train_batches)
-    total = _total_steps(config, updates_an_epoch)
-    bar = tqdm(
-        total=total, initial=progress.update, unit="update",
-        disable=not (sys.stderr.isatty() and processes.first),
-    )  # fmt: skip
-    with stop_on_signal() as stop, bar:
+    watched = sys.stderr.isatty() and processes.first
+    bar = tqdm(initial=progress.update, unit="update", disable=not watched)
+    # Messages are written above the bar.
+    logging_to = [x for x in (logging.getLogger(), logging.getLogger("pyro_zf")) if x.handlers]
+    redirected = logging_redirect_tqdm(logging_to) if watched else nullcontext()
+    said = began
+    with stop_on_signal() as stop, redirected, bar:
         if progress.validating:  # the validation at which the run was interrupted
             validate()
         batches = train_batches.epoch(progress.epoch, progress.batch, device)
@@ -546,12 +554,21 @@ def _train_in(
                     "sequences_per_second": float(sequences) / seconds,
                 }
                 record.write("train", progress.update, epoch=progress.epoch, **numbers)
-                shown = {"elbo": "ELBO", "kl": "KL", "aux": "aux"}
-                bar.set_postfix(
-                    loss=f"{loss:.1f}",
-                    **{x: f"{means.per_sequence(n).mean:.1f}" for n, x in shown.items() if means},
-                    seq_s=f"{numbers['sequences_per_second']:.0f}",
-                )
+                shown = {
+                    "loss": f"{loss:.1f}",
+                    **{x: f"{means.per_sequence(n).mean:.1f}" for n, x in _TERMS.items() if means},
+                    "seq_s": f"{numbers['sequences_per_second']:.0f}",
+                }
+                done = _fraction(config, progress, updates_an_epoch)
+                # A limit of time is a number of updates, too, by the speed so far.
+                bar.total = round(progress.update / done) if done else None
+                bar.set_postfix(shown)
+                if not watched and time.monotonic() - said > LOGGED_EVERY:
+                    said = time.monotonic()
+                    log.info(
+                        "update %s, epoch %d, %.0f %% done: %s", f"{progress.update:,}", progress.epoch,
+                        100 * done, ", ".join(f"{name} {value}" for name, value in shown.items()),
+                    )  # fmt: skip
                 num_losses, sequences, window_start = 0, 0, time.monotonic()
             if config.valid_interval and progress.update % config.valid_interval == 0:
                 validate()
@@ -711,8 +728,3 @@ def _fraction(config: TrainConfig, progress: Progress, updates_an_epoch: int) ->
         progress.seconds / (60 * config.max_minutes) if config.max_minutes else 0.0,
     ]
     return min(max(of_limits), 1.0)
-
-
-def _total_steps(config: TrainConfig, updates_an_epoch: int) -> int | None:
-    totals = [config.max_updates, config.max_epochs and config.max_epochs * updates_an_epoch]
-    return min((total for total in totals if total is not None), default=None)

@@ -11,6 +11,7 @@ import torch
 
 from pyro_zf.analysis import Diagnostics, diagnose
 from pyro_zf.data import Batches, SequenceDataset, Splits, StreamBatches
+from pyro_zf.data.progress import counted
 from pyro_zf.infer import Bounds, evaluate
 from pyro_zf.models import LatentSequenceModel, SequenceModel
 from pyro_zf.models.latent import LatentSource
@@ -69,16 +70,20 @@ def shared_evaluation(
     batches: Batches | StreamBatches,
     device: torch.device,
     processes: Processes | None,
+    shown: str | None = None,
     **options: Any,
 ) -> Bounds:
     """Bounds over all batches, which the processes share; the result is that of one process.
 
-    The batches of a stream depend on each other, so every process computes all of them.
+    The batches of a stream depend on each other, so every process computes all of them. With ``shown``, the
+    title of a progress bar, a terminal shows the progress.
     """
     part = (0, 1)
     if processes is not None and not isinstance(batches, StreamBatches):
         part = (processes.rank, processes.size)
     epoch = batches.epoch(0, 0, device)
+    if shown is not None and (processes is None or processes.first):
+        epoch = counted(epoch, shown, "batch", len(batches))
     if processes is None or part[1] == 1:
         return evaluate(model.model, model.guide, epoch, **options)
     return Bounds.joined(
