@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 
 import pyro_zf
@@ -45,4 +44,6 @@ suppress_warnings = ["misc.highlighting_failure"]
 notebooks = HERE / "notebooks"
 notebooks.mkdir(exist_ok=True)
 for source in sorted((HERE.parent / "notebooks").glob("*.ipynb")):
-    shutil.copyfile(source, notebooks / source.name)
+    # Links to pages are relative to the folder in the repository.
+    text = source.read_text(encoding="utf-8").replace("](../docs/", "](../")
+    (notebooks / source.name).write_text(text, encoding="utf-8")

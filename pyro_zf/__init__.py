@@ -1,5 +1,6 @@
 """Recurrent networks with latent variables as Pyro programs."""
 
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from pyro_zf.batch import SequenceBatch
@@ -27,7 +28,10 @@ __all__ = [
     "train",
 ]
 
-__version__ = "0.1.0"
+try:
+    __version__ = version("pyro_zf")  # of the last tag in git, and the commits since then
+except PackageNotFoundError:  # a copy of the files that is not installed
+    __version__ = "0+unknown"
 
 
 def __getattr__(name: str) -> Any:

@@ -47,8 +47,8 @@ def test_the_page_of_equations_is_up_to_date() -> None:
 
 
 def test_no_module_imports_from_a_layer_above() -> None:
-    """Layers import only lower layers: models, sequence, nn, distributions, batch. No cyclic imports."""
-    layers = ["batch", "distributions", "nn", "sequence", "models"]
+    """Layers import only lower layers: models, sequence, nn, distributions, batch, names. No cyclic imports."""
+    layers = ["names", "batch", "distributions", "nn", "sequence", "models"]
     imports: dict[str, set[str]] = {}
     for path in (ROOT / "pyro_zf").rglob("*.py"):
         module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
@@ -269,6 +269,11 @@ def test_the_comparison_of_defaults_with_the_baseline(tmp_path: Path) -> None:
     assert "WORSE" in done.stdout
     found = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))["mnist rnn"]
     assert found["bound"] < found["baseline"] < 0
+
+
+def test_the_outputs_of_the_notebooks_come_from_their_code() -> None:
+    stale = runpy.run_path(str(ROOT / "notebooks" / "run.py"))["stale"]()
+    assert not stale, f"run python notebooks/run.py {' '.join(stale)}"
 
 
 def test_the_messages_for_misuse_are_those_of_the_page() -> None:

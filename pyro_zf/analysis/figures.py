@@ -186,7 +186,8 @@ def _bands(
             low, high = min(late), max(late)
             axes.set_ylim(low - 0.05 * (high - low + 1e-3), high + 0.05 * (high - low + 1e-3))
         _tidy(axes).set(title=plain(title), xlabel="update", ylabel=ylabel)
-        axes.legend(frameon=False, fontsize=7)
+        if axes.lines:
+            axes.legend(frameon=False, fontsize=7)
     return figure
 
 

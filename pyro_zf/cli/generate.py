@@ -333,7 +333,15 @@ def _interpolate(config: InterpolateConfig) -> None:
     folder = config.output_dir or config.run / "interpolated"
     attributes = {"weights": weights.cpu().numpy(), "seed": config.seed, "run": str(config.run)}
     if splits.vocabulary is None:
-        _save(folder, "interpolation", rows, splits, None, False, attributes)
+        shown = rows
+        if splits.is_image:  # between the two images of the data set
+            ends = [pair.targets for pair in pairs for _ in decoders]
+            shown = {
+                title: torch.cat([pair[:1], between, pair[1:]])
+                for (title, between), pair in zip(rows.items(), ends, strict=True)
+                if pair is not None
+            }
+        _save(folder, "interpolation", rows, splits, None, False, attributes, shown)
         return
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "interpolation.md"
@@ -380,9 +388,10 @@ def _save(
     lengths: Lengths,
     grid: bool,
     attributes: dict[str, Any],
+    shown: dict[str, Tensor] | None = None,
 ) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    shown = rows
+    shown = shown or rows
     if splits.vocabulary is None and name != "interpolation" and not grid:
         shown = {title: x[:8] for title, x in rows.items()}
     number = len(next(iter(shown.values())))

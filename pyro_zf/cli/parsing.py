@@ -53,6 +53,7 @@ IMPORT = Extra(
 
 
 def wants_help(arguments: Sequence[str]) -> bool:
+    """Whether the command line asks for help."""
     return any(a in ("-h", "--help", "--help-all") for a in arguments)
 
 
