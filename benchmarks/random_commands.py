@@ -50,13 +50,14 @@ def flags_of(command: str, *arguments: str) -> dict[str, list[str]]:
     """The flags of a command and, where its help lists them, the values that each takes."""
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
-        run_command([command, *arguments, "--help"])
+        run_command([command, *arguments, "--help-all"])
     plain = re.sub(r"\x1b\[[0-9;]*m", "", printed.getvalue())
     choices = re.findall(r"(--[a-z][a-z0-9-]+)(?: +\{([^}]*)\})?", plain)
     flags: dict[str, list[str]] = {}
     for flag, values in choices:
         flags.setdefault(flag, []).extend(v for v in re.split(r"[,\s]+", values) if v)
-    flags.pop("--help", None)
+    for flag in ("--help", "--help-all"):
+        flags.pop(flag, None)
     return flags
 
 

@@ -5,6 +5,8 @@
     python docs/results.py --defaults FILE.json       # store the figures of benchmarks/defaults.py
     python docs/results.py                            # write the page and its pictures anew
 
+``benchmarks/results.sh`` trains the models.
+
 What the page needs is stored in ``docs/results/``: ``runs.json`` has the command, curve, test and evaluations of each
 run, and a run with the section and label of an earlier one replaces it.
 """

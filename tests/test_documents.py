@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 import torch
 
+from pyro_zf.cli import main
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -226,6 +228,30 @@ def test_the_tables_of_results_are_those_of_the_stored_runs() -> None:
     assert page == (ROOT / "docs" / "results.md").read_text(encoding="utf-8"), (
         "run python docs/results.py"
     )
+
+
+@pytest.mark.usefixtures("single_precision")
+def test_results_of_a_run_are_stored(tmp_path: Path) -> None:
+    """The command, the test and the curve of a run; a table shows its bounds and those of an evaluation."""
+    pytest.importorskip("mlxtend")
+    run = tmp_path / "run"
+    small = [
+        "--hidden-size", "4", "--latent-size", "2", "--mlp-size", "4", "--max-updates", "4", "--valid-interval", "2",
+        "--valid-sequences", "8", "--test-sequences", "8", "--num-figures", "0", "--output-dir", str(run),
+    ]  # fmt: skip
+    assert main(["train", *small]) == 0
+    assert main(["evaluate", str(run), "--num-samples", "3", "--max-sequences", "6"]) == 0
+    script = runpy.run_path(str(ROOT / "docs" / "results.py"))
+    content = script["content_of"](run, "digits", "tiny")
+    assert content["command"].startswith("python scripts/svi_train.py --dataset mnist")
+    assert content["updates"] == 4
+    assert [update for update, *_ in content["curve"]] == [2, 4]
+    heads, _, row = script["bounds_table"]([content]).splitlines()
+    assert "-ELBO, k = 1, N = 8" in heads
+    assert "-IWAE, k = 3, N = 6" in heads
+    evaluated = json.loads(next(run.glob("evaluation-test-*.json")).read_text())
+    assert f"| {-evaluated['iwae_nats_per_sequence']:.2f} ±" in row
+    assert f"| {-content['test']['elbo_nats_per_sequence']:.2f} ±" in row
 
 
 def test_the_search_with_optuna(tmp_path: Path) -> None:

@@ -160,7 +160,8 @@ def _one_line(message: str, hints: Mapping[str, Any]) -> str:
     # After a title come parts between lines of one character, drawn or as hyphens. The first says what is wrong.
     lines = [line.strip("│| ") for line in message.splitlines()[1:]]
     parts = itertools.groupby(lines, lambda line: bool(re.match(r"[╭╰─+-]{2}", line)))
-    text = " ".join(line for line in next(list(p) for frame, p in parts if not frame) if line)
+    first = next((list(part) for frame, part in parts if not frame), [])
+    text = " ".join(line for line in first if line)
     if found := re.match(r"Error parsing --(\S+): ", text):
         value = re.search(r"(?:from \[(.*?)\]\.|base 10: |to float: )(.*)", text)
         given = (value[1] or value[2]).strip("'") if value else "another value"
@@ -263,7 +264,7 @@ def _shown(name: str, hint: Any, text: str, value: Any) -> tuple[str, Any, Any]:
         return (
             name,
             Annotated[bool, *pair, tyro.conf.arg(**settings)],
-            dataclasses.field(default=False),
+            dataclasses.field(default=bool(value)),
         )
     argument = tyro.conf.arg(metavar=_metavar(hint), constructor=str, **settings)
     return name, Annotated[Any, *markers, argument], dataclasses.field(default=None)

@@ -1,0 +1,86 @@
+#!/usr/bin/env bash
+# Train the models of docs/results.md, and store their results for the page:
+#
+#     OMP_NUM_THREADS=1 benchmarks/results.sh SECTION FOLDER
+#
+# SECTION is mnist (about 6 hours of one core), imdb (2.5 hours), ptb (6 hours), speech (7 hours), defaults (3 hours)
+# or small (10 hours). Runs that FOLDER already contains are kept, and interrupted ones are resumed. MINUTES sets the
+# minutes of each run, CORES the number of runs side by side. Afterwards, look at `git diff docs`.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+section=$1
+folder=$2
+mkdir -p "$folder"
+folder=$(cd "$folder" && pwd)
+
+# run LABEL OPTIONS...: train, evaluate with k = 25 on 1,000 sequences, and store under the label.
+run() {
+  local label=$1
+  shift
+  local run="$folder/$section-$(echo "$label" | tr -cs 'A-Za-z0-9.' '-')"
+  if [ ! -f "$run/summary.json" ]; then
+    if [ -f "$run/config.json" ]; then
+      python scripts/svi_train.py --resume "$run"
+    else
+      python scripts/svi_train.py --output-dir "$run" "$@"
+    fi
+  fi
+  python scripts/evaluate.py "$run" --num-samples 25 --max-sequences 1000
+  python docs/results.py --run "$section" "$label" "$run"
+}
+
+case $section in
+mnist)
+  minutes=${MINUTES:-150}
+  common=(--dataset mnist --hidden-size 512 --emission autoregressive-bernoulli --emission-mlp-size 512
+    --emission-depth 2 --dropout 0.2 --weight-decay 0.01 --learning-rate-decay linear --decay-start 0.6
+    --max-minutes "$minutes")
+  latent=(--mlp-size 128 --backward-size 256)
+  run "RNN (LSTM), $minutes minutes" "${common[@]}" --model rnn
+  run "Z-Forcing, alpha = beta = 0.0005, $minutes minutes" "${common[@]}" "${latent[@]}" --alpha 0.0005 --beta 0.0005
+  run "Z-Forcing, no costs, $minutes minutes" "${common[@]}" "${latent[@]}" --alpha 0 --beta 0
+  run "Variational Bi-LSTM, $minutes minutes" "${common[@]}" "${latent[@]}" --model variational-bilstm
+  run "SRNN, $minutes minutes" "${common[@]}" "${latent[@]}" --model srnn
+  run "VRNN, $minutes minutes" "${common[@]}" --mlp-size 128 --model vrnn
+  ;;
+imdb)
+  options=(--scale paper --max-minutes "${MINUTES:-36}" --max-sequences 1000 --output-dir "$folder")
+  for table in zf-table2 zf-table3; do
+    python scripts/reproduce.py $table "${options[@]}"
+    python docs/results.py --table "$(ls -t "$folder"/$table-paper*.md | head -1)"
+  done
+  ;;
+ptb)
+  minutes=${MINUTES:-120}
+  common=(--dataset ptb --hidden-size 512 --mlp-size 512 --max-minutes "$minutes" --weight-decay 0.01
+    --learning-rate-decay linear --decay-start 0.6)
+  for model in rnn zforcing variational-bilstm; do
+    run "$model" "${common[@]}" --model $model
+  done
+  ;;
+speech)
+  minutes=${MINUTES:-45}
+  for data in blizzard timit; do
+    for model in rnn srnn vrnn zforcing variational-bilstm; do
+      run "$data, $model, Gaussian" --dataset $data --model $model --emission gaussian --max-minutes "$minutes"
+    done
+    run "$data, rnn, autoregressive Gaussian" --dataset $data --model rnn --emission autoregressive-gaussian \
+      --max-minutes "$minutes"
+  done
+  ;;
+defaults)
+  python benchmarks/defaults.py --minutes "${MINUTES:-5}" --jobs "${CORES:-1}" --output-dir "$folder/defaults" \
+    --output "$folder/defaults.json"
+  python docs/results.py --defaults "$folder/defaults.json"
+  ;;
+small)
+  python scripts/reproduce.py all --scale small --jobs "${CORES:-1}" --output-dir "$folder"
+  for table in "$folder"/*-small.md; do
+    python docs/results.py --table "$table"
+  done
+  ;;
+*)
+  echo "there is no section $section: choose mnist, imdb, ptb, speech, defaults or small" >&2
+  exit 2
+  ;;
+esac
