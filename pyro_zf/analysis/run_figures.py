@@ -22,6 +22,7 @@ __all__ = [
     "RECONSTRUCTED",
     "covariates_like",
     "cut",
+    "images_by_class",
     "save_run_figures",
     "save_sequences",
     "shown_steps",
@@ -49,7 +50,7 @@ def save_run_figures(
     many = next(iter(Batches(splits.test, 200, limit=200))).to(device)
     steps = few.num_steps if splits.sample_rate is None else shown_steps(splits)
     covariates = covariates_like(splits, "test", num_samples, steps, device)
-    samples = {"samples": sample(model, splits.values, num_samples, steps, covariates=covariates)}
+    samples = sample(model, splits.values, num_samples, steps, covariates=covariates)
     reconstructions = dict(zip(RECONSTRUCTED, reconstruct(model, few), strict=True))
     bounds = batch_bounds(model.model, model.guide, many)
     figures: dict[str, Figure] = {"curves": curves(events, *_measure(splits))}
@@ -65,7 +66,9 @@ def save_run_figures(
     for name, figure in figures.items():
         written.append(folder / f"{name}.png")
         figure.savefig(written[-1], dpi=150)
-    written += save_sequences(folder, "samples", samples, splits, grid=True)
+    classes = images_by_class(samples, covariates, splits)
+    rows = classes or {"samples": samples}
+    written += save_sequences(folder, "samples", rows, splits, grid=not classes)
     written += save_sequences(folder, "reconstructions", reconstructions, splits, few.lengths)
     return written
 
@@ -84,6 +87,20 @@ def covariates_like(
         missing = steps - covariates.shape[1]
         covariates = torch.cat([covariates, covariates[:, -1:].expand(-1, missing, -1)], dim=1)
     return (covariates if covariates.dim() == 2 else covariates[:, :steps]).to(device)
+
+
+def images_by_class(
+    images: torch.Tensor, covariates: torch.Tensor | None, splits: Splits, number: int = 8
+) -> dict[str, torch.Tensor]:
+    """Images grouped by the class that they are conditioned on, at most ``number`` of each.
+
+    The result is empty if the data are not images, or the covariates are not classes.
+    """
+    if covariates is None or splits.covariate_names is None or not splits.is_image:
+        return {}
+    classes = covariates.argmax(-1)
+    found = {name: images[classes == i][:number] for i, name in enumerate(splits.covariate_names)}
+    return {name: of_class for name, of_class in found.items() if len(of_class)}
 
 
 def save_sequences(

@@ -20,6 +20,7 @@ from pyro_zf.analysis import (
     continue_prefix,
     covariates_like,
     cut,
+    images_by_class,
     interpolate,
     interpolation_table,
     markdown_cell,
@@ -165,12 +166,13 @@ def _generate(config: GenerateConfig) -> None:
     steps = config.steps or shown_steps(splits, config.seconds)
     lengths: Lengths = None
     rows: dict[str, Tensor]
+    classes: dict[str, Tensor] = {}
     try:
         if config.task == "samples":
             covariates = _covariates(config, splits, steps, device)
-            rows = {
-                "samples": sample(model, splits.values, config.number, steps, decoding, covariates)
-            }
+            drawn = sample(model, splits.values, config.number, steps, decoding, covariates)
+            rows = {"samples": drawn}
+            classes = images_by_class(drawn, covariates, splits)
         elif config.task == "continue":
             rows, lengths = _continued(config, model, splits, steps, decoding, device)
         else:
@@ -196,7 +198,8 @@ def _generate(config: GenerateConfig) -> None:
         "latent_temperature": config.latent_temperature, "seed": config.seed,
         "run": str(config.run),
     }  # fmt: skip
-    _save(folder, config.task, rows, splits, lengths, config.task == "samples", attributes)
+    grid = config.task == "samples" and not classes
+    _save(folder, config.task, rows, splits, lengths, grid, attributes, classes)
 
 
 def _covariates(

