@@ -69,29 +69,30 @@ class LatentWeight(Messenger):
 class SequenceModel(nn.Module):
     r"""A model of sequences as two Pyro programs, in two layouts.
 
-    In layout ``"steps"`` there is one site for each step (``z_1`` to ``z_T``, ``y_1`` to ``y_T``), in layout
-    ``"time"`` one for the whole sequence (``z``, ``y``). A subclass defines ``model_steps`` and
-    ``guide_steps``, ``model_time`` and ``guide_time``. All of them open a plate over sequences
-    (:meth:`sequences`), put :meth:`latent_weight` around their latent sites and :meth:`real_steps` around
-    the sites of a step, and give auxiliary costs by ``pyro.factor`` sites whose names begin with
-    :data:`AUX_PREFIX`. A model program returns the state after the last step, without its gradient.
+    Layout ``"steps"`` has one site for each step (``z_1`` to ``z_T``, ``y_1`` to ``y_T``), and layout ``"time"``
+    one for the whole sequence (``z``, ``y``). A subclass defines ``model_steps``, ``guide_steps``,
+    ``model_time`` and ``guide_time``. Each of these programs opens a plate over sequences (:meth:`sequences`),
+    puts :meth:`latent_weight` around its latent sites and :meth:`real_steps` around the sites of a step, and
+    adds auxiliary costs as ``pyro.factor`` sites whose names begin with :data:`AUX_PREFIX`. A model program
+    returns the state after the last step, detached.
 
-    In exchange a model is accepted by Pyro's inference (see the page on programs for what is particular),
-    by the objectives, the trainer and the evaluation of this package, and gets :meth:`loss_module` and
-    :meth:`generate`. Auxiliary costs are factors, which :meth:`without_auxiliary_costs` switches off.
+    Such a model works with Pyro's inference (the page on programs lists the exceptions) and with the objectives,
+    the trainer and the evaluation of this package. It inherits :meth:`loss_module`, :meth:`generate`, and
+    :meth:`without_auxiliary_costs`, which switches the auxiliary costs off.
 
     Args:
         layout: ``"time"`` for training, ``"steps"`` for handlers that act on single steps.
-        kl_weight: weight of the latent sites in training, a float or a tensor. An attribute: set it
-            to anneal.
-        aux_weight: factor on the weights of all auxiliary costs. An attribute too.
-        time_chunk: in layout "time", how many steps priors, emissions and auxiliary costs score at a
-            time; what lies between is computed again in the backward, which saves memory. None for all.
-        covariate_size: size of the covariates that every network is conditioned on, 0 for none.
-        name: under which the parameters are registered with :func:`pyro.module`.
+        kl_weight: weight of the latent sites in training, a float or a tensor. It is an attribute that can be
+            changed during training, for example to anneal the KL.
+        aux_weight: factor that multiplies the weights of all auxiliary costs. It is such an attribute too.
+        time_chunk: number of steps that priors, emissions and auxiliary costs score at a time in layout
+            ``"time"``. Intermediate values are recomputed in the backward pass, which saves memory. None
+            scores all steps at once.
+        covariate_size: size of the covariates that every network is conditioned on; 0 for none.
+        name: name under which the parameters are registered with :func:`pyro.module`.
 
     Raises:
-        ValueError: if the layout is unknown, or ``time_chunk`` below one.
+        ValueError: if the layout is unknown, or if ``time_chunk`` is below one.
     """
 
     #: The options of the constructor that are plain values, as one documented dataclass.

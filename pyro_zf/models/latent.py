@@ -80,41 +80,41 @@ def instance(part: str, given: object) -> None:
 class LatentSequenceModel(SequenceModel, RecurrentSystem):
     r"""A recurrent model with latents. The published systems are subclasses.
 
-    See :class:`~pyro_zf.sequence.RecurrentSystem` for what a system declares. From the declaration
-    follow the programs of layout ``"time"``, and, unless a subclass writes them out as the published systems
-    do, those of layout ``"steps"``. Any part can be replaced by a module of your own: a prior maps the
-    state to a distribution, a posterior (state, context), an emission the state.
+    A system declares its data flow, see :class:`~pyro_zf.sequence.RecurrentSystem`. The programs of layout
+    ``"time"`` are derived from this declaration. So are those of layout ``"steps"``, unless a subclass writes
+    them out, as the published systems do. Any part can be replaced by a module of your own. A prior maps the
+    state to a distribution, a posterior maps the state and a context, and an emission maps the state.
 
     Args:
         data_size: values of a step, or number of symbols for a categorical emission.
         prior, posterior, emission: modules, or names; by default those of the options.
-        cell: a :class:`~pyro_zf.nn.Cell`, a function of (size of the input, size of the latents that it
-            reads) that makes one, or a name.
+        cell: a :class:`~pyro_zf.nn.Cell`, a name, or a function that makes a cell from the size of the input
+            and the size of the latents that it reads.
         backward: a module in place of the standard backward network, see :mod:`pyro_zf.nn.recurrent`.
-        aux: auxiliary costs with their weights: keys of :data:`pyro_zf.nn.AUX_COSTS`, or modules by a
-            name of your own with ``(module, weight)``.
-        form, emission_form: how networks' outputs become Gaussians: of prior and posterior, and of an
-            emission that has Gaussians.
+        aux: weights of auxiliary costs by name. A name is a key of :data:`pyro_zf.nn.AUX_COSTS`, or a name of
+            your own with ``(module, weight)``.
+        form, emission_form: how the outputs of networks parametrise the Gaussians of prior and posterior, and
+            those of the emission.
         prior_reads, cell_reads, emission_reads: what prior, cell and emission read, by name.
         latent_sizes: sizes of further latents of a step, by name.
-        sequence_latent_size: size of all latents that hold for a whole sequence.
+        sequence_latent_size: total size of the latents that have one value for a whole sequence.
         deterministic: whether a network over the inputs alone takes the place of the inputs.
-        core: the recurrence that draws paths in layout "time": ``"fused"`` has its backward written by
-            hand and knows the standard parts, ``"eager"`` is a loop of PyTorch operations, ``"auto"``
-            takes the first where it can.
+        core: the recurrence that draws paths in layout ``"time"``. ``"fused"`` has a hand-written backward
+            pass and supports the standard parts, ``"eager"`` is a loop of PyTorch operations, and ``"auto"``
+            selects ``"fused"`` where it is supported.
         layout, kl_weight, aux_weight, time_chunk, covariate_size, name: see
             :class:`~pyro_zf.models.SequenceModel`.
         **options: of :attr:`Options`.
 
     Raises:
         ValueError: for an unknown name, a weight below zero, or a probability outside 0..1.
-        TypeError: for an option that there is not, or a class where a module is expected.
+        TypeError: for an unknown option, or for a class where a module is expected.
     """
 
     Options = LatentOptions
     has_latents = True
-    #: The latents that ``model_steps`` and ``guide_steps`` are written out for. A system that declares
-    #: others gets the programs that follow from its declaration. None is that, too.
+    #: The latents that ``model_steps`` and ``guide_steps`` are written out for. A system that declares other
+    #: latents, or has None here, uses the programs that are derived from its declaration.
     written_for: ClassVar[tuple[str, ...] | None] = None
     #: Whether they have the mask of the skip gradient.
     writes_gradient_mask: ClassVar[bool] = False

@@ -86,7 +86,7 @@ class ZForcingOptions(LatentOptions):
     """Weight of log p(b_t | z_t), eq. 8. The default is the smaller of the two that the paper reports (table
     2); what it used for MNIST is not published. 0 switches the cost off."""
     beta: float = 0.0025
-    """Weight of log p(u_t | b_t), eq. 10, likewise."""
+    """Weight of log p(u_t | b_t), eq. 10. The default is chosen as for alpha."""
     detach: Detach = "target"
     """Where the gradient of the cost with weight alpha stops: target, posterior or backward."""
     aux_condition: Literal["z", "zh"] = "z"
