@@ -215,7 +215,7 @@ class SequenceBatch:
         return self._part(part)
 
     def select(self, rows: Sequence[int]) -> SequenceBatch:
-        """The sequences at some rows."""
+        """The sequences in the given rows."""
         return self._part(torch.tensor(rows, device=self.inputs.device))
 
     def chunk(self, number: int) -> list[SequenceBatch]:

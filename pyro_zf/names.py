@@ -1,4 +1,4 @@
-"""Messages about names that are not known."""
+"""Messages about unknown names."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ __all__ = ["AtMean"]
 
 
 class AtMean(dist.Normal):
-    """Always samples its mean. The density is that of a unit Gaussian, so that two can be compared.
+    """Always samples its mean. The density is that of a unit Gaussian, so that two of them can be compared.
 
     Example:
         >>> AtMean.of(dist.Normal(torch.ones(3, 2), 5.0).to_event(1)).sample()

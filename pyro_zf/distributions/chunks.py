@@ -17,7 +17,8 @@ def by_chunks(
     """Compute ``function(*tensors)`` in chunks, where all tensors and the result have time first.
 
     Each chunk has ``chunk`` steps, and only its result is kept: intermediate values are recomputed in the
-    backward pass. This saves memory in proportion to the steps, for one more forward pass.
+    backward pass. This saves memory in proportion to the number of steps, at the cost of one more forward
+    pass.
 
     Args:
         function: a function of tensors over some of the steps; no step may depend on another. Random

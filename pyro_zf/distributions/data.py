@@ -124,11 +124,11 @@ class DiscretizedLogisticMixture(TorchDistribution):
 class Autoregressive(TorchDistribution):
     r""":math:`p(y) = \prod_d p(y_d \mid y_{<d})`.
 
-    A density takes one evaluation of the conditional distributions, and a sample one for each value.
+    A density takes one evaluation of the conditional distributions, and a sample takes one per value.
 
     Args:
         conditionals: maps y, (\*batch, size), to the distribution of all values, with this batch shape and
-            scalar events; that of value d must depend only on the values before d.
+            scalar events; the distribution of value d must depend only on the values before d.
         batch_shape: batch shape of the distribution.
         size: number of values.
         like: a tensor with the dtype and the device of the values.
@@ -183,7 +183,7 @@ class Autoregressive(TorchDistribution):
         return self.conditionals(value).log_prob(value).sum(-1)
 
     def in_turn(self, choose: Callable[[Distribution], Tensor], sample_shape: Any = ()) -> Tensor:
-        """Choose one value after the other, each from its distribution given those before it.
+        """Choose the values one after the other, each from its distribution given the preceding values.
 
         Args:
             choose: maps conditional distributions to values.

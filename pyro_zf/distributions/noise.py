@@ -19,16 +19,16 @@ _rows: ContextVar[Rows | None] = ContextVar("rows", default=None)
 def noise_of_rows(
     rows: Sequence[int], total: int, generator: torch.Generator | None = None
 ) -> Iterator[None]:
-    """Context in which a batch consists of some rows of a larger one.
+    """Context in which a batch consists of some rows of a larger batch.
 
     :func:`standard_normal` and :func:`uniform` then draw the noise of the whole batch and return that of
-    these rows. Several processes that share a batch so use the noise that one process would use, and
-    their generators stay in the same state.
+    these rows. Several processes that share a batch thus use the noise that a single process would use,
+    and their generators stay in the same state.
 
     Args:
         rows: indices of the rows.
         total: number of rows of the whole batch.
-        generator: what the noise is drawn from; by default PyTorch's generator.
+        generator: generator that draws the noise; by default that of PyTorch.
 
     Example:
         >>> _ = torch.manual_seed(0)

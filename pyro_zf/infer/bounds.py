@@ -122,7 +122,7 @@ def batch_bounds(
 
 @contextmanager
 def _noise_of_its_own(device: torch.device) -> Iterator[None]:
-    """Random numbers that depend on the state of the generators, which are left unchanged."""
+    """Context whose random numbers depend on the state of the generators, which is left unchanged."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(int(torch.randint(2**62, ())))
         yield
@@ -185,7 +185,7 @@ class Bounds:
 
     @staticmethod
     def joined(parts: Sequence[Bounds]) -> Bounds:
-        """The bounds of all batches, from those of the parts of :func:`evaluate` in their order."""
+        """Combine the bounds of the parts of :func:`evaluate`, in their order, into those of all batches."""
         whole = Bounds(parts[0].num_samples)
         for name in {name: None for part in parts for name in part._values}:
             lists = [part._values.get(name, []) for part in parts]
@@ -208,7 +208,7 @@ class Bounds:
         return Estimate(values.mean().item(), spread / math.sqrt(len(values)))
 
     def per_step(self, name: str) -> Estimate:
-        """The same in nats per step: total nats divided by total steps (a ratio estimate)."""
+        """The same mean in nats per step: total nats divided by total steps (a ratio estimate)."""
         values, lengths = self._all(name), self._all("lengths")
         ratio = (values.sum() / lengths.sum()).item()
         residual = values - ratio * lengths
@@ -263,13 +263,13 @@ def evaluate(
 
     A batch that continues the previous one (:attr:`SequenceBatch.continues`) starts from the final
     state of the model on that batch. The noise of a batch depends on its position and on the state of
-    PyTorch's generator at the start, so the parts that several processes compute are those of one.
+    PyTorch's generator at the start, so several processes compute the same parts as a single process.
 
     Args:
         model, guide, num_samples, chunk, fivo: see :func:`batch_bounds`.
         batches: the batches.
-        part: (i, n) for batches i, i + n, ... alone, which must not continue each other. The results of
-            all parts make up the whole by :meth:`Bounds.joined`.
+        part: (i, n) to evaluate only batches i, i + n, ..., which must not continue each other.
+            :meth:`Bounds.joined` combines the results of all parts.
 
     Raises:
         ValueError: if a batch continues the previous one and the model returned no state.

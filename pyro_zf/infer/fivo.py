@@ -52,7 +52,8 @@ class TraceFIVO(TraceIWAE):
         num_particles: K.
         max_plate_nesting: as for :class:`TraceIWAE`.
         resample_below: effective sample size, as a fraction of K, below which the particles of a
-            sequence are resampled (systematically). With 0 they never are, and the bound is the IWAE.
+            sequence are resampled (systematically). With 0 they never are, and the bound is that of
+            the IWAE.
 
     Raises:
         TypeError: if the programs are not those of one such model.
@@ -230,7 +231,7 @@ def _where(mask: Tensor | None, values: Tensor) -> Tensor:
 def _ancestors(
     log_weight: Float[Tensor, "particles batch"], resample_below: float
 ) -> tuple[Int[Tensor, "particles batch"], Tensor]:
-    """Ancestor of each particle, itself if the weights are even enough; and a mask of uneven sequences."""
+    """Ancestor of each particle (itself if the weights are even enough), and a mask of uneven sequences."""
     number = len(log_weight)
     weight = log_weight.exp()
     uneven = 1.0 / weight.square().sum(0) < resample_below * number * (1 - 1e-9)

@@ -113,7 +113,7 @@ class GraphedSVI:
         return loss, () if self.carried is None else self.carried.left(batch)
 
     def _aside(self) -> AbstractContextManager[Any]:
-        """Context that runs ordinary updates on the recording stream, so they are bound to no other one."""
+        """Context for ordinary updates on the recording stream, so they are not tied to another stream."""
         return nullcontext() if self._stream is None else _OnStream(self._stream)
 
     def _record_on_cuda(self, update: Callable[[], Result]) -> tuple[Result, Callable[[], None]]:

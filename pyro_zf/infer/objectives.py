@@ -259,7 +259,7 @@ def _loss(objective: Any, *args: Any, **kwargs: Any) -> float:
 
 
 def _loss_and_grads(objective: Any, *args: Any, **kwargs: Any) -> float:
-    """The same, with its gradient accumulated in the parameters."""
+    """The differentiable loss as a float, with its gradient accumulated in the parameters."""
     loss = objective.differentiable_loss(*args, **kwargs)
     if loss.requires_grad:
         loss.backward()
@@ -283,7 +283,7 @@ def _sums_per_sequence(model_trace: Trace, guide_trace: Trace) -> tuple[Tensor, 
 
 
 def _counts(guide_trace: Trace, name: str, site: Any) -> bool:
-    """Whether a site counts: not if it is free of KL and a custom guide leaves it to the model."""
+    """Whether a site counts. It does not if it is free of KL and a custom guide leaves it to the model."""
     return name in guide_trace.nodes or not is_free_of_kl(site)
 
 

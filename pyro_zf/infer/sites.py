@@ -144,7 +144,7 @@ def step_of_site(name: str) -> int | None:
 
 
 def log_prob_of_site(site: Any) -> Tensor:
-    """Log-probability in nats, with masks applied but not scales, which are weights of training."""
+    """Log-probability in nats, with masks applied but not scales, which are training weights."""
     log_prob: Tensor = scale_and_mask(site["fn"].log_prob(site["value"]), mask=site["mask"])
     return log_prob
 

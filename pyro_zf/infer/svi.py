@@ -32,9 +32,9 @@ class SVI(pyro.infer.SVI):
         loss_context: a context manager factory for the computation of the loss, for example
             ``functools.partial(torch.autocast, "cuda", torch.bfloat16)``.
         reduce: function that replaces a tensor by its sum over several processes, each of which has a
-            part of the batch, as :func:`torch.distributed.all_reduce`. None for a single process.
-        skip_non_finite: whether to leave the parameters as they are where loss or gradient are not finite;
-            :attr:`skipped` counts such updates. On a GPU the optimiser sees a gradient of zero instead.
+            part of the batch, such as :func:`torch.distributed.all_reduce`. None for a single process.
+        skip_non_finite: whether to leave the parameters unchanged if the loss or the gradient is not finite;
+            :attr:`skipped` counts such updates. On a GPU, the optimiser receives a gradient of zero instead.
 
     Raises:
         TypeError: for an optimiser of :mod:`pyro.optim`, which creates one optimiser per parameter.
@@ -79,9 +79,9 @@ class SVI(pyro.infer.SVI):
         self.loss_context = loss_context
         self.reduce = reduce
         self.skip_non_finite = skip_non_finite
-        #: Numbers of updates that were skipped: in all, and in a row up to the last.
+        #: Numbers of skipped updates: in total, and in a row up to the last update.
         self.skipped, self.skipped_in_a_row = torch.zeros(2, dtype=torch.long).unbind()
-        #: Numbers that are summed over the processes along with the gradients of the next step.
+        #: Numbers that are summed over the processes along with the gradients of the next update.
         self.along: Tensor = torch.zeros(0)
         self._flat: Tensor | None = None
 
@@ -122,7 +122,7 @@ class SVI(pyro.infer.SVI):
 
     @torch.no_grad()
     def _is_finite(self, loss: Tensor, norm: Tensor | None) -> bool:
-        """Count an update that is not finite; on a GPU, which is not waited for, set its gradient to zero."""
+        """Count an update that is not finite; on a GPU, set its gradient to zero without waiting for it."""
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         if norm is None:
             norm = torch.nn.utils.get_total_norm(gradients)
@@ -142,9 +142,9 @@ class SVI(pyro.infer.SVI):
         number: int | Tensor,
         contexts: Sequence[AbstractContextManager[Any]],
     ) -> Tensor:
-        """Gradients and loss of all processes, divided by the number of all their sequences.
+        """Gradients and loss of all processes, divided by the total number of their sequences.
 
-        The gradients lie in one buffer. Behind them are the loss, the number of sequences and :attr:`along`.
+        One buffer holds the gradients, followed by the loss, the number of sequences and :attr:`along`.
         """
         parameters = self.parameters
         sizes = [p.numel() for p in parameters]
@@ -182,7 +182,7 @@ class SVI(pyro.infer.SVI):
         return loss.detach()
 
     def _accumulate_by_loss_and_grads(self, batch: SequenceBatch, total: int | Tensor) -> Tensor:
-        # It adds the gradient of a sum over sequences, so existing gradients are brought to that scale.
+        # `loss_and_grads` adds the gradient of a sum over sequences, so scale existing gradients to match.
         for p in self.parameters:
             if p.grad is not None:
                 p.grad *= total

@@ -32,7 +32,7 @@ __all__ = [
     "ZForcing",
 ]
 
-#: The systems by name. Add an entry to have your own by name.
+#: Systems by name. Add an entry to register your own.
 MODELS: dict[str, type[SequenceModel]] = {
     "zforcing": ZForcing,
     "variational-bilstm": VariationalBiLSTM,

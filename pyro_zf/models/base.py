@@ -1,4 +1,4 @@
-"""What every model of the package is: a pair of Pyro programs over a :class:`SequenceBatch`."""
+"""The base class of all models: a pair of Pyro programs over a :class:`SequenceBatch`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ __all__ = [
 Layout = Literal["steps", "time"]
 LAYOUTS: tuple[Layout, ...] = ("steps", "time")
 
-#: Sites that are costs of training, not part of the joint density, begin with this.
+#: Prefix of the names of sites that are training costs and not part of the joint density.
 AUX_PREFIX = "aux_"
 
 _local = ContextVar("local_parameters", default=False)
@@ -41,7 +41,7 @@ _local = ContextVar("local_parameters", default=False)
 
 @contextmanager
 def local_parameters() -> Iterator[None]:
-    """Run programs without putting parameters into Pyro's store, for callers that hold them already."""
+    """Run programs without adding parameters to Pyro's store, for callers that already hold them."""
     token = _local.set(True)
     try:
         yield
@@ -50,10 +50,10 @@ def local_parameters() -> Iterator[None]:
 
 
 class LatentWeight(Messenger):
-    """Multiplies the log-probability of the sites inside it, as :func:`pyro.poutine.scale` does.
+    """Multiplies the log-probability of the sites inside it, like :func:`pyro.poutine.scale`.
 
-    Unlike that handler it takes a weight of exactly zero. It belongs around the latent sites of
-    model *and* guide: the analytic KL reads the weight of the guide, a sampled one reads both.
+    Unlike that handler, it accepts a weight of exactly zero. It must enclose the latent sites of both model
+    *and* guide: the analytic KL uses the weight of the guide, and a sampled KL uses both.
     """
 
     def __init__(self, weight: float | Tensor) -> None:
@@ -69,25 +69,26 @@ class LatentWeight(Messenger):
 class SequenceModel(nn.Module):
     r"""A model of sequences as two Pyro programs, in two layouts.
 
-    Layout ``"steps"`` has one site for each step (``z_1`` to ``z_T``, ``y_1`` to ``y_T``), and layout ``"time"``
-    one for the whole sequence (``z``, ``y``). A subclass defines ``model_steps``, ``guide_steps``,
-    ``model_time`` and ``guide_time``. Each of these programs opens a plate over sequences (:meth:`sequences`),
-    puts :meth:`latent_weight` around its latent sites and :meth:`real_steps` around the sites of a step, and
-    adds auxiliary costs as ``pyro.factor`` sites whose names begin with :data:`AUX_PREFIX`. A model program
-    returns the state after the last step, detached.
+    Layout ``"steps"`` has one site for each step (``z_1`` to ``z_T``, ``y_1`` to ``y_T``), and layout
+    ``"time"`` has one site for the whole sequence (``z``, ``y``). A subclass defines ``model_steps``,
+    ``guide_steps``, ``model_time`` and ``guide_time``. Each of these programs opens a plate over sequences
+    (:meth:`sequences`), puts :meth:`latent_weight` around its latent sites and :meth:`real_steps` around the
+    sites of a step, and adds auxiliary costs as ``pyro.factor`` sites whose names begin with
+    :data:`AUX_PREFIX`. A model program returns the state after the last step, detached.
 
-    Such a model works with Pyro's inference (the page on programs lists the exceptions) and with the objectives,
-    the trainer and the evaluation of this package. It inherits :meth:`loss_module`, :meth:`generate`, and
-    :meth:`without_auxiliary_costs`, which switches the auxiliary costs off.
+    Such a model works with Pyro's inference (the page on programs lists the exceptions) and with the
+    objectives, the trainer and the evaluation of this package. It inherits :meth:`loss_module`,
+    :meth:`generate`, and :meth:`without_auxiliary_costs`, which switches the auxiliary costs off.
 
     Args:
         layout: ``"time"`` for training, ``"steps"`` for handlers that act on single steps.
         kl_weight: weight of the latent sites in training, a float or a tensor. It is an attribute that can be
             changed during training, for example to anneal the KL.
-        aux_weight: factor that multiplies the weights of all auxiliary costs. It is such an attribute too.
+        aux_weight: factor that multiplies the weights of all auxiliary costs. It is also an attribute that
+            can be changed during training.
         time_chunk: number of steps that priors, emissions and auxiliary costs score at a time in layout
-            ``"time"``. Intermediate values are recomputed in the backward pass, which saves memory. None
-            scores all steps at once.
+            ``"time"``. Intermediate values are recomputed in the backward pass to save memory. None scores
+            all steps at once.
         covariate_size: size of the covariates that every network is conditioned on; 0 for none.
         name: name under which the parameters are registered with :func:`pyro.module`.
 
@@ -95,19 +96,19 @@ class SequenceModel(nn.Module):
         ValueError: if the layout is unknown, or if ``time_chunk`` is below one.
     """
 
-    #: The options of the constructor that are plain values, as one documented dataclass.
+    #: The constructor options that are plain values, as a documented dataclass.
     Options: ClassVar[type[ModelOptions]] = ModelOptions
-    #: Options that weigh an auxiliary cost, by the name of that cost.
+    #: Maps each option that weights an auxiliary cost to the name of that cost.
     letters: ClassVar[dict[str, str]] = {}
     has_latents: ClassVar[bool] = False
-    #: What the auxiliary costs of a preset are, by the name of the preset.
+    #: Description of the auxiliary costs of each preset, by the name of the preset.
     preset_note: ClassVar[Mapping[str, str]] = {}
 
     embedding: nn.Module
     emission: nn.Module
-    #: Values of a step, or number of symbols; None accepts any batch.
+    #: Number of values per step, or number of symbols; None accepts any batch.
     data_size: int | None = None
-    #: A network over the inputs alone whose state takes the place of the input, or None.
+    #: A network over the inputs alone, whose state replaces the input; or None.
     deterministic: Cell | None
     #: The run that the model was loaded from, see :func:`pyro_zf.load`; None for other models.
     trained: Any = None
@@ -136,25 +137,25 @@ class SequenceModel(nn.Module):
 
     @classmethod
     def preset(cls, dataset: str, preset: str, settings: dict[str, Any]) -> dict[str, Any]:
-        """Settings of training and options that the system's paper gives for a data set.
+        """Return the training settings and options that the system's paper gives for a data set.
 
         Args:
-            dataset: name of the data.
+            dataset: name of the data set.
             preset: ``"paper"`` or ``"small"``.
-            settings: those of the preset of the data set, which the result replaces.
+            settings: settings of the preset of the data set, which the result overrides.
         """
         return {}
 
     # The two programs
 
     def model(self, batch: SequenceBatch) -> State:
-        """The generative program. A batch without targets is generated, step by step.
+        """The generative program. For a batch without targets, it generates them step by step.
 
-        It returns the state after the last step, without its gradient: what a batch that continues
-        this one carries (:attr:`SequenceBatch.carried`).
+        It returns the detached state after the last step, from which a batch that continues this one starts
+        (:attr:`SequenceBatch.carried`).
 
         Raises:
-            ValueError: if the batch has other covariates than the model is conditioned on.
+            ValueError: if the batch does not have the covariates that the model is conditioned on.
         """
         self.check(batch)
         if self.layout == "steps" or batch.targets is None:
@@ -162,10 +163,10 @@ class SequenceModel(nn.Module):
         return self.model_time(batch)
 
     def guide(self, batch: SequenceBatch) -> None:
-        """The approximate posterior, over the latent sites of :meth:`model`.
+        """The approximate posterior over the latent sites of :meth:`model`.
 
         Raises:
-            ValueError: if the batch has no targets, or other covariates.
+            ValueError: if the batch has no targets, or not the covariates that the model is conditioned on.
         """
         if batch.targets is None:
             raise ValueError("the posterior reads the targets, and this batch has none")
@@ -198,14 +199,14 @@ class SequenceModel(nn.Module):
         return pyro.plate("sequences", batch.num_sequences, dim=-1)
 
     def real_steps(self, batch: SequenceBatch, t: int) -> AbstractContextManager[Any]:
-        """Around the sites of step t (counted from 0): those of sequences that have ended are masked."""
+        """Context for the sites of step t (counted from 0), which masks sequences that have ended."""
         if batch.mask is None:
             return nullcontext()
         mask: AbstractContextManager[Any] = poutine.mask(mask=batch.mask[:, t])  # type: ignore[no-untyped-call, call-overload]
         return mask
 
     def latent_weight(self) -> LatentWeight:
-        """Around the latent sites: the handler that gives them the KL weight."""
+        """Handler that applies the KL weight to the latent sites inside it."""
         return LatentWeight(self.kl_weight)
 
     def input_at(
@@ -214,10 +215,10 @@ class SequenceModel(nn.Module):
         """The features :math:`u_t` of the input of step t, and the state of the network over the inputs.
 
         Args:
-            batch: without targets, the input is ``y_before``, the value that the step before has drawn.
+            batch: the sequences. If they have no targets, the input is ``y_before``.
             t: the step, counted from 0.
-            y_before: see above; not read at the first step.
-            carried: the state of the network over the inputs, where there is one.
+            y_before: the value that was drawn at the previous step; not used at the first step.
+            carried: the state of the network over the inputs, if the model has one.
         """
         given = batch.targets is not None or t == 0 or y_before is None
         data = batch.inputs[:, t] if given else y_before
@@ -230,16 +231,16 @@ class SequenceModel(nn.Module):
         return state[0], state
 
     def target_at(self, batch: SequenceBatch, t: int) -> Tensor | None:
-        """The target of step t, counted from 0; None if it is to be sampled."""
+        """The target of step t (counted from 0), or None if it is to be sampled."""
         return None if batch.targets is None else batch.targets[:, t]
 
     def covariates_at(self, batch: SequenceBatch, t: int) -> Tensor | None:
-        """The covariates of step t, counted from 0; None where there are none."""
+        """The covariates of step t (counted from 0), or None if there are none."""
         c = batch.covariates
         return c if c is None or c.dim() == 2 else c[:, t]
 
     def emitted(self, features: Tensor, batch: SequenceBatch) -> OverTime:
-        """The distribution of the targets of a sequence, from what the emission reads, time first."""
+        """The distribution of the targets of a sequence, given the inputs of the emission, time first."""
         emission: Any = self.emission
         if self.time_chunk is None:
             return OverTime(emission(features), batch.mask)
@@ -248,15 +249,15 @@ class SequenceModel(nn.Module):
     # Use of a model
 
     def loss_module(self, objective: pyro.infer.ELBO) -> LossModule:
-        """A module whose forward is the loss of a batch, for a plain PyTorch loop."""
+        """Return a module whose forward computes the loss of a batch, for a plain PyTorch training loop."""
         return LossModule(self, objective)
 
     @contextmanager
     def using_layout(self, layout: Layout) -> Iterator[None]:
-        """Another layout for the duration of a ``with`` block.
+        """Use another layout for the duration of a ``with`` block.
 
         Raises:
-            ValueError: if there is no such layout.
+            ValueError: if the layout is unknown.
         """
         if layout not in LAYOUTS:
             raise ValueError(f"unknown layout {layout!r}; there are {LAYOUTS}")
@@ -268,12 +269,11 @@ class SequenceModel(nn.Module):
 
     @contextmanager
     def without_auxiliary_costs(self) -> Iterator[None]:
-        """The program as the density :math:`p(y, z)` alone, for the duration of a ``with`` block.
+        """Reduce the program to the density :math:`p(y, z)` for the duration of a ``with`` block.
 
-        Auxiliary costs are factors of the program, so Pyro's own inference would count them as a part of
-        the density: :class:`pyro.infer.Importance`, :class:`pyro.infer.MCMC`,
-        :class:`pyro.infer.RenyiELBO`, :class:`pyro.infer.Predictive`. Inside the block their weights are
-        zero, and that of the KL is one.
+        Auxiliary costs are factors of the program, so Pyro's own inference (:class:`pyro.infer.Importance`,
+        :class:`pyro.infer.MCMC`, :class:`pyro.infer.RenyiELBO`, :class:`pyro.infer.Predictive`) would count
+        them as part of the density. Inside the block, their weights are zero and the KL weight is one.
 
         Example:
             >>> from pyro.infer import Importance
@@ -300,20 +300,20 @@ class SequenceModel(nn.Module):
         *handlers: AbstractContextManager[Any],
         covariates: Tensor | None = None,
     ) -> Tensor:
-        r"""Draw sequences from the model: z from the prior, each y fed back as the next input.
+        r"""Draw sequences from the model, with z from the prior and each y fed back as the next input.
 
         Args:
             start: :math:`u_1`, (batch, ...).
-            num_steps: steps to draw.
-            *handlers: around the program, the first outermost, such as
-                :class:`pyro_zf.analysis.Decoding`; those around this call do not act on it.
-            covariates: what the model is conditioned on, (batch, size) or (batch, time, size).
+            num_steps: number of steps to draw.
+            *handlers: handlers to run the program in, the first outermost, such as
+                :class:`pyro_zf.analysis.Decoding`. Handlers around this call have no effect on the program.
+            covariates: covariates that the model is conditioned on, (batch, size) or (batch, time, size).
 
         Returns:
             Tensor: :math:`y_{1:T}`, (batch, time, ...).
 
         Raises:
-            ValueError: if ``start`` has another shape, or ``num_steps`` is below one.
+            ValueError: if ``start`` has the wrong shape, or ``num_steps`` is below one.
         """
         batch = SequenceBatch.to_generate(start, num_steps, covariates=covariates)
         if self.data_size is not None and not emits_symbols(self.emission):
@@ -332,11 +332,11 @@ class SequenceModel(nn.Module):
         return torch.stack(ys, dim=1)
 
     def check(self, batch: SequenceBatch) -> None:
-        """Refuse a batch that does not fit; make the parameters known to Pyro's optimisers.
+        """Reject a batch that does not fit the model, and register the parameters for Pyro's optimisers.
 
         Raises:
-            TypeError: if it is no batch, or holds numbers of another type than the parameters.
-            ValueError: if its values or covariates have another shape, or a weight is random
+            TypeError: if it is not a batch, or its values do not have the type of the parameters.
+            ValueError: if its values or covariates have the wrong shape, or a weight is random
                 (:class:`pyro.nn.PyroSample`).
         """
         self._check_values(batch)
@@ -360,7 +360,7 @@ class SequenceModel(nn.Module):
         for key, parameter in self.named_parameters():
             full = f"{self.name}$$${key}"
             if parameter.requires_grad and store[full].unconstrained() is not parameter:
-                # Pyro would go on training the parameters of the other module, in silence.
+                # Pyro would silently continue to train the parameters of the other module.
                 raise ValueError(
                     f"another module is registered with Pyro as {self.name!r}: call "
                     "pyro.clear_param_store() first, or give this model another name= (weights "
@@ -400,8 +400,8 @@ class SequenceModel(nn.Module):
             )
 
     def __getstate__(self) -> dict[str, Any]:
-        # Pyro's parameter store leaves weak references on parameters, which cannot be pickled; it sets
-        # them again when it needs them.
+        # Pyro's parameter store attaches weak references to parameters. They cannot be pickled, and the store
+        # sets them again when it needs them.
         for parameter in self.parameters():
             vars(parameter).pop("unconstrained", None)
         return super().__getstate__()  # type: ignore[no-any-return]
@@ -410,16 +410,16 @@ class SequenceModel(nn.Module):
 class LossModule(nn.Module):
     """The loss of a model under an objective, in nats per sequence.
 
-    Its parameters are those of the model; nothing is put into Pyro's parameter store. An average
-    over the real sequences of the batch, so that it does not grow with the batch.
+    Its parameters are those of the model, and nothing is added to Pyro's parameter store. The loss is
+    averaged over the nonempty sequences of the batch, so that it does not grow with the batch.
 
     Args:
         model: the model to train.
         objective: any :class:`pyro.infer.ELBO` with a ``differentiable_loss``.
 
     Raises:
-        TypeError: if the objective has none, as :class:`pyro.infer.RenyiELBO`. Such objectives
-            train by :class:`pyro.infer.SVI` or :class:`pyro_zf.infer.SVI`.
+        TypeError: if the objective has no ``differentiable_loss``, like :class:`pyro.infer.RenyiELBO`. Train
+            with such objectives through :class:`pyro.infer.SVI` or :class:`pyro_zf.infer.SVI`.
     """
 
     def __init__(self, model: SequenceModel, objective: pyro.infer.ELBO) -> None:
@@ -437,7 +437,7 @@ class LossModule(nn.Module):
         self.objective = objective
 
     def forward(self, batch: SequenceBatch) -> Tensor:
-        """Nats per sequence."""
+        """The loss in nats per sequence."""
         with local_parameters():
             loss = self.objective.differentiable_loss(self.model.model, self.model.guide, batch)
         return loss / batch.num_real

@@ -1,8 +1,8 @@
-r"""The programs that follow from a declaration.
+r"""Programs that are derived from a declaration.
 
-:func:`model_time` and :func:`guide_time` have one site for the path of each latent (layout ``"time"``);
-they are those of every system, and no system writes them. :func:`model_steps` and :func:`guide_steps` have
-one site for each step; a published system writes its own out, beside its equations.
+:func:`model_time` and :func:`guide_time` have one site for the path of each latent (layout ``"time"``). Every
+system uses them, and none writes its own. :func:`model_steps` and :func:`guide_steps` have one site for each
+step. Each published system writes out its own instead, alongside its equations.
 """
 
 from __future__ import annotations
@@ -35,9 +35,10 @@ __all__ = ["guide_steps", "guide_time", "model_steps", "model_time", "sequence_l
 def sequence_latents(
     model: LatentSequenceModel, batch: SequenceBatch, run: Recurrence | None = None
 ) -> dict[str, Tensor]:
-    """Sample the latents that hold for a whole sequence, from their priors.
+    """Sample the latents that have one value for a whole sequence from their priors.
 
-    With the recurrence of the guide they are sampled from their posteriors, whose context is :math:`b_1`.
+    If the recurrence of the guide is given, they are sampled from their posteriors, whose context is
+    :math:`b_1`.
     """
     values: dict[str, Tensor] = {}
     for name, latent in model.latents.items():
@@ -86,7 +87,7 @@ def _sample_path(
 
 
 def model_time(model: LatentSequenceModel, batch: SequenceBatch) -> State:
-    """The generative program, one site for each path; all networks are batched over time."""
+    """The generative program with one site for each path. All networks are batched over time."""
     with model.sequences(batch):
         run = _run(model, batch, by_posterior=False)
         for name in run.step_latents:
@@ -111,7 +112,7 @@ def model_time(model: LatentSequenceModel, batch: SequenceBatch) -> State:
 
 
 def guide_time(model: LatentSequenceModel, batch: SequenceBatch) -> None:
-    """The approximate posterior, one site for each path."""
+    """The approximate posterior with one site for each path."""
     with model.sequences(batch):
         run = _run(model, batch, by_posterior=True)
         for name in run.step_latents:
@@ -145,7 +146,7 @@ def _step_latents(
 
 
 def model_steps(model: LatentSequenceModel, batch: SequenceBatch) -> State:
-    """The generative program, one site for each step; also ancestral generation."""
+    """The generative program with one site for each step, also for ancestral generation."""
     cell_start, carried = model.start(batch)
     b = model.backward_states(batch) if model.scores_backward_states(batch) else None
     last: dict[str, Tensor] = {}
@@ -191,7 +192,7 @@ def model_steps(model: LatentSequenceModel, batch: SequenceBatch) -> State:
 
 
 def guide_steps(model: LatentSequenceModel, batch: SequenceBatch) -> None:
-    """The approximate posterior, one site for each step."""
+    """The approximate posterior with one site for each step."""
     with model.sequences(batch):
         run = _run(model, batch, by_posterior=True)
         contexts, us = run.context.unbind(0), run.u.unbind(0)

@@ -1,4 +1,4 @@
-"""A recurrent model with latents: its parts, made from options, and its programs."""
+"""A recurrent model with latents: its parts, which are built from options, and its programs."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ def embedding_layer(
     default_symbol_size: int,
     activation: str | None = None,
 ) -> tuple[nn.Module, int]:
-    """The layer on the data of an emission, and the size of what it gives.
+    """Build the layer that embeds the data of an emission, and return it with its output size.
 
-    Symbols are always embedded. Numbers go through a linear layer, with an activation if one is
-    named, or through nothing where ``size`` is None. Counts are read as log(1 + y).
+    Symbols are always embedded. Numbers pass through a linear layer, with an activation if one is named; if
+    ``size`` is None, there is no such layer. Counts are read as log(1 + y).
 
     Raises:
-        ValueError: if the data have no values.
+        ValueError: if ``data_size`` is below one.
     """
     if data_size < 1:
         raise ValueError(f"data_size must be at least 1, it is {data_size}")
@@ -71,7 +71,7 @@ def instance(part: str, given: object) -> None:
     """Reject a class where a module is expected.
 
     Raises:
-        TypeError: if ``given`` is a class of modules.
+        TypeError: if ``given`` is a subclass of :class:`torch.nn.Module`.
     """
     if isinstance(given, type) and issubclass(given, nn.Module):
         raise TypeError(f"{part} is the class {given.__name__}; give an instance of it")
@@ -80,43 +80,44 @@ def instance(part: str, given: object) -> None:
 class LatentSequenceModel(SequenceModel, RecurrentSystem):
     r"""A recurrent model with latents. The published systems are subclasses.
 
-    A system declares its data flow, see :class:`~pyro_zf.sequence.RecurrentSystem`. The programs of layout
-    ``"time"`` are derived from this declaration. So are those of layout ``"steps"``, unless a subclass writes
-    them out, as the published systems do. Any part can be replaced by a module of your own. A prior maps the
-    state to a distribution, a posterior maps the state and a context, and an emission maps the state.
+    A system declares its data flow (see :class:`~pyro_zf.sequence.RecurrentSystem`). The programs of layout
+    ``"time"`` are derived from this declaration, and so are those of layout ``"steps"`` unless a subclass
+    writes them out, as the published systems do. Any part can be replaced by a custom module: a prior maps
+    the state to a distribution, a posterior maps the state and a context to one, and an emission maps the
+    state to one.
 
     Args:
-        data_size: values of a step, or number of symbols for a categorical emission.
-        prior, posterior, emission: modules, or names; by default those of the options.
-        cell: a :class:`~pyro_zf.nn.Cell`, a name, or a function that makes a cell from the size of the input
+        data_size: number of values per step, or of symbols for a categorical emission.
+        prior, posterior, emission: modules or names; the defaults are the names in the options.
+        cell: a :class:`~pyro_zf.nn.Cell`, a name, or a function that builds a cell from the size of the input
             and the size of the latents that it reads.
-        backward: a module in place of the standard backward network, see :mod:`pyro_zf.nn.recurrent`.
-        aux: weights of auxiliary costs by name. A name is a key of :data:`pyro_zf.nn.AUX_COSTS`, or a name of
-            your own with ``(module, weight)``.
-        form, emission_form: how the outputs of networks parametrise the Gaussians of prior and posterior, and
-            those of the emission.
-        prior_reads, cell_reads, emission_reads: what prior, cell and emission read, by name.
-        latent_sizes: sizes of further latents of a step, by name.
+        backward: a module to use instead of the standard backward network, see :mod:`pyro_zf.nn.recurrent`.
+        aux: weights of auxiliary costs by name. A name is a key of :data:`pyro_zf.nn.AUX_COSTS`, or a custom
+            name with a pair ``(module, weight)``.
+        form, emission_form: parametrisation of the Gaussians of prior and posterior, and of those of the
+            emission.
+        prior_reads, cell_reads, emission_reads: names of the inputs of prior, cell and emission.
+        latent_sizes: sizes of additional latents of a step, by name.
         sequence_latent_size: total size of the latents that have one value for a whole sequence.
-        deterministic: whether a network over the inputs alone takes the place of the inputs.
+        deterministic: whether to replace the inputs by the states of a network over the inputs alone.
         core: the recurrence that draws paths in layout ``"time"``. ``"fused"`` has a hand-written backward
             pass and supports the standard parts, ``"eager"`` is a loop of PyTorch operations, and ``"auto"``
             selects ``"fused"`` where it is supported.
         layout, kl_weight, aux_weight, time_chunk, covariate_size, name: see
             :class:`~pyro_zf.models.SequenceModel`.
-        **options: of :attr:`Options`.
+        **options: fields of :attr:`Options`.
 
     Raises:
-        ValueError: for an unknown name, a weight below zero, or a probability outside 0..1.
-        TypeError: for an unknown option, or for a class where a module is expected.
+        ValueError: if a name is unknown, a weight is negative, or a probability lies outside 0..1.
+        TypeError: if an option is unknown, or a class is given where a module is expected.
     """
 
     Options = LatentOptions
     has_latents = True
-    #: The latents that ``model_steps`` and ``guide_steps`` are written out for. A system that declares other
+    #: The latents for which ``model_steps`` and ``guide_steps`` are written out. A system that declares other
     #: latents, or has None here, uses the programs that are derived from its declaration.
     written_for: ClassVar[tuple[str, ...] | None] = None
-    #: Whether they have the mask of the skip gradient.
+    #: Whether the written-out programs have the mask of the skip gradient.
     writes_gradient_mask: ClassVar[bool] = False
 
     def __init__(
@@ -210,7 +211,7 @@ class LatentSequenceModel(SequenceModel, RecurrentSystem):
         context_size = recognition_size if source == "target" else self.backward_size
 
         # Prior, posterior, emission
-        raw = {**sizes, "z": o.latent_size}  # priors read latents as they are
+        raw = {**sizes, "z": o.latent_size}  # priors read latents without the embedding layer
         self.prior_size = sum(raw[k] for k in self.prior_reads) + self.condition_size
         networks = {**self._mlp, "form": form}
         if prior is None or isinstance(prior, str):
@@ -244,7 +245,7 @@ class LatentSequenceModel(SequenceModel, RecurrentSystem):
         self.add_costs(aux)
 
     def build_cell(self, input_size: int, latent_size: int) -> Cell:
-        """The forward network that the options describe."""
+        """Build the forward network that the options describe."""
         o: Any = self.options
         return make_cell(
             o.cell, input_size, latent_size, o.hidden_size, num_layers=o.num_layers,
@@ -252,7 +253,7 @@ class LatentSequenceModel(SequenceModel, RecurrentSystem):
         )  # fmt: skip
 
     def posterior_reads_of(self, size: int) -> int:
-        """How many values of the prior's features, the first ones, the posterior reads: here all."""
+        """Number of leading features of the prior that the posterior reads; by default all of them."""
         return size
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -268,10 +269,10 @@ class LatentSequenceModel(SequenceModel, RecurrentSystem):
     # Auxiliary costs
 
     def add_costs(self, aux: Mapping[str, float | tuple[AuxiliaryCost, float]] | None) -> None:
-        """Add the costs of the option ``aux``, after those that a system has of its own.
+        """Add the costs of the option ``aux``, after the costs that the system itself defines.
 
         Raises:
-            ValueError: for a cost that is there already, or one that would train nothing.
+            ValueError: if a cost exists already, or if nothing would train the backward network.
         """
         for name, weight in (aux or {}).items():
             if name in self.aux:
@@ -291,10 +292,10 @@ class LatentSequenceModel(SequenceModel, RecurrentSystem):
             )
 
     def build_aux(self, name: str) -> AuxiliaryCost:
-        """The auxiliary cost of a name, for the sizes of this model.
+        """Build the auxiliary cost of this name, for the sizes of this model.
 
         Raises:
-            ValueError: if there is none of that name, or not for this system.
+            ValueError: if the name is unknown, or the cost does not apply to this system.
         """
         if name in ("h", "activity") and isinstance(self.cell, LatentChain):
             raise ValueError(
@@ -311,7 +312,7 @@ class LatentSequenceModel(SequenceModel, RecurrentSystem):
         )
 
     def add_aux(self, name: str, cost: AuxiliaryCost, weight: float) -> None:
-        """Add an auxiliary cost, site ``aux_NAME``.
+        """Add an auxiliary cost, as the site ``aux_NAME``.
 
         Raises:
             ValueError: if the weight is negative.
@@ -324,7 +325,7 @@ class LatentSequenceModel(SequenceModel, RecurrentSystem):
             self.backward_network = self._make_backward()
 
     def set_aux_weight(self, name: str, weight: float) -> None:
-        """Another weight for a cost; 0 switches it off.
+        """Set the weight of a cost; 0 switches it off.
 
         Raises:
             ValueError: if the weight is negative.
@@ -336,10 +337,10 @@ class LatentSequenceModel(SequenceModel, RecurrentSystem):
         self.aux_weights[name] = weight
 
     def reverse_emission(self, size: int) -> nn.Module:
-        """An emission over the same data, for a state of another network with ``size`` values.
+        """Build an emission over the same data for the state, of ``size`` values, of another network.
 
         Raises:
-            ValueError: if the emission is a module of your own for states of another size.
+            ValueError: if the emission is a custom module for states of another size.
         """
         size += self.condition_size
         if self._emission is not None:
@@ -353,15 +354,15 @@ class LatentSequenceModel(SequenceModel, RecurrentSystem):
         )
 
     def scores_backward_states(self, batch: SequenceBatch) -> bool:
-        """Whether the model program needs :math:`b_{1:T}` for an auxiliary cost; generation has none."""
+        """Whether the model program needs :math:`b_{1:T}` for an auxiliary cost; never in generation."""
         return batch.targets is not None and self.reads_backward_states
 
     def aux_factors(
         self, batch: SequenceBatch, t: int, states: StepStates, leave_out: tuple[str, ...] = ()
     ) -> None:
-        """The factors of the auxiliary costs of step t, counted from 0, in layout ``"steps"``.
+        """Add the factors of the auxiliary costs of step t (counted from 0), in layout ``"steps"``.
 
-        ``leave_out`` are costs that a program has written out itself.
+        ``leave_out`` names the costs that the program writes out itself.
         """
         for name, cost in self.active_aux().items():
             scored = t > 0 or not (cost.skips_start_symbol and batch.has_start_symbol)
@@ -379,7 +380,7 @@ class LatentSequenceModel(SequenceModel, RecurrentSystem):
     def guide(self, batch: SequenceBatch) -> None:
         if self.latent_source == "posterior":
             super().guide(batch)
-        else:  # the latents of the model itself, which sees the inputs but not the targets
+        else:  # draw from the model itself, which sees the inputs but not the targets
             with poutine.block(hide_fn=lambda msg: bool(msg.get("is_observed"))):  # type: ignore[no-untyped-call]
                 self.model(batch)
 
@@ -397,14 +398,14 @@ class LatentSequenceModel(SequenceModel, RecurrentSystem):
 
     @property
     def follows_declaration(self) -> bool:
-        """Whether layout ``"steps"`` is derived from the declaration instead of written out."""
+        """Whether the programs of layout ``"steps"`` are derived from the declaration, not written out."""
         return tuple(self.latents) != self.written_for or (
             self.skip_gradient > 0 and not self.writes_gradient_mask
         )
 
     @property
     def programs_are_derived(self) -> bool:
-        """Whether the programs of layout ``"time"`` are the derived ones, not custom programs."""
+        """Whether the programs of layout ``"time"`` are derived from the declaration, not custom."""
         own, base = type(self), LatentSequenceModel
         return all(
             getattr(own, name) is getattr(base, name)
@@ -413,23 +414,23 @@ class LatentSequenceModel(SequenceModel, RecurrentSystem):
 
     @contextmanager
     def drawing_latents_from(self, source: LatentSource) -> Iterator[None]:
-        r"""Draw z without the targets for the duration of a ``with`` block: the model at test time.
+        r"""Draw z without the targets for the duration of a ``with`` block, as at test time.
 
         Args:
-            source: ``"prior"`` makes the guide draw z from the prior: the bounds of
+            source: ``"prior"`` makes the guide draw z from the prior. The bounds of
                 :func:`~pyro_zf.infer.batch_bounds` are then :math:`\mathbb E_p[\log p(y \mid z)]` and
-                its importance-weighted form, both lower bounds of :math:`\log p(y)`.
-                ``"prior-mean"`` puts z at the mean of the prior, in guide, model and generation:
-                what is reported is then the log-likelihood of a deterministic model (Shabanian et
-                al. 2017, figure 3). ``"posterior"`` changes nothing.
+                its importance-weighted form, which are both lower bounds on :math:`\log p(y)`.
+                ``"prior-mean"`` puts z at the mean of the prior in guide, model and generation. The
+                reported value is then the log-likelihood of a deterministic model (Shabanian et al.
+                2017, figure 3). ``"posterior"`` changes nothing.
 
         Raises:
-            ValueError: if there is no such name, or the mean of the prior is not known.
+            ValueError: if the name is unknown, or the mean of the prior is not available.
         """
         if source not in LATENT_SOURCES:
             raise ValueError(f"latents are drawn from one of {LATENT_SOURCES}, not {source!r}")
         if source == "prior-mean":
-            with torch.no_grad():  # one without a mean says so here
+            with torch.no_grad():  # raises an error if the prior has no mean
                 like = next(self.parameters())
                 AtMean.of(self.prior(like.new_zeros(1, self.prior_size)))
         before, self.latent_source = self.latent_source, source
@@ -443,7 +444,7 @@ class _PriorsAtMean(Messenger):
     """Puts latents at the mean of their priors, in both layouts.
 
     Args:
-        names: of the latents.
+        names: names of the latents.
     """
 
     def __init__(self, names: Collection[str]) -> None:

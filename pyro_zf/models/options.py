@@ -1,4 +1,4 @@
-"""The options that systems share. What only one system has is beside it."""
+"""Options that systems share. The options of a single system are defined next to that system."""
 
 from __future__ import annotations
 
@@ -17,34 +17,34 @@ class ModelOptions:
 
     emission: str = "bernoulli"
     """Distribution of the data: bernoulli, autoregressive-bernoulli, categorical, gaussian, gaussian-mixture,
-    autoregressive-gaussian, logistic-mixture, poisson, negative-binomial or beta-binomial. By default the one
-    for the kind of data."""
+    autoregressive-gaussian, logistic-mixture, poisson, negative-binomial or beta-binomial. The default is the
+    one for the kind of data."""
     max_count: int | None = None
-    """Largest possible count, for emission beta-binomial. By default the largest in the data."""
+    """Largest possible count, for emission beta-binomial. The default is the largest count in the data."""
     cell: str = "lstm"
     """Forward network: lstm or gru."""
     num_layers: int = 1
-    """Layers of the forward network."""
+    """Number of layers of the forward network."""
     hidden_size: int = 1024
-    """Units of each layer of the forward network, and of the backward one."""
+    """Number of units in each layer of the forward network and in the backward network."""
     mlp_size: int = 1024
-    """Units of the hidden layers of prior, posterior, emission and auxiliary networks."""
+    """Number of units in the hidden layers of prior, posterior, emission and auxiliary networks."""
     emission_mlp_size: int | None = None
-    """Units of the hidden layers of the emission. By default ``mlp_size``."""
+    """Number of units in the hidden layers of the emission. The default is ``mlp_size``."""
     emission_depth: int = 1
-    """Hidden layers of the emission."""
+    """Number of hidden layers of the emission."""
     dropout: float = 0.0
-    """Probability that a value which a layer of the emission reads is zero in training: values of the state
-    and hidden units."""
+    """Probability that an input of a layer of the emission, a value of the state or a hidden unit, is set to
+    zero in training."""
     activation: str = "clipped-leaky-relu"
     """Activation of the hidden layers: clipped-leaky-relu, leaky-relu, relu, tanh, softplus or gelu."""
     embedding_size: int | None = None
-    """Size of a linear layer on the data that all networks over them share, or none. Symbols are always
-    embedded, in ``hidden_size`` values if no size is given."""
+    """Size of a linear layer on the data that all networks over the data share, or none. Symbols are always
+    embedded, by default in ``hidden_size`` dimensions."""
     orthogonal: bool = True
-    """Whether recurrent weights start orthogonal rather than uniform."""
+    """Whether to initialise recurrent weights as orthogonal instead of uniform."""
     forget_bias: float = 0.0
-    """Initial bias of the LSTMs' forget gates."""
+    """Initial bias of the forget gates of LSTMs."""
 
     @property
     def emission_options(self) -> dict[str, Any]:
@@ -56,10 +56,11 @@ class ModelOptions:
 
     @classmethod
     def of(cls, **values: Any) -> Any:
-        """Options by name.
+        """Build the options from values by name.
 
         Raises:
-            TypeError: for a name that is none of theirs, with the nearest that is.
+            TypeError: if a name is unknown. The message gives the closest known name.
+            ValueError: if a size is negative.
         """
         names = [field.name for field in fields(cls)]
         for name in values:
@@ -82,9 +83,9 @@ class LatentOptions(ModelOptions):
     posterior: str = "smoothing"
     """Posterior: smoothing, filtering, flow, res_q or recognition."""
     backward_size: int | None = None
-    """Units of the network over the targets. By default as many as the forward network has."""
+    """Number of units in the network over the targets. The default is that of the forward network."""
     mlp_depth: int = 1
-    """Hidden layers of prior, posterior and auxiliary networks."""
+    """Number of hidden layers of prior, posterior and auxiliary networks."""
     latent_embedding_size: int | None = None
     """Size of a linear layer between z and the forward network, or none."""
     feature_activation: str | None = None

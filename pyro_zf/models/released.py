@@ -1,4 +1,4 @@
-"""Weights of the authors' released class (Goyal et al. 2017), read into our model."""
+"""Conversion of weights of the authors' released class (Goyal et al. 2017) to those of this package."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pyro_zf.nn.recurrent import BackwardLSTM
 
 __all__ = ["convert_released"]
 
-#: Layers that have the same form on both sides: released name, our name.
+#: Layers that have the same form in both classes; maps the released name to the name in this package.
 _SAME_LAYERS = {
     "pri_mod.0": "prior.network.0",
     "pri_mod.2": "prior.network.2",
@@ -27,7 +27,7 @@ _SAME_LAYERS = {
 def convert_released(
     weights: Mapping[str, Any], z_force: bool
 ) -> tuple[dict[str, Any], BackwardLSTM, dict[str, Tensor]]:
-    """The options, the backward network and the ``state_dict`` that these weights ask for.
+    """Convert weights to the options, the backward network and the ``state_dict`` of a model.
 
     See :meth:`pyro_zf.models.ZForcing.from_released_state_dict`.
     """
@@ -72,7 +72,7 @@ def convert_released(
     for name, our_name in _SAME_LAYERS.items():
         for kind in ("weight", "bias"):
             ours[f"{our_name}.{kind}"] = weights[f"{name}.{kind}"]
-    if z_force:  # the released network multiplies h by zero; here it has no such columns
+    if z_force:  # the released network multiplies h by zero; here it does not read h
         key = "aux.b.head.network.0.weight"
         ours[key] = ours[key][:, hidden_size:]
     head = "network.0"
@@ -84,7 +84,7 @@ def convert_released(
             ours["backward_network.lstm." + name.removeprefix("bwd_mod.")] = value
         elif name.startswith("emb_mod.0."):
             ours["embedding." + name.removeprefix("emb_mod.0.")] = value
-    # The released cell multiplies from the left and reads the latent first; ours reads it last.
+    # The released cell multiplies from the left and reads the latent first; the cell here reads it last.
     input_weight = weights["fwd_mod.weight_ih"].T
     ours["cell.lstm.weight_ih_l0"] = torch.cat(
         [input_weight[:, mlp_size:], input_weight[:, :mlp_size]], dim=1

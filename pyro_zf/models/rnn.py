@@ -1,4 +1,4 @@
-r"""A recurrent network without latents: RNN-Gauss, RNN-GMM and their discrete likes.
+r"""A recurrent network without latents: RNN-Gauss, RNN-GMM and their discrete counterparts.
 
 .. math::
 
@@ -8,16 +8,16 @@ r"""A recurrent network without latents: RNN-Gauss, RNN-GMM and their discrete l
 ========  ==========================================
 symbol    meaning
 ========  ==========================================
-u_t       input, the target of the step before
+u_t       input, the target of the previous step
 y_t       target
 h_t       state
 ========  ==========================================
 
-``emission="gaussian"`` is RNN-Gauss and ``"gaussian-mixture"`` RNN-GMM of the papers' tables (Chung et
-al. 2015, https://arxiv.org/abs/1506.02216). ``"autoregressive-gaussian"`` is the baseline of Dai et
-al. 2019 (https://arxiv.org/abs/1902.01388), which models the values within a frame one after the
-other and which latent models of speech have to be compared with. Its log-likelihood is exact: the
-ELBO is the log-likelihood, and the KL is zero.
+``emission="gaussian"`` gives the RNN-Gauss and ``"gaussian-mixture"`` the RNN-GMM of the papers' tables
+(Chung et al. 2015, https://arxiv.org/abs/1506.02216). ``"autoregressive-gaussian"`` gives the baseline of Dai
+et al. 2019 (https://arxiv.org/abs/1902.01388), which models the values within a frame one after the other and
+with which latent-variable models of speech have to be compared. The log-likelihood is exact: the ELBO is the
+log-likelihood, and the KL is zero.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ class RNN(SequenceModel):
     """A recurrent network without latents. Its guide is empty.
 
     Args:
-        data_size: values of a step, or number of symbols for a categorical emission.
-        emission, cell: modules, or names; by default those of the options.
-        emission_form: how the emission's output becomes Gaussians, if it has any.
+        data_size: number of values per step, or of symbols for a categorical emission.
+        emission, cell: modules or names; the defaults are the names in the options.
+        emission_form: parametrisation of the Gaussians of the emission, if it has any.
         layout, time_chunk, covariate_size, name, kl_weight, aux_weight: see
-            :class:`~pyro_zf.models.SequenceModel`; without latents the weights have no effect.
-        **options: of :class:`~pyro_zf.models.ModelOptions`.
+            :class:`~pyro_zf.models.SequenceModel`. The weights have no effect without latents.
+        **options: fields of :class:`~pyro_zf.models.ModelOptions`.
 
     Example:
         >>> import torch
@@ -97,7 +97,7 @@ class RNN(SequenceModel):
         self.emission = emission
 
     def model_steps(self, batch: SequenceBatch) -> State:
-        """The generative program with one site for each step; without targets it generates."""
+        """The generative program with one site for each step. Without targets, it generates data."""
         with self.sequences(batch):
             state = self.cell.initial((batch.num_sequences,), batch.carried)
             y_t = None
@@ -124,7 +124,7 @@ class RNN(SequenceModel):
         return tuple(x.detach() for x in states.last)
 
     def guide_steps(self, batch: SequenceBatch) -> None:
-        """Nothing to infer."""
+        """An empty program, since there are no latents to infer."""
 
     def guide_time(self, batch: SequenceBatch) -> None:
-        """Nothing to infer."""
+        """An empty program, since there are no latents to infer."""

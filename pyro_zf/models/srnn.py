@@ -14,16 +14,16 @@ where :math:`\mu^{(p)}_t` is the mean of the prior, the residual parametrisation
 ========  ====================================================  ==========
 symbol    meaning                                               paper
 ========  ====================================================  ==========
-u_t       input, the target of the step before                  u_t
+u_t       input, the target of the previous step                u_t
 y_t       target                                                x_t
-z_t       latent, its own state                                 z_t
+z_t       latent, which is also the state                       z_t
 d_t       state of the deterministic network                    d_t
-a_t       state of the backward network (b_t elsewhere here)    a_t
+a_t       state of the backward network (b_t in other systems)  a_t
 ========  ====================================================  ==========
 
-The deterministic network never reads z, which tells SRNN from all others: it is one call for the
-whole sequence, and the chain z_t | z_{t-1} is all that is sequential. Future reaches the posterior
-through :math:`a_t` (smooth) and its mean is a correction of the prior's (res_q). The paper has GRUs.
+In contrast to all other systems, the deterministic network never reads z. It is computed in one call for the
+whole sequence, and only the chain z_t | z_{t-1} is sequential. The posterior depends on the future through
+:math:`a_t` (smooth), and its mean is a correction of the mean of the prior (res_q). The paper uses GRUs.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ __all__ = ["SRNN", "SRNNOptions"]
 
 @dataclass(frozen=True)
 class SRNNOptions(LatentOptions):
-    """Options of SRNN. ``backward_size`` are the units of the network with the states a_t."""
+    """Options of SRNN. ``backward_size`` is the number of units of the network with the states a_t."""
 
     posterior: str = "res_q"
     """Posterior: res_q (smooth + res_q, the paper's best), smoothing without the residual, filtering (the
@@ -56,8 +56,8 @@ class SRNN(LatentSequenceModel):
     """SRNN: a chain of latents on top of a deterministic recurrent network.
 
     Args:
-        data_size: values of a step, or number of symbols for a categorical emission.
-        **options: of :class:`SRNNOptions` and :class:`~pyro_zf.models.LatentSequenceModel`.
+        data_size: number of values per step, or of symbols for a categorical emission.
+        **options: options of :class:`SRNNOptions` and :class:`~pyro_zf.models.LatentSequenceModel`.
 
     Example:
         >>> import torch
@@ -81,12 +81,12 @@ class SRNN(LatentSequenceModel):
         return LatentChain(latent_size)
 
     def posterior_reads_of(self, size: int) -> int:
-        return self.cell.state_sizes[0]  # z_{t-1}; d_t comes by a_t
+        return self.cell.state_sizes[0]  # z_{t-1}; d_t enters through a_t
 
-    # The programs of layout "steps", to be read beside the equations. Steps are counted from 0 here.
+    # The programs of layout "steps", to be read alongside the equations. Steps are counted from 0 here.
 
     def model_steps(self, batch: SequenceBatch) -> State:
-        """The generative program; without targets it generates."""
+        """The generative program. Without targets, it generates data."""
         if self.follows_declaration:
             return super().model_steps(batch)
         a = self.backward_states(batch) if self.scores_backward_states(batch) else None

@@ -11,17 +11,17 @@ r"""STORN (Bayer and Osendorfer 2014, https://arxiv.org/abs/1411.7610).
 ========  =======================================================  ==========
 symbol    meaning                                                  paper
 ========  =======================================================  ==========
-u_t       input, the target of the step before                     x_{t-1}
+u_t       input, the target of the previous step                   x_{t-1}
 y_t       target                                                   x_t
 z_t       latent                                                   z_t
 h_t       state of the generating network                          h_t
 g_t       state of the recognition network                         h^r_t
 ========  =======================================================  ==========
 
-Neither prior nor posterior looks at :math:`h`, which tells STORN from every other system here: the
-latents of a sequence are independent before the data are seen, and all are drawn at once. As in
-Z-Forcing, and unlike VRNN and SRNN, z reaches the emission through :math:`h_t` alone. The paper has
-simple recurrent networks; the comparisons in the literature have LSTMs or GRUs.
+In contrast to all other systems here, neither prior nor posterior depends on :math:`h`. The latents of a
+sequence are therefore independent a priori, and all of them are drawn at once. As in Z-Forcing, and unlike in
+VRNN and SRNN, z reaches the emission only through :math:`h_t`. The paper uses simple recurrent networks; the
+comparisons in the literature use LSTMs or GRUs.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ __all__ = ["STORN", "STORNOptions"]
 
 @dataclass(frozen=True)
 class STORNOptions(LatentOptions):
-    """Options of STORN. ``backward_size`` are the units of the recognition network."""
+    """Options of STORN. ``backward_size`` is the number of units of the recognition network."""
 
     prior: str = "standard-normal"
     """Prior: standard-normal as in the paper, gaussian (conditional), mixture or flow."""
@@ -52,11 +52,11 @@ class STORNOptions(LatentOptions):
 
 
 class STORN(LatentSequenceModel):
-    """STORN: latents independent of each other enter a recurrent network.
+    """STORN: a recurrent network that reads latents which are independent of each other.
 
     Args:
-        data_size: values of a step, or number of symbols for a categorical emission.
-        **options: of :class:`STORNOptions` and :class:`~pyro_zf.models.LatentSequenceModel`.
+        data_size: number of values per step, or of symbols for a categorical emission.
+        **options: options of :class:`STORNOptions` and :class:`~pyro_zf.models.LatentSequenceModel`.
 
     Example:
         >>> import torch
@@ -74,10 +74,10 @@ class STORN(LatentSequenceModel):
     def __init__(self, data_size: int, *, name: str = "storn", **options: Any) -> None:
         super().__init__(data_size, name=name, **options)
 
-    # The programs of layout "steps", to be read beside the equations. Steps are counted from 0 here.
+    # The programs of layout "steps", to be read alongside the equations. Steps are counted from 0 here.
 
     def model_steps(self, batch: SequenceBatch) -> State:
-        """The generative program; without targets it generates."""
+        """The generative program. Without targets, it generates data."""
         if self.follows_declaration:
             return super().model_steps(batch)
         b = self.backward_states(batch) if self.scores_backward_states(batch) else None

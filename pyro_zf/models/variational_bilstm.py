@@ -19,7 +19,7 @@ and the objective of section 2.1 (eq. 2 with the costs of eq. 5 and 6),
 ==============  ====================================================  ===============
 symbol          meaning                                               paper
 ==============  ====================================================  ===============
-u_t             input, the target of the step before                  x_t
+u_t             input, the target of the previous step                x_t
 y_t             target                                                x_{t+1}
 z_t             latent                                                z_t
 b~_t            latent that stands in for b_t                         b~_t
@@ -27,37 +27,37 @@ h_t             state of the forward network                          h_t
 b_t             state of the backward network                         b_t
 ==============  ====================================================  ===============
 
-It adds three things to Z-Forcing. The reconstruction of :math:`b_t` becomes a latent that the model
-uses, :math:`\tilde b_t`, drawn from the same distribution by model and guide and so free of KL. A second
-cost reconstructs :math:`h_{t-1}`. And the skip gradient: at a step of a sequence, a Bernoulli mask decides
-whether the inputs :math:`h_{t-1}, b_t` of prior and posterior are detached. Note that the letters
-differ: Z-Forcing's :math:`\beta` weighs the prediction of :math:`u_t` from :math:`b_t`, which is not
-in this paper.
+It adds three things to Z-Forcing. First, the reconstruction of :math:`b_t` becomes a latent
+:math:`\tilde b_t` that the model uses. Model and guide draw it from the same distribution, so it is free of
+KL. Second, another cost reconstructs :math:`h_{t-1}`. Third, the skip gradient: at each step of each
+sequence, a Bernoulli mask decides whether the inputs :math:`h_{t-1}, b_t` of prior and posterior are
+detached. Note that the letters differ: in Z-Forcing, :math:`\beta` is the weight of the prediction of
+:math:`u_t` from :math:`b_t`, which is not in this paper.
 
-No code of the authors is public. Where the paper is silent, this is what was chosen:
+No code by the authors is public. Where the paper gives no details, these are the choices made here:
 
-a. :math:`\tilde b_t` is sampled, as eq. 2 takes the expectation over it. ``b_tilde="mean"`` puts it at
+a. :math:`\tilde b_t` is sampled, since eq. 2 takes the expectation over it. ``b_tilde="mean"`` puts it at
    its mean.
-b. The probability of the skip gradient is not given; 0.5 is the one number that exists, in the code
-   of the first author of Z-Forcing, where it was left unused. The mask is drawn for each step of each
-   sequence, as the text says ("at each time step ... for a given data point"); ``skip_per="sequence"``
-   draws it once for a sequence. It acts on what prior and posterior read, "the stochastic operations with
-   respect to the recurrent units"; forward values never change.
-c. :math:`b_t` has read :math:`u_t, y_t, \dots, y_T`, as written. ``backward_reads="targets"`` leaves
-   :math:`u_t` out, which is Z-Forcing's eq. 6.
-d. Both reconstructed states are constants of their costs, for otherwise the networks could make
-   them easy to reconstruct; ``detach_targets=False`` lets the gradient through.
+b. The probability of the skip gradient is not given. The only known value is 0.5, which is in the code of the
+   first author of Z-Forcing but unused there. The mask is drawn for each step of each sequence, as the text
+   says ("at each time step ... for a given data point"); ``skip_per="sequence"`` draws it once per sequence.
+   It acts on the inputs of prior and posterior, "the stochastic operations with respect to the recurrent
+   units"; forward values never change.
+c. :math:`b_t` has read :math:`u_t, y_t, \dots, y_T`, as in the paper. ``backward_reads="targets"`` leaves
+   out :math:`u_t`, as in eq. 6 of Z-Forcing.
+d. Both reconstructed states are constants in their costs, since the networks could otherwise make them easy
+   to reconstruct; ``detach_targets=False`` lets the gradient through.
 e. Means are not squashed. ``reconstruction_form=GaussianForm(mean="tanh")`` squashes them.
-f. :math:`\tilde b_t` enters the cell and the emission, as the equations say; ``b_tilde_into`` leaves
-   either out.
+f. :math:`\tilde b_t` enters the cell and the emission, as in the equations; ``b_tilde_into`` can leave
+   out either.
 g. The activity regularisation :math:`\gamma \lVert h_t \rVert^2` (eq. 7) is summed over steps, like
    the cost that it replaces in the ablation.
-h. The hidden layers have leaky ReLUs, as the paper says, not clipped as Z-Forcing's.
-i. At test time z is drawn from the prior or put at its mean (figure 3):
+h. The hidden layers have leaky ReLUs, as the paper states. They are not clipped, unlike in Z-Forcing.
+i. At test time, z is drawn from the prior or put at its mean (figure 3); see
    :meth:`~pyro_zf.models.LatentSequenceModel.drawing_latents_from`.
-j. The networks of eq. 3 to 6 give the logarithm of the standard deviation, bounded to -7..7, where the paper
-   says that they give a variance. ``form=GaussianForm("log-variance", log_scale_limits=None)``
-   gives a variance without bounds.
+j. The networks of eq. 3 to 6 output the logarithm of the standard deviation, bounded to -7..7, whereas those
+   of the paper output a variance. ``GaussianForm("log-variance", log_scale_limits=None)`` outputs its logarithm
+   without bounds: as ``form`` for eq. 3 and 4, as ``reconstruction_form`` for eq. 5 and 6.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ from pyro_zf.sequence.system import FREE_OF_KL, Latent, detach_where
 
 __all__ = ["PUBLISHED", "VariationalBiLSTM", "VariationalBiLSTMOptions"]
 
-#: What section 3 of the paper gives for each data set: options, and settings of training.
+#: Options and training settings that section 3 of the paper gives for each data set.
 PUBLISHED: dict[str, dict[str, Any]] = {
     "timit": {
         "hidden_size": 2048, "mlp_size": 1024, "latent_size": 128, "alpha": 1.0, "beta": 0.0,
@@ -118,38 +118,38 @@ class VariationalBiLSTMOptions(LatentOptions):
     """Options of Variational Bi-LSTM."""
 
     alpha: float = 0.001
-    """Weight of log p_psi(b_t | z_t), eq. 5. The paper: 1 for speech and text (TIMIT, Blizzard, IMDB, Penn
-    Treebank), 0.001 for MNIST."""
+    """Weight of log p_psi(b_t | z_t), eq. 5. The paper uses 1 for speech and text (TIMIT, Blizzard, IMDB,
+    Penn Treebank) and 0.001 for MNIST."""
     beta: float = 0.0
-    """Weight of log p_xi(h_{t-1} | z_t), eq. 6. The paper: 1 for Blizzard, IMDB and Penn Treebank, 0 for
-    TIMIT and MNIST."""
+    """Weight of log p_xi(h_{t-1} | z_t), eq. 6. The paper uses 1 for Blizzard, IMDB and Penn Treebank, and 0
+    for TIMIT and MNIST."""
     gamma: float = 0.0
-    """Weight of the activity regularisation of the forward state, eq. 7; 0 except in the ablation of table 5."""
+    """Weight of the activity regularisation of h_t, eq. 7; 0 except in the ablation of table 5."""
     skip_gradient: float = 0.5
     """Probability that, at a step of a sequence, the inputs of prior and posterior are detached (training
     only)."""
     skip_per: Literal["step", "sequence"] = "step"
     """Whether the mask is drawn for each step, or once for the whole sequence."""
     activation: str = "leaky-relu"
-    """Activation of the hidden layers. The paper uses leaky ReLU, and does not give its slope."""
+    """Activation of the hidden layers. The paper uses leaky ReLU and does not give its slope."""
 
 
 class VariationalBiLSTM(LatentSequenceModel):
     r"""Variational Bi-LSTM: a latent channel between the forward and the backward network.
 
     Args:
-        data_size: values of a step, or number of symbols for a categorical emission.
+        data_size: number of values per step, or of symbols for a categorical emission.
         alpha, beta, gamma, skip_gradient, activation: see :class:`VariationalBiLSTMOptions`.
-        b_tilde: ``"sample"`` or ``"mean"``; see a above.
-        b_tilde_into: what reads it, ``"cell"``, ``"emission"`` or both; without any there is no such
-            latent.
-        backward_reads: ``"inputs"`` or ``"targets"``; see c above.
-        detach_targets: see d above.
-        reconstruction_form: how the outputs of :math:`f_\psi, f_\xi` become Gaussians.
-        **options: of :class:`~pyro_zf.models.LatentSequenceModel`.
+        b_tilde: ``"sample"`` or ``"mean"``; see item a of the module docstring.
+        b_tilde_into: the networks that read it, ``"cell"``, ``"emission"`` or both. If there are none, the
+            model does not have this latent.
+        backward_reads: ``"inputs"`` or ``"targets"``; see item c of the module docstring.
+        detach_targets: see item d of the module docstring.
+        reconstruction_form: parametrisation of the Gaussians of :math:`f_\psi, f_\xi`.
+        **options: options of :class:`~pyro_zf.models.LatentSequenceModel`.
 
     Raises:
-        ValueError: for an unknown name, a weight below zero, or a probability outside 0..1.
+        ValueError: if a name is unknown, a weight is negative, or a probability lies outside 0..1.
 
     Example:
         >>> import torch
@@ -243,10 +243,10 @@ class VariationalBiLSTM(LatentSequenceModel):
             latents["b_tilde"] = Latent(p_psi, None, self.backward_size, reads=("z",))
         return latents
 
-    # The programs of layout "steps", to be read beside the equations. Steps are counted from 0 here.
+    # The programs of layout "steps", to be read alongside the equations. Steps are counted from 0 here.
 
     def model_steps(self, batch: SequenceBatch) -> State:
-        """The generative program; without targets it generates."""
+        """The generative program. Without targets, it generates data."""
         if self.follows_declaration:
             return super().model_steps(batch)
         b = self.backward_states(batch) if self.scores_backward_states(batch) else None
@@ -261,7 +261,7 @@ class VariationalBiLSTM(LatentSequenceModel):
                 c_t = self.covariates_at(batch, t)
                 u_t, carried = self.input_at(batch, t, y_t, carried)
                 with self.real_steps(batch, t):
-                    state = self.cell.before(join(u_t, c_t), state)  # an LSTM waits for z_t
+                    state = self.cell.before(join(u_t, c_t), state)  # unchanged for an LSTM
                     h_before = state[0]
                     seen = h_before if skip is None else detach_where(skip[..., t, None], h_before)
                     with self.latent_weight():
@@ -320,7 +320,7 @@ class VariationalBiLSTM(LatentSequenceModel):
     def backward_states(self, batch: SequenceBatch, u: Tensor | None = None) -> Tensor:
         if self.backward_reads == "targets":
             return super().backward_states(batch, u)
-        # From y_T down to u_1: one step more than there are targets, whose state is left out.
+        # Read from y_T back to u_1: one step more than there are targets. The last state is left out.
         assert batch.targets is not None
         all_steps = torch.cat([batch.clean_inputs[:, :1], batch.targets], dim=1)
         lengths = None if batch.lengths is None else batch.lengths + 1
@@ -340,7 +340,7 @@ class VariationalBiLSTM(LatentSequenceModel):
             return published
         alike = {"wav": "timit", "text": "imdb", "hdf5": "timit"}
         own = PUBLISHED[alike.get(dataset, dataset)]
-        # The weight of MNIST, 0.001 for a sum over 1,024 units, is that of an average, too.
+        # The weight for MNIST, 0.001 for a sum over 1,024 units, corresponds to about 1 for an average.
         times = own["hidden_size"] if dataset == "mnist" else 1
         averaged = {
             "alpha": own["alpha"] * times / backward_units(settings),
@@ -350,11 +350,11 @@ class VariationalBiLSTM(LatentSequenceModel):
 
 
 class MeanOf(nn.Module):
-    """A module whose distribution is put at its mean."""
+    """Wraps a module and puts its distribution at the mean."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
-        self.module = (module,)  # in a tuple: its parameters belong to the model
+        self.module = (module,)  # in a tuple, since its parameters belong to the model
 
     def forward(self, *inputs: Tensor) -> Any:
         return AtMean.of(self.module[0](*inputs))

@@ -10,18 +10,18 @@ r"""VRNN (Chung, Kastner, Dinh, Goel, Courville and Bengio 2015, https://arxiv.o
 ===============  =======================================================  ===============
 symbol           meaning                                                  paper
 ===============  =======================================================  ===============
-u_t              input, the target of the step before                     x_{t-1}
+u_t              input, the target of the previous step                   x_{t-1}
 y_t              target                                                   x_t
 z_t              latent                                                   z_t
 h_t              state that has read u_1..u_t and z_1..z_{t-1}            h_{t-1}
 φ_x, φ_z         features of data and latents                             φ_τ
 ===============  =======================================================  ===============
 
-The index of h is ours: the paper's :math:`h_{t-1}` has read :math:`x_{t-1} = u_t`, so that it is our
-:math:`h_t`. The first state has read the start symbol :math:`u_1` where the paper has zeros. Unlike
-Z-Forcing, the posterior knows nothing of the future (filtering), the prior has seen the last
-observation, and z goes to the emission directly. ``prior="standard-normal"`` is VRNN-I,
-``emission="gaussian-mixture"`` is VRNN-GMM (20 components in the paper).
+The index of h differs from the paper, whose :math:`h_{t-1}` has read :math:`x_{t-1} = u_t` and is therefore
+:math:`h_t` here. The first state has read the start symbol :math:`u_1`, whereas it is zero in the paper. In
+contrast to Z-Forcing, the posterior does not depend on future observations (filtering), the prior depends on
+the last observation, and z is a direct input of the emission. ``prior="standard-normal"`` gives VRNN-I, and
+``emission="gaussian-mixture"`` gives VRNN-GMM (with 20 components in the paper).
 """
 
 from __future__ import annotations
@@ -43,9 +43,8 @@ __all__ = ["VRNN", "VRNNI", "VRNNIOptions", "VRNNOptions"]
 
 @dataclass(frozen=True)
 class VRNNOptions(LatentOptions):
-    """Options of VRNN. The layers on data and latents have ``mlp_size`` values and the activation of the
-    hidden layers unless others are given. The paper has four such layers each on speech; one is the
-    default here."""
+    """Options of VRNN. By default, the layers on data and latents have ``mlp_size`` units and the activation
+    of the hidden layers. The paper uses four such layers each for speech; the default here is one."""
 
     posterior: str = "filtering"
     """Posterior: filtering as in the paper, smoothing, flow, res_q or recognition."""
@@ -60,11 +59,11 @@ class VRNNIOptions(VRNNOptions):
 
 
 class VRNN(LatentSequenceModel):
-    """VRNN: a prior that depends on the past, and a posterior that filters.
+    """VRNN: a model with a prior that depends on the past and a filtering posterior.
 
     Args:
-        data_size: values of a step, or number of symbols for a categorical emission.
-        **options: of :class:`VRNNOptions` and :class:`~pyro_zf.models.LatentSequenceModel`.
+        data_size: number of values per step, or of symbols for a categorical emission.
+        **options: options of :class:`VRNNOptions` and :class:`~pyro_zf.models.LatentSequenceModel`.
 
     Example:
         >>> import torch
@@ -93,10 +92,10 @@ class VRNN(LatentSequenceModel):
     def build_cell(self, input_size: int, latent_size: int) -> Cell:
         return ReadsPreviousLatent(super().build_cell(input_size, latent_size), latent_size)
 
-    # The programs of layout "steps", to be read beside the equations. Steps are counted from 0 here.
+    # The programs of layout "steps", to be read alongside the equations. Steps are counted from 0 here.
 
     def model_steps(self, batch: SequenceBatch) -> State:
-        """The generative program; without targets it generates."""
+        """The generative program. Without targets, it generates data."""
         if self.follows_declaration:
             return super().model_steps(batch)
         b = self.backward_states(batch) if self.scores_backward_states(batch) else None
@@ -113,7 +112,7 @@ class VRNN(LatentSequenceModel):
                     with self.latent_weight():
                         z_t = pyro.sample(f"z_{t + 1}", self.prior(join(h_t, c_t)))  # eq. 5
                     z_features = self.latent_embedding(z_t)
-                    state = self.cell.after(join(u_t, c_t), z_features, state)  # keeps z_t
+                    state = self.cell.after(join(u_t, c_t), z_features, state)  # stores z_t
                     p_y = self.emission(join(h_t, z_features, c_t))  # eq. 6
                     y_t = pyro.sample(f"y_{t + 1}", p_y, obs=self.target_at(batch, t))
                     if batch.targets is not None:
@@ -145,6 +144,6 @@ class VRNN(LatentSequenceModel):
 
 
 class VRNNI(VRNN):
-    """VRNN-I: VRNN whose prior is a standard normal, whatever came before."""
+    """VRNN-I: a VRNN whose prior is a standard normal, independent of the past."""
 
     Options = VRNNIOptions

@@ -19,7 +19,7 @@ and the objective of eq. 10, the evidence lower bound with two auxiliary costs, 
 ========  ==========================================  ===============
 symbol    meaning                                     paper
 ========  ==========================================  ===============
-u_t       input, the target of the step before        x_t
+u_t       input, the target of the previous step      x_t
 y_t       target                                      x_{t+1}
 z_t       latent                                      z_t
 h_t       state of the forward network                h_t
@@ -51,7 +51,7 @@ __all__ = ["DETACH", "VARIANTS", "ZForcing", "ZForcingOptions"]
 Detach = Literal["target", "posterior", "backward"]
 DETACH: tuple[Detach, ...] = ("target", "posterior", "backward")
 
-#: Options under a name. ``"released-code"`` are the deviations of the authors' released code.
+#: Sets of options by name. ``"released-code"`` contains the deviations of the authors' released code.
 VARIANTS: dict[str, dict[str, Any]] = {
     "paper": {},
     "released-code": {
@@ -65,16 +65,16 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
 }
 
-#: The weight alpha = beta of the costs by data set, and the number of units of b that it is for. Speech: the
-#: authors' research code (see docs/training.md); IMDB: table 2 of the paper, and other text and arrays the same.
-#: The cost with weight alpha is a sum over the units of b, so in a model of another size alpha changes in
-#: inverse proportion to their number.
+#: The weight of both costs at the size of the paper, and the number of units of b for which it holds, by data set. Speech
+#: uses the weight of the authors' research code (see docs/training.md). IMDB, other text and arrays use the
+#: weight of table 2 of the paper. The cost with weight alpha is a sum over the units of b, so alpha is scaled
+#: in inverse proportion to their number in a model of another size.
 STRENGTH = {
     "timit": (5e-4, 1024), "blizzard": (5e-4, 2048), "wav": (5e-4, 1024), "imdb": (2.5e-3, 500),
     "ptb": (2.5e-3, 1024), "text": (2.5e-3, 500), "hdf5": (2.5e-3, 1024),
 }  # fmt: skip
-#: MNIST is not published: found on short runs on a CPU (see docs/small_results.md), as alpha and beta times the
-#: size of b, of whose values the cost is a sum.
+#: The weight for MNIST is not published. These were found in short runs on a CPU (see docs/small_results.md)
+#: and are alpha and beta times the size of b, over whose values the cost is a sum.
 STRENGTH_OF_FRAMES = {"row": 0.128, "pixel": 0.0128}
 
 
@@ -83,8 +83,8 @@ class ZForcingOptions(LatentOptions):
     """Options of Z-Forcing."""
 
     alpha: float = 0.0025
-    """Weight of log p(b_t | z_t), eq. 8. The default is the smaller of the two that the paper reports (table
-    2); what it used for MNIST is not published. 0 switches the cost off."""
+    """Weight of log p(b_t | z_t), eq. 8. The default is the smaller of the two values that the
+    paper reports (table 2); its value for MNIST is not published. 0 switches the cost off."""
     beta: float = 0.0025
     """Weight of log p(u_t | b_t), eq. 10. The default is chosen as for alpha."""
     detach: Detach = "target"
@@ -96,27 +96,27 @@ class ZForcingOptions(LatentOptions):
 
 
 class ZForcing(LatentSequenceModel):
-    r"""Z-Forcing: a recurrent model whose latents are made to reconstruct the backward states.
+    r"""Z-Forcing: a recurrent model whose latents are trained to reconstruct the backward states.
 
-    The defaults are the paper's for sequential MNIST; where the paper is silent, the option says what was
-    chosen. The paper mentions no layer on the data or on z, does not say how recurrent weights start
-    (orthogonal here, as in the released code) and gives no bias to the forget gate.
+    The defaults are those of the paper for sequential MNIST. Where the paper gives no value, the option
+    states the choice. The paper mentions no layer on the data or on z, does not specify the initialisation of
+    recurrent weights (orthogonal here, as in the released code), and gives no bias to the forget gate.
 
     Args:
-        data_size: values of a step, or number of symbols for a categorical emission.
-        alpha, beta, detach, aux_condition, variant: see :class:`ZForcingOptions`. ``detach="target"``: the
-            cost does not train the backward network through the target :math:`b_t`, as in the released
-            code. ``"posterior"``: it trains no parameter of the posterior (section 3.4); here the gradient
-            stops at :math:`z_t`, and so does that of the forward network. ``"backward"``: :math:`b_t` is
-            detached before the posterior too, so that the backward network learns from
-            :math:`\beta \log p(u_t \mid b_t)` alone.
-        aux_form: how the output of the network of eq. 8 becomes a Gaussian.
-        reverse_emission: a module in place of the standard one; needed with an emission module.
-        **options: of :class:`~pyro_zf.models.LatentSequenceModel`; ``latent_embedding_size`` may be
-            ``"mlp"`` for ``mlp_size``.
+        data_size: number of values per step, or of symbols for a categorical emission.
+        alpha, beta, detach, aux_condition, variant: see :class:`ZForcingOptions`. With ``detach="target"``,
+            the cost does not train the backward network through the target :math:`b_t`, as in the released
+            code. With ``"posterior"``, it trains no parameter of the posterior (section 3.4); its gradient
+            stops at :math:`z_t` and does not reach the forward network either. With ``"backward"``,
+            :math:`b_t` is also detached before the posterior, so that the backward network learns only from
+            :math:`\beta \log p(u_t \mid b_t)`.
+        aux_form: parametrisation of the Gaussian of eq. 8.
+        reverse_emission: a module to use instead of a copy of the emission; needed if their inputs differ in size.
+        **options: options of :class:`~pyro_zf.models.LatentSequenceModel`. ``latent_embedding_size`` may also
+            be ``"mlp"``, which stands for ``mlp_size``.
 
     Raises:
-        ValueError: for an unknown name, or a weight below zero.
+        ValueError: if a name is unknown or a weight is negative.
 
     Example:
         >>> import pyro, torch
@@ -169,10 +169,10 @@ class ZForcing(LatentSequenceModel):
         self.add_aux("u", ReversePrediction(prediction), o.beta)  # eq. 10
         self.add_costs(aux)
 
-    # The programs of layout "steps", to be read beside the equations. Steps are counted from 0 here.
+    # The programs of layout "steps", to be read alongside the equations. Steps are counted from 0 here.
 
     def model_steps(self, batch: SequenceBatch) -> State:
-        """The generative program; without targets it generates."""
+        """The generative program. Without targets, it generates data."""
         if self.follows_declaration:
             return super().model_steps(batch)
         b = self.backward_states(batch) if self.scores_backward_states(batch) else None  # eq. 6
@@ -185,7 +185,7 @@ class ZForcing(LatentSequenceModel):
                 c_t = self.covariates_at(batch, t)
                 u_t, _ = self.input_at(batch, t, y_t)
                 with self.real_steps(batch, t):
-                    state = self.cell.before(join(u_t, c_t), state)  # an LSTM waits for z_t
+                    state = self.cell.before(join(u_t, c_t), state)  # unchanged for an LSTM
                     h_before = state[0]
                     with self.latent_weight():
                         z_t = pyro.sample(f"z_{t + 1}", self.prior(join(h_before, c_t)))  # eq. 5
@@ -228,7 +228,7 @@ class ZForcing(LatentSequenceModel):
                     z_read = self.latent_embedding(z_t)
                     state = self.cell.after(join(u_t, c_t), z_read, state)  # eq. 4
 
-    # What differs by `detach`
+    # Parts that depend on `detach`
 
     def posterior_context(
         self, batch: SequenceBatch, u: Tensor | None = None, b: Tensor | None = None
@@ -237,7 +237,7 @@ class ZForcing(LatentSequenceModel):
         return context.detach() if self.detach == "backward" else context
 
     def seen_by_reconstruction(self, states: StepStates) -> StepStates:
-        """The states as the cost of eq. 8 receives them. Its target is always a constant."""
+        """The states that the cost of eq. 8 receives. Its target is always a constant."""
         if self.detach != "posterior":
             return states
         return states._replace(z=states.z.detach(), h_prev=states.h_prev.detach())
@@ -280,17 +280,17 @@ class ZForcing(LatentSequenceModel):
     def from_released_state_dict(
         cls, weights: Mapping[str, Any], z_force: bool = False, **options: Any
     ) -> ZForcing:
-        """A model that computes what the authors' released class computes with these weights.
+        """Build a model that computes the same as the authors' released class with these weights.
 
         Args:
             weights: a ``state_dict`` of that class, or the dictionary that its ``save`` wrote,
-                whose ``z_force`` then wins over the argument.
-            z_force: whether it was run with that flag: the auxiliary network then reads z alone.
-            **options: passed on, for example ``alpha`` and ``layout``.
+                whose ``z_force`` then takes precedence over the argument.
+            z_force: whether that class was run with this flag, so that its auxiliary network reads only z.
+            **options: further options of the model, for example ``alpha`` and ``layout``.
 
         Raises:
-            ValueError: if the names are not that class's, or belong to an option that it has and
-                this one has not (conditional layer normalisation).
+            ValueError: if the names are not those of that class, or belong to an option that this
+                class does not have (conditional layer normalisation).
         """
         released_options, backward, state = convert_released(weights, z_force)
         model = cls(**{**released_options, "backward": backward, **options})

@@ -199,7 +199,7 @@ class LSTMCell(_RNNCell):
         input_size: size of the (embedded) input.
         latent_size: size of the (embedded) latent; 0 for a network over the inputs alone.
         hidden_size: number of units in each layer.
-        num_layers: number of layers; the last one gives :math:`h_t`. The papers use one.
+        num_layers: number of layers; the last layer gives :math:`h_t`. The papers use one layer.
         orthogonal: whether to initialise recurrent weights as orthogonal (orthonormal columns) instead of
             uniform.
         forget_bias: initial bias of the forget gates. The other biases start at zero.
@@ -318,9 +318,10 @@ def make_cell(
 
 
 def run_rnn(rnn: nn.RNNBase, inputs: Float[Tensor, "time batch input"], start: Any = None) -> Any:
-    """The output of an ``nn.LSTM`` or ``nn.GRU``, also under autocast on processors without bfloat16.
+    """Run an ``nn.LSTM`` or ``nn.GRU``, also under autocast on processors without bfloat16.
 
-    On those, PyTorch 2.13 fails to run an LSTM under autocast, so it is computed in the precision of its weights.
+    On such processors, PyTorch 2.13 fails to run an LSTM under autocast, so it is computed in the precision
+    of its weights.
     """
     low = not inputs.is_cuda and torch.is_autocast_enabled("cpu")
     if not low or cpu_has_bfloat16():
@@ -333,7 +334,7 @@ def run_rnn(rnn: nn.RNNBase, inputs: Float[Tensor, "time batch input"], start: A
 def cpu_has_bfloat16() -> bool:
     """Whether this processor has instructions for bfloat16, which PyTorch's LSTM under autocast needs."""
     with torch.random.fork_rng([]):
-        lstm = nn.LSTM(2, 2, dtype=torch.float32)  # autocast leaves double precision alone
+        lstm = nn.LSTM(2, 2, dtype=torch.float32)  # autocast does not apply to double precision
     try:
         with torch.enable_grad(), torch.autocast("cpu", torch.bfloat16):
             lstm(torch.zeros(1, 1, 2, dtype=torch.float32))

@@ -69,7 +69,7 @@ class _LogitEmission(nn.Module):
 
 
 class _CountEmission(_LogitEmission):
-    """A network whose outputs are bounded logits or logarithms, the parameters of a distribution of counts."""
+    """A network whose outputs, bounded logits or logarithms, parametrise a distribution of counts."""
 
     kinds: ClassVar[tuple[str, ...]] = ("counts",)
 
@@ -136,7 +136,7 @@ class GaussianEmission(GaussianHead):
 class GaussianMixtureEmission(GaussianMixtureHead):
     r""":math:`p(y_t \mid h_t) = \sum_k \pi_k \mathcal N(y_t; \mu_k, \operatorname{diag} \sigma_k^2)`.
 
-    There is one mixture for the whole frame, as in Chung et al. 2015
+    One mixture models the whole frame, as in Chung et al. 2015
     (https://arxiv.org/abs/1506.02216), section 4, who use 20 components.
 
     Args:
@@ -217,9 +217,10 @@ class LogisticMixtureEmission(nn.Module):
 
 
 class _AutoregressiveEmission(nn.Module):
-    """A masked network (MADE, Germain et al. 2015) that predicts each value from the state and the values before it.
+    """A masked network (MADE, Germain et al. 2015) that predicts the values of a step one after the other.
 
-    A density takes one pass through the network, and a sample takes one pass per value.
+    Each value is predicted from the state and the values before it. A density takes one pass through the
+    network, and a sample takes one pass per value.
     """
 
     outputs: ClassVar[int] = 1
@@ -258,9 +259,9 @@ class _AutoregressiveEmission(nn.Module):
     def parameters_at(
         self, h: Float[Tensor, "*batch hidden"], y: Float[Tensor, "*samples data"]
     ) -> Float[Tensor, "*samples parameters"]:
-        """Parameters of the conditional distributions, those of each kind side by side.
+        """Parameters of the conditional distributions, concatenated by kind.
 
-        y may have more dimensions in front than the state.
+        ``y`` may have more leading dimensions than the state.
         """
         if self.data_size == 1:
             return self.network(h).expand(*y.shape[:-1], self.outputs).to(h.dtype)
@@ -271,10 +272,10 @@ class _AutoregressiveEmission(nn.Module):
 class AutoregressiveBernoulliEmission(_AutoregressiveEmission):
     r""":math:`p(y_t \mid h_t) = \prod_d \operatorname{Bernoulli}(y_{t,d}; f^{(o)}(y_{t,<d}, h_t)_d)`.
 
-    Within a step, each bit is predicted from the preceding bits. An image that is read by rows then has a
-    density of the same kind as one that is read by pixels: all preceding pixels are known to each. The network
-    is a MADE (Germain et al. 2015, https://arxiv.org/abs/1502.03509): a density takes one pass, and a sample
-    takes one pass per bit.
+    Within a step, each bit is predicted from the preceding bits. The density of an image that is read by rows
+    is then of the same kind as if it were read by pixels: each pixel is predicted from all preceding pixels.
+    The network is a MADE (Germain et al. 2015, https://arxiv.org/abs/1502.03509): a density takes one pass,
+    and a sample takes one pass per bit.
 
     Args:
         in_size: size of the state.
@@ -282,7 +283,7 @@ class AutoregressiveBernoulliEmission(_AutoregressiveEmission):
         mlp_size: width of the hidden layers, raised to ``data_size`` if it is smaller.
         depth: number of hidden layers, at least 1.
         activation: a key of :data:`pyro_zf.nn.ACTIVATIONS`.
-        dropout: probability that a value of the state or a hidden unit is zero in training.
+        dropout: probability that a value of the state or a hidden unit is set to zero in training.
 
     Raises:
         ValueError: if there is no hidden layer.
@@ -313,7 +314,7 @@ class AutoregressiveGaussianEmission(_AutoregressiveEmission):
         depth: number of hidden layers, at least 1.
         activation: a key of :data:`pyro_zf.nn.ACTIVATIONS`.
         form: parametrisation of the Gaussian, see :class:`~pyro_zf.nn.GaussianForm`.
-        dropout: probability that a value of the state or a hidden unit is zero in training.
+        dropout: probability that a value of the state or a hidden unit is set to zero in training.
 
     Raises:
         ValueError: if there is no hidden layer.
@@ -352,8 +353,8 @@ class PoissonEmission(_CountEmission):
     Args:
         in_size: size of the state.
         data_size: number of counts per step.
-        mlp_size, depth, activation, dropout: options of :math:`f^{(o)}`, see :class:`~pyro_zf.nn.MLP`. Its outputs,
-            the logarithms of the rates, are bounded to -15..15.
+        mlp_size, depth, activation, dropout: options of :math:`f^{(o)}`, see :class:`~pyro_zf.nn.MLP`. Its
+            outputs, the logarithms of the rates, are bounded to -15..15.
     """
 
     def forward(self, h: Float[Tensor, "*batch hidden"]) -> TorchDistributionMixin:
@@ -453,10 +454,10 @@ def named_emission(name: str) -> Callable[..., nn.Module]:
 
 
 def make_emission(name: str, in_size: int, data_size: int, **options: Any) -> nn.Module:
-    """Build an emission from :data:`EMISSIONS`; ``form`` and ``max_count`` only reach those that accept them.
+    """Build an emission from :data:`EMISSIONS`; ``form`` and ``max_count`` are only passed if accepted.
 
     Raises:
-        ValueError: if the name is unknown, or there is dropout but the emission does not take it.
+        ValueError: if the name is unknown, or dropout is requested but the emission does not accept it.
     """
     emission = named_emission(name)
     taken = inspect.signature(emission).parameters

@@ -81,11 +81,12 @@ def activation_of(name: str) -> Callable[[], nn.Module]:
 class Dropout(nn.Module):
     """Dropout whose mask is the same for any number of processes.
 
-    As in :class:`torch.nn.Dropout`, in training each value is zero with some probability, and the others are
-    scaled so that the mean stays the same. The mask is drawn with :func:`~pyro_zf.distributions.noise.uniform`.
+    As in :class:`torch.nn.Dropout`, each value is set to zero with probability ``p`` in training, and the
+    others are scaled so that the mean stays the same. The mask is drawn with
+    :func:`~pyro_zf.distributions.noise.uniform`.
 
     Args:
-        p: probability that a value is zero, below 1.
+        p: probability that a value is set to zero, below 1.
 
     Raises:
         ValueError: if ``p`` is out of range.
@@ -115,7 +116,7 @@ class MLP(nn.Sequential):
         out_size: size of the last dimension of the output.
         depth: number of hidden layers. The papers use one.
         activation: a key of :data:`ACTIVATIONS`.
-        dropout: probability that a value which a layer reads is zero in training, see :class:`Dropout`.
+        dropout: probability that an input of a layer is set to zero in training, see :class:`Dropout`.
 
     Raises:
         ValueError: if the activation is unknown or the depth is negative.
@@ -142,7 +143,7 @@ class MLP(nn.Sequential):
 
 
 class Log1p(nn.Module):
-    r""":math:`\log(1 + x)`: how networks read counts."""
+    r""":math:`\log(1 + x)`, the form in which networks read counts."""
 
     def forward(self, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         return torch.log1p(x)
@@ -156,7 +157,7 @@ def declared(part: Any, name: str, default: Any) -> Any:
 
 
 def join(*features: Float[Tensor, "..."] | None) -> Float[Tensor, "..."]:
-    """Concatenate features in the last dimension, broadcasting the others; None is left out.
+    """Concatenate features in the last dimension, broadcasting the others; None is skipped.
 
     Example:
         >>> join(torch.zeros(3, 2), None, torch.ones(1)).shape

@@ -27,7 +27,7 @@ class BackwardLSTM(nn.Module):
         orthogonal: whether to initialise recurrent weights as orthogonal (orthonormal columns) instead of
             uniform.
         forget_bias: initial bias of the forget gate. The other biases start at zero.
-        num_layers: number of layers; the last one gives :math:`b_t`. The paper uses one.
+        num_layers: number of layers; the last layer gives :math:`b_t`. The paper uses one layer.
     """
 
     def __init__(

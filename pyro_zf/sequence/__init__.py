@@ -1,4 +1,4 @@
-"""What the systems share: latents, the recurrence, and distributions over paths."""
+"""Parts that the systems share: latents, the recurrence, and distributions over paths."""
 
 from pyro_zf.sequence.fused import recurrence_in_use
 from pyro_zf.sequence.paths import (

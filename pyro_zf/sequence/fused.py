@@ -1,6 +1,6 @@
-r"""The recurrence of the standard systems with its backward written by hand.
+r"""The recurrence of the standard systems, with a hand-written backward pass.
 
-A step, for the rows (particles and sequences) of a batch:
+A step computes, for the rows (particles and sequences) of a batch:
 
 .. math::
 
@@ -11,11 +11,11 @@ A step, for the rows (particles and sequences) of a batch:
     \tilde b_t = \mathcal N(\mathrm{MLP}(z_t)) \text{ by its own noise} \\
     c_t, h_t &= \mathrm{LSTM}(g_t, c_{t-1})
 
-where :math:`p_t` and :math:`g_t` start from what does not depend on the recurrence, and
-:math:`\mathrm{embed}` and :math:`\tilde b` are there for some systems only. For a chain of latents (SRNN)
-the state is :math:`h_t = \mathrm{embed}(z_t)`, without gates. The backward walks the same steps in
-reverse; the derivatives of elementwise functions are computed for many steps at a time, and the gradients
-of weights by one product for as many.
+where :math:`p_t` and :math:`g_t` are initialised with the terms that do not depend on the recurrence, and
+only some systems have :math:`\mathrm{embed}` and :math:`\tilde b`. For a chain of latents (SRNN), the state
+is :math:`h_t = \mathrm{embed}(z_t)`, without gates. The backward pass runs through the same steps in reverse.
+The derivatives of elementwise functions are computed for many steps at a time, and the gradient of a weight
+is computed by one product for the same steps.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 __all__ = ["FusedPlan", "draw_noise", "fused_plan", "plan_in_use", "recurrence_in_use"]
 
 aten: Any = torch.ops.aten
-#: Bytes of the preactivations whose derivatives are prepared at a time, on a CPU and elsewhere.
+#: Bytes of the preactivations whose derivatives are computed at a time, on a CPU and on other devices.
 PIECE = {"cpu": 2**24}
 OTHER_PIECE = 2**28
 
@@ -52,10 +52,10 @@ OTHER_PIECE = 2**28
 def draw_noise(
     num_steps: int, shape: torch.Size, sizes: tuple[int, ...], like: Tensor
 ) -> list[Tensor]:
-    """Standard normal numbers for some latents of all steps, one tensor for each latent, time first.
+    """Draw standard normal noise for some latents of all steps, one tensor for each latent, time first.
 
-    On a CPU they are drawn step by step, in the order in which a program with one site per step draws
-    them: the same seed gives the same path in both layouts. On a GPU they are drawn at once.
+    On a CPU, the noise is drawn step by step, in the order in which a program with one site per step draws
+    it, so the same seed gives the same path in both layouts. On a GPU, it is drawn at once.
     """
     if like.device.type != "cpu":
         return [standard_normal((num_steps, *shape, size), like) for size in sizes]
@@ -92,7 +92,7 @@ def _head(module: Any) -> _Head | None:
 
 
 def _plain(*modules: nn.Module) -> bool:
-    """Whether calling modules does what their classes say: no hooks, and linear layers with a bias."""
+    """Whether modules behave as their classes define: they have no hooks, and linear layers have a bias."""
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     return not any(getattr(m, name) for m in modules for name in hooks) and all(
         type(m) is nn.Linear and m.bias is not None for m in modules if isinstance(m, nn.Linear)
@@ -103,12 +103,12 @@ class FusedPlan(NamedTuple):
     """The parts of a system that the fused recurrence computes.
 
     Args:
-        posterior: of z.
-        prior: the one whose mean a residual posterior corrects.
+        posterior: the posterior of z.
+        prior: the prior whose mean a residual posterior corrects, if there is one.
         lstm: the weights of the cell, or None for a chain of latents.
-        previous: whether the cell reads the latent of the step before.
-        embedding: a layer between z and the cell, with its activation or without.
-        free: name and network of a latent that follows z and is free of KL.
+        previous: whether the cell reads the latent of the previous step.
+        embedding: the layer between z and the cell, if there is one, and its activation, if it has one.
+        free: name and network of a latent that follows z and is free of KL, if there is one.
         free_is_read: whether the cell reads that latent.
     """
 
@@ -123,7 +123,7 @@ class FusedPlan(NamedTuple):
     def draw(
         self, run: Recurrence, shape: torch.Size
     ) -> tuple[dict[str, Tensor], Trajectory, dict[str, tuple[Tensor, Tensor]], dict[str, Tensor]]:
-        """The latents, the states along them, their moments and their noise; all have time first."""
+        """Draw the latents; return them, the states along them, their moments and their noise, time first."""
         system, posterior = run.system, self.posterior
         device, like = run.u.device.type, posterior.second.weight
         low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
@@ -138,7 +138,7 @@ class FusedPlan(NamedTuple):
             weights = self._weights(system.cell.state_sizes[0])
         state = system.cell.initial(shape, run.cell_start)
         u = with_particles(run.cell_u, len(shape) + 2 - run.cell_u.dim())
-        if self.previous:  # the first move is made here, the last one is in vain
+        if self.previous:  # the first transition is made here; the last one is unused
             assert isinstance(system.cell, ReadsPreviousLatent)
             state = system.cell.before(u[0].expand(*shape, -1), state)
             u = torch.cat([u[1:], torch.zeros_like(u[:1])])
@@ -179,7 +179,7 @@ class FusedPlan(NamedTuple):
         return latents, trajectory, moments, {"z": noise["z"]}
 
     def _context(self, run: Recurrence, shape: torch.Size) -> Tensor:
-        """The part of the posterior's hidden layer that does not depend on the state, with the bias."""
+        """The part of the posterior's hidden layer that does not depend on the state, including the bias."""
         system, mask = run.system, run.gradient_mask
         state_size = system.cell.state_sizes[0]
         particles = len(shape) - 1
@@ -222,17 +222,17 @@ class FusedPlan(NamedTuple):
         return F.linear(u, _ordered(weight[:, : u.shape[-1]]), _ordered(bias))
 
     def _folded(self) -> nn.Linear | None:
-        """A linear layer between z and the gates: two linear maps in a row are one."""
+        """The linear layer between z and the gates, if the two linear maps can be merged into one."""
         if self.lstm is None or self.embedding is None or self.embedding[1] is not None:
             return None
         return self.embedding[0]
 
     def _weights(self, state_size: int) -> _Weights:
-        """The weights of a step, by differentiable operations from the parameters."""
+        """The weights of a step, computed from the parameters by differentiable operations."""
         hidden = [self.posterior.first.weight[:, :state_size]]
         moments: Tensor = self.posterior.second.weight
         bias: Tensor = self.posterior.second.bias
-        if self.prior is not None:  # one network, whose mean adds that of the prior
+        if self.prior is not None:  # one network, whose mean includes that of the prior
             hidden.append(self.prior.first.weight[:, :state_size])
             half = len(moments) // 2
             mean, mean_bias = self.prior.second.weight[:half], self.prior.second.bias[:half]
@@ -267,7 +267,7 @@ class FusedPlan(NamedTuple):
 
 
 def _features_read(system: RecurrentSystem) -> int:
-    """How many values of the features, the first ones, the posterior of z reads."""
+    """Number of leading features that the posterior of z reads."""
     size: Any = system.posterior.hidden_size
     return int(size)
 
@@ -277,13 +277,13 @@ def _apply_head(head: _Head, x: Tensor) -> Tensor:
 
 
 def _ordered(gates: Tensor) -> Tensor:
-    """Gates i, f, g, o in the order o, i, f, g."""
+    """Reorder the gates i, f, g, o to o, i, f, g."""
     i_f_g, o = gates.split([gates.shape[0] // 4 * 3, gates.shape[0] // 4])
     return torch.cat([o, i_f_g])
 
 
 def fused_plan(system: RecurrentSystem) -> FusedPlan | str:
-    """The plan for a system that the fused recurrence supports, or the reason why it does not."""
+    """The plan for a system, or the reason why the fused recurrence does not support it."""
     (name, z), *others = system.latents.items()
     cell = system.cell
     previous = type(cell) is ReadsPreviousLatent
@@ -342,10 +342,10 @@ def fused_plan(system: RecurrentSystem) -> FusedPlan | str:
 
 
 def plan_in_use(system: RecurrentSystem) -> FusedPlan | str:
-    """The plan of the fused recurrence if paths are drawn by it; otherwise a description of how they are.
+    """The plan of the fused recurrence if it draws the paths; otherwise a description of how they are drawn.
 
     Raises:
-        ValueError: if the fused recurrence is asked for and does not know the system.
+        ValueError: if ``core="fused"`` and the fused recurrence does not support the system.
     """
     if system.core == "eager":
         return "eager"
@@ -383,9 +383,9 @@ def recurrence_in_use(system: Any) -> str:
 class _Weights(NamedTuple):
     """Weights of a step, (out, in).
 
-    ``hidden`` is applied to the state: rows of the posterior's hidden layer, then of the gates (o, i, f,
-    g). ``moments`` is the posterior's second layer. ``latent`` leads from z, or its embedding, to the
-    gates, ``free`` from the latent that follows z.
+    ``hidden`` is applied to the state; its rows are those of the posterior's hidden layer, followed by those
+    of the gates (o, i, f, g). ``moments`` is the posterior's second layer. ``latent`` maps z, or its
+    embedding, to the gates, and ``free`` maps the latent that follows z to them.
     """
 
     hidden: Tensor
@@ -427,8 +427,8 @@ class _Draw:
     r"""A hidden layer, a Gaussian and a draw from it: :math:`z = \mu(x) + \sigma(x) \epsilon`.
 
     Args:
-        activation, form: of the hidden layer, and how the output becomes a Gaussian.
-        weight, bias: of the second layer.
+        activation, form: activation of the hidden layer, and parametrisation of the Gaussian.
+        weight, bias: parameters of the second layer.
         noise: :math:`\epsilon` of all steps, (time, \*rows, size).
         low: the precision of products.
     """
@@ -446,13 +446,13 @@ class _Draw:
         self._value, self._moments, self._noise = (x.flatten(1, -2).unbind(0) for x in steps)
 
     def forward(self, t: int, x: Tensor) -> Tensor:
-        """The draw of step t, from the input of the hidden layer."""
+        """Draw the value of step t, given the preactivations of the hidden layer."""
         self.product.affine(self.activation(x), self.bias, self._moments[t])
         mean, log_scale = self.form.split(self._moments[t])
         return torch.addcmul(mean, torch.exp(log_scale), self._noise[t], out=self._value[t])
 
     def start(self, g_value: Tensor | None, g_moments: Tensor | None) -> list[Tensor]:
-        """Before the backward: the gradients of what was given out. Returns those of the draws."""
+        """Start the backward pass from the gradients of the outputs. Return the gradients of the draws."""
         rows = self.noise.shape
         total = torch.zeros_like(self.noise) if g_value is None else g_value.reshape(rows).clone()
         self.given = None if g_moments is None else g_moments.reshape(*rows[:-1], 2, rows[-1])
@@ -462,7 +462,7 @@ class _Draw:
         return self.g_value
 
     def prepare(self, first: int, last: int, x: Tensor) -> None:
-        """The derivatives of steps first..last-1, of which x are the inputs of the hidden layer."""
+        """Compute the derivatives of steps first..last-1, whose hidden layer has the preactivations x."""
         self.first, self.last = first, last
         self.a, slope = _with_slope(self.activation, x)
         moments = self.moments.flatten(1, -2)[first:last]
@@ -470,12 +470,12 @@ class _Draw:
         log_scale, by_log_scale = _with_slope(lambda m: self.form.split(m)[1], moments)
         factor = (by_mean + by_log_scale).unflatten(-1, (2, -1))
         factor[..., 1, :] *= torch.exp(log_scale).mul_(self.noise[first:last])
-        self.g = factor  # in its place, the gradients of the moments
+        self.g = factor  # overwritten with the gradients of the moments
         self._steps = list(zip(factor.unbind(0), slope.unbind(0), strict=True))
         self._room = torch.empty_like(slope[0])
 
     def backward(self, t: int, out: Tensor) -> None:
-        """The gradient of the input of the hidden layer, from that of the draw."""
+        """Compute the gradient of the preactivations of the hidden layer from that of the draw."""
         g, slope = self._steps[t - self.first]
         g.mul_(self.g_value[t].unsqueeze(1))
         if self.given is not None:
@@ -483,16 +483,16 @@ class _Draw:
         torch.mul(slope, self.product.back(g.flatten(1), self._room), out=out)
 
     def accumulate(self) -> None:
-        """The gradients of weight and bias from the steps that were prepared last."""
+        """Add the gradients of weight and bias from the steps that were prepared last."""
         g = self.g.flatten(-2)
         self.g_weight = self.g_weight + self.product.gradient(g, self.a)
         self.g_bias = self.g_bias + g.sum((0, 1))
 
 
 class _Loop:
-    """The steps of a batch: what they consist of, and room for what the backward needs.
+    """The steps of a batch: their parts, and memory for the values that the backward pass needs.
 
-    ``weights`` are :class:`_Weights`, ``keep`` is 0 where the posterior passes no gradient to the state.
+    ``weights`` are :class:`_Weights`, and ``keep`` is 0 where the posterior passes no gradient to the state.
     """
 
     def __init__(
@@ -518,16 +518,16 @@ class _Loop:
         self.h = self.states.flatten(1, -2).unbind(0)
         self.h[0].copy_(h.flatten(0, -2))
         self.cells = [] if c is None else [c.flatten(0, -2)]
-        # Inputs of the layer between z and the cell, and of the hidden layer of what follows z.
+        # Preactivations of the layer between z and the cell, and of the hidden layer of the latent after z.
         self.features: list[Tensor] = []
         self.free_inputs: list[Tensor] = []
 
     def forward(self, context: Tensor, gates: Tensor | None) -> None:
-        """Run all steps from the preactivations that do not depend on the recurrence."""
+        """Run all steps, given the parts of the preactivations that do not depend on the recurrence."""
         steps, w, p = self.steps, self.w, self.products
         parts = [context] if gates is None else [context, gates]
-        full = self.states.dtype  # the parts may be of lower precision
-        if steps.kept:  # in one piece; the backward writes the gradients over it
+        full = self.states.dtype  # the parts may have lower precision
+        if steps.kept:  # one tensor, which the backward pass overwrites with gradients
             sizes = [x.shape[-1] for x in parts]
             pre = self.states.new_empty(self.length, *self.states.shape[1:-1], sum(sizes))
             for part, x in zip(pre.split(sizes, -1), parts, strict=True):
@@ -551,7 +551,7 @@ class _Loop:
                 if self.free is not None:
                     self.free_inputs.append(p.free_hidden.affine(z, w.free_hidden_bias))
                     p.free.add(self.free.forward(t, self.free_inputs[-1]), values)
-                squashed.sigmoid_()  # the gates take the place of their inputs
+                squashed.sigmoid_()  # the gates overwrite their preactivations
                 self.cells.append(torch.mul(i, g.tanh_()).addcmul_(f, self.cells[-1]))
                 torch.mul(o, torch.tanh(self.cells[-1]), out=self.h[t + 1])
             if not steps.kept:
@@ -559,7 +559,7 @@ class _Loop:
                 self.cells = self.cells[-2:]
 
     def _at_steps(self, pre: Tensor) -> Iterator[tuple[Any, ...]]:
-        """Views of the preactivations of each step: all, hidden layer, gates, the gates o, i, f; each gate."""
+        """Views of the preactivations of each step: all, hidden layer, gates, gates o to f, and each gate."""
         views = [pre, pre[..., : self.width]]
         if self.cells:
             gates = pre[..., self.width :]
@@ -665,14 +665,14 @@ class _Loop:
         return self.draw.value.flatten(1, -2)[first:last]
 
     def _pieces(self) -> Iterator[tuple[int, int]]:
-        """First and last step of the pieces of the backward, the last piece first."""
+        """First and last step of each piece of the backward pass, the last piece first."""
         size = self.pre[0].numel() * self.pre.element_size()
         length = max(PIECE.get(self.pre.device.type, OTHER_PIECE) // max(size, 1), 1)
         for last in range(self.length, 0, -length):
             yield max(last - length, 0), last
 
     def _prepare_cells(self, first: int, last: int, gates: Tensor) -> tuple[Any, Any]:
-        """Prepare the factors of the LSTM's backward; the gates o, i, f, g are replaced by derivatives."""
+        """Compute the factors of the LSTM's backward pass; derivatives overwrite the gates o, i, f, g."""
         o, i, f, g = gates.split(self.size, -1)
         cells = torch.stack(self.cells[first : last + 1])
         tanh, forget = torch.tanh(cells[1:]), f.clone()
@@ -702,17 +702,17 @@ class _Recurrence(torch.autograd.Function):
         weights = _Weights(*tensors)
         loop = _Loop(steps, keep, weights, context.shape[-1], h, c, noise, free_noise)
         loop.forward(context, gates)
-        # Another tensor object each, so that what is kept does not refer to what is given out.
+        # Return new tensor objects, so that the kept values do not refer to the outputs.
         outputs = [x.detach() for x in (loop.states, loop.draw.value, loop.draw.moments)]
         if loop.free is not None:
             outputs += [loop.free.value.detach(), loop.free.moments.detach()]
         end = h.new_zeros(0)
-        if c is not None:  # where the cell reads the previous latent, its last move is in vain
+        if c is not None:  # if the cell reads the previous latent, its last transition is unused
             end = loop.cells[-2 if steps.previous else -1].clone().unflatten(0, h.shape[:-1])
         ctx.mark_non_differentiable(end)
         if steps.kept:
             ctx.set_materialize_grads(False)
-            # Saved, so that a change of these in place is an error in the backward.
+            # Save these, so that changing them in place raises an error in the backward pass.
             ctx.save_for_backward(*outputs, *(x for x in weights if x is not None))
             ctx.loop = loop
         return (end, *outputs)

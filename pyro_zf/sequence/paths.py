@@ -1,10 +1,10 @@
-r"""Distributions over whole paths of latents: what lets one site stand for T of them.
+r"""Distributions over whole paths of latents, with which one site represents T latents.
 
-A latent that depends on its own past is not independent over time, so time is no plate here; it belongs
-to the event. :class:`PosteriorPath` and :class:`PriorPath` are distributions over :math:`z_{1:T}` with
+A latent that depends on its own past is not independent over time, so time is part of the event and not a
+plate. :class:`PosteriorPath` and :class:`PriorPath` are distributions over :math:`z_{1:T}` with
 event shape (T, Z). Their ``log_prob`` is an ordinary density with the ordinary gradients: the states
-along a path are computed from its values. An objective that wants the cheaper form, with the states that
-a drawn path carries, takes :meth:`LatentPath.with_carried_states`.
+along a path are computed from its values. Objectives can use a cheaper form, with the states that a drawn
+path carries, through :meth:`LatentPath.with_carried_states`.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class LatentPath(TorchDistribution):
     """A latent over all steps, :math:`\\prod_t p(z_t \\mid h_{t-1})`, event shape (T, Z).
 
     Args:
-        run: the recurrence, whose other latents are those of the same program.
-        name: of the latent.
+        run: the recurrence, which holds the other latents of the same program.
+        name: name of the latent.
     """
 
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
@@ -62,18 +62,18 @@ class LatentPath(TorchDistribution):
     def with_carried_states(self) -> Any:
         """The same density, computed from the states that a drawn path carries.
 
-        The value is the same. The gradient reaches the parameters through the noise that the path was
-        drawn from. The gradient with respect to the path leaves out the dependence through the states.
+        The value is the same. The gradient reaches the parameters through the noise from which the path was
+        drawn. The gradient with respect to the path omits the dependence through the states.
         """
         return self._changed(carried=True)
 
     # The distribution of each step
 
     def network(self, *inputs: Tensor) -> TorchDistributionMixin:
-        """The distribution of some steps, from what it reads of the path before each.
+        """The distribution of one or more steps, given its inputs from the path before each step.
 
         Raises:
-            ValueError: if its shapes are not those of the steps.
+            ValueError: if the shapes of the distribution are not those of the steps.
         """
         module, kind = self._module
         conditionals = module(*inputs)
@@ -124,7 +124,7 @@ class LatentPath(TorchDistribution):
     def log_prob_per_step(
         self, value: Float[Tensor, "*particles batch time latent"]
     ) -> Float[Tensor, "time *particles batch"]:
-        """Nats of each step, time first; zero behind the end of a sequence."""
+        """Log-density of each step in nats, time first; zero past the end of a sequence."""
         per_step = by_chunks(
             lambda z, *inputs: self.network(*inputs).log_prob(z),
             (value.movedim(-2, 0), *self.inputs(value)),
@@ -151,7 +151,7 @@ class LatentPath(TorchDistribution):
         path = path_of(next(iter(others.values()))) if others else None
         if path is None or not path.is_of({**path.latents, **others}):
             path = run.draw(self.source, torch.Size(sample_shape) + self.batch_shape, others)
-        # Otherwise it was drawn along with the latents before it, whose rest depends on it.
+        # Otherwise it was drawn together with the preceding latents, whose later steps depend on it.
         run.drawn = path
         value = path.latents[self.name]
         if (
@@ -165,7 +165,7 @@ class LatentPath(TorchDistribution):
         return value
 
     def _with_graph(self, path: DrawnPath) -> Tensor:
-        """A draw that was made without a graph, as a function of the parameters and the same noise."""
+        """Recompute a draw that was made without a graph, from the parameters and the same noise."""
         loc, log_scale = (x.movedim(0, -2) for x in path.moments[self.name])
         noise = (path.latents[self.name] - loc) / torch.exp(log_scale)
         latents = {**path.latents}
@@ -188,8 +188,8 @@ class PosteriorPath(LatentPath):
         run, system = self.run, self.run.system
         if getattr(self.latent.posterior, "ignores_state", False):
             return True
-        u, c, context = run.cell_u, run.c, run.context  # with their graphs: others take them too
-        with torch.no_grad():  # what it gives for the first step tells
+        u, c, context = run.cell_u, run.c, run.context  # with their graphs, since they are cached
+        with torch.no_grad():  # determined by the distribution of the first step
             state = system.cell.initial((run.batch.num_sequences,), run.cell_start)
             first = u[0].reshape(-1, run.batch.num_sequences, u.shape[-1])[0]
             h = system.cell.before(first, state)[0]
@@ -223,7 +223,7 @@ class PosteriorPath(LatentPath):
         return masked(-0.5 * (squares + constant) - log_scale.sum(-1), self.step_mask)
 
     def carried_moments(self, value: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Mean and log scale of each step from when the path was drawn, where it carries them."""
+        """Mean and log scale of each step from when the path was drawn, if it carries them."""
         path = path_of(value)
         latents = {**self.run.latents, self.name: value}
         if path is None or not path.is_of(latents) or not path.holds_for(self.run):
@@ -234,7 +234,7 @@ class PosteriorPath(LatentPath):
 class PriorPath(LatentPath):
     r""":math:`p(z_{1:T} \mid u) = \prod_t p(z_t \mid h_{t-1})`, event shape (T, Z).
 
-    A draw is ancestral, in which each step sees the inputs that are given.
+    Draws are ancestral, and each step reads the given inputs.
     """
 
     source: Source = "prior"
@@ -254,7 +254,7 @@ class PriorPath(LatentPath):
 
 
 def _first(c: Tensor | None, h: Tensor) -> Tensor | None:
-    """The covariates of the first step, of one particle."""
+    """The covariates of the first step, for one particle."""
     return None if c is None else c[0].reshape(-1, *h.shape[:-1], c.shape[-1])[0]
 
 
@@ -266,10 +266,10 @@ def with_carried_states(distribution: Any) -> Any:
 
 
 def kl_per_step(q: Any, p: Any, z: Tensor) -> Float[Tensor, "time *particles batch"]:
-    """KL of a latent site in nats, step by step; sampled at z where there is no closed form.
+    """KL of a latent site in nats for each step, estimated from z if there is no closed form.
 
-    The states are those that the path carries. For a site of one step, or of a whole sequence, the first
-    dimension is one. Steps behind the end of a sequence are zero.
+    The states are those that the path carries. For a site of one step or of a whole sequence, the first
+    dimension has size one. Values past the end of a sequence are zero.
     """
     q, p = with_carried_states(q), with_carried_states(p)
     over_time = (LatentPath, OverTime)
@@ -313,8 +313,8 @@ def _kl_along(q: LatentPath, p: LatentPath, z: Tensor) -> Tensor:
 @register_kl(PosteriorPath, PriorPath)  # type: ignore[untyped-decorator]
 @register_kl(PriorPath, PriorPath)  # type: ignore[untyped-decorator]
 def _path_kl(q: LatentPath, p: PriorPath) -> Tensor:
-    # The sum over steps of the KL between the conditionals, along one path: an unbiased estimate, and
-    # term by term what sites per step give TraceMeanField_ELBO. The path is the guide's own.
+    # The KL between the conditionals along the path of the guide, summed over steps. This is an unbiased
+    # estimate, equal term by term to that of TraceMeanField_ELBO with one site per step.
     if q.name not in q.run.latents:
         raise NotImplementedError("the KL along a path needs a path")
     return kl_per_step(q, p, q.run.latents[q.name]).sum(0)

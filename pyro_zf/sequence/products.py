@@ -1,4 +1,4 @@
-"""Products with a weight, by the fastest library there is for them."""
+"""Products with a weight, computed by the fastest available library."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor
 
 __all__ = ["Product"]
 
-#: Products with weights of fewer values are left to ``torch.mm`` in full precision on a CPU: what
-#: another library or half the precision saves is less than what its call and the casts take.
+#: On a CPU, products with weights of fewer values use ``torch.mm`` in full precision, since the call to
+#: another library or the casts to half precision cost more than they save.
 SMALLEST = 2**15
 
 
@@ -60,10 +60,10 @@ class Product:
         return out.add_(self._times(g, self.weight))
 
     def gradient(self, g: Tensor, x: Tensor) -> Tensor:
-        """Of the weight, from the gradients of all outputs and all inputs, (steps, rows, size)."""
+        """The gradient of the weight, from all gradients of outputs and all inputs, (steps, rows, size)."""
         g, x = g.flatten(0, 1), x.flatten(0, 1)
         if self.low is None and len(x) > 4 * max(self.weight.shape):
-            return torch.mm(g.t(), x)  # long sums: there MKL is as fast as any
+            return torch.mm(g.t(), x)  # for long sums, MKL is as fast as any other library
         return self._times(g.t(), x).to(g.dtype)
 
     def _times(self, a: Tensor, b: Tensor) -> Tensor:
@@ -83,11 +83,11 @@ def _mkl_is_fast() -> bool:
 
 @functools.cache
 def _onednn_linear() -> Callable[[Tensor, Tensor], Tensor] | None:
-    """A product of float32 matrices by oneDNN, on processors where that is faster than MKL.
+    """A product of float32 matrices by oneDNN, on processors where it is faster than MKL.
 
-    The operator is private to PyTorch. On an Intel Xeon, one thread, it was 0.6 to 1.1 times as fast as
+    The operator is private to PyTorch. On one thread of an Intel Xeon, it was 0.6 to 1.1 times as fast as
     ``torch.mm`` for products of 32 or 64 rows with weights of the standard sizes, so it is not used there.
-    On AMD processors MKL runs below its full speed, and an earlier measurement found oneDNN faster.
+    On AMD processors, MKL runs below its full speed, and an earlier measurement found oneDNN faster.
     """
     if _mkl_is_fast():
         return None
@@ -99,7 +99,7 @@ def _onednn_linear() -> Callable[[Tensor, Tensor], Tensor] | None:
         if not (b.is_contiguous() or b.t().is_contiguous()):
             b = (
                 b.contiguous()
-            )  # for a part of a matrix oneDNN has plain loops, a thousand times slower
+            )  # for a part of a matrix, oneDNN uses plain loops, which are a thousand times slower
         return operator(a, b.t(), None, "none", [], "")
 
     try:

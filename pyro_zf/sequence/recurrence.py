@@ -1,9 +1,9 @@
 r"""The recurrence of a system on a batch: the states along a path of latents, and how paths are drawn.
 
 The value of a drawn path carries the states that were computed while it was drawn (:class:`DrawnPath`), as
-an attribute of the tensor. The model uses them if it is given that value. It computes the states again for
-every other value: a copy, a detached tensor, a tensor that was changed in place, or a value that was drawn
-for another batch or with other parameters.
+an attribute of the tensor. The model uses them if it is given that value. It recomputes the states for any
+other value: a copy, a detached tensor, a tensor that was changed in place, or a value that was drawn for
+another batch or with other parameters.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from pyro_zf.sequence.unroll import at_steps, unroll
 
 __all__ = ["DrawnPath", "Moments", "Recurrence", "Source", "path_of"]
 
-#: Networks that a path is drawn from: the posteriors, the priors, or the means of the priors.
+#: Networks from which a path is drawn: the posteriors, the priors, or the means of the priors.
 Source = Literal["posterior", "prior", "prior-mean"]
 #: Mean and log scale of a latent at each step, time first.
 Moments = tuple[Float[Tensor, "time *batch latent"], Float[Tensor, "time *batch latent"]]
 
 
 class DrawnPath:
-    """The results that were computed while the latents of a sequence were drawn. Their values carry it.
+    """Results that were computed while the latents of a sequence were drawn; the values carry this object.
 
     Args:
         run: the recurrence that drew them.
-        latents: name -> values, time last but one.
+        latents: values by name, with time as the second to last dimension.
         trajectory: the states, or None if the draw did not need them.
         moments: means and log scales of the latents with Gaussian distributions.
         noise: standard normal noise of the latents that were computed as mean + scale * noise, time
@@ -59,14 +59,14 @@ class DrawnPath:
         #: Features of the inputs and backward states, if they were needed.
         self.networks = {k: run.__dict__[k] for k in ("_u", "b") if k in run.__dict__}
         self._made_by = run.circumstances()
-        # Kept, so that no other object gets the identity of one of these.
+        # Keep references, so that no other object can get the identity of one of these.
         self._kept = (run.system, run.batch, run.given, list(run.system.parameters()))
         self._values = {name: _state_of(z) for name, z in latents.items()}
         for z in latents.values():
             z.path = self  # type: ignore[attr-defined]
 
     def is_of(self, latents: Mapping[str, Tensor]) -> bool:
-        """Whether these are the values that were drawn together here, unchanged since."""
+        """Whether these are the values that were drawn together here and have not been changed since."""
         return latents.keys() == self.latents.keys() and all(
             path_of(z) is self and _state_of(z) == self._values[name] for name, z in latents.items()
         )
@@ -75,7 +75,7 @@ class DrawnPath:
         """Whether another recurrence would compute the same states, with the same gradients."""
         return self._made_by == run.circumstances()
 
-    def __reduce__(self) -> Any:  # a copy or a pickle of a value leaves this behind
+    def __reduce__(self) -> Any:  # copies and pickles of a value do not include it
         return (type(None), ())
 
     def __deepcopy__(self, memo: Any) -> None:
@@ -102,21 +102,21 @@ class Recurrence:
 
     def __init__(self, system: RecurrentSystem, batch: SequenceBatch) -> None:
         self.system, self.batch = system, batch
-        #: Values of the latents that hold for the whole sequence; set before the first draw.
+        #: Values of the latents of the whole sequence; set before the first draw.
         self.given: dict[str, Tensor] = {}
         self.gradient_mask: Tensor | None = None
         self.step_mask = None if batch.mask is None else batch.mask.transpose(0, 1)
         self.cell_start, self._input_start = system.start(batch)
-        #: The latents of each step, as the sites of the program that this belongs to have them.
+        #: The latents of each step: the values of the sites of the program that this belongs to.
         self.latents: dict[str, Tensor] = {}
         #: The path that the program drew, if it drew one.
         self.drawn: DrawnPath | None = None
 
     def mask_gradients(self, mask: Bool[Tensor, "*particles batch time"] | None) -> None:
-        """Set where prior and posterior get no gradient from what they read."""
+        """Set the mask that is True where prior and posterior pass no gradient to their inputs."""
         self.gradient_mask = None if mask is None else mask.movedim(-1, 0).unsqueeze(-1)
 
-    # What does not depend on the path
+    # Values that do not depend on the path
 
     @cached_property
     def step_latents(self) -> dict[str, Latent]:
@@ -177,10 +177,10 @@ class Recurrence:
     # Along a path
 
     def trajectory(self, latents: Mapping[str, Tensor], carried: bool = False) -> Trajectory:
-        """The states along a path, as a function of its values, which have time last but one.
+        """The states along a path, as a function of its values, whose second to last dimension is time.
 
-        With ``carried``, the states that the values carry, if they still hold: the same states, as a
-        function of the noise and not of the values.
+        With ``carried``, these are the states that the values carry, if they are still valid. They are the
+        same states, but a function of the noise instead of the values.
         """
         path = path_of(next(iter(latents.values()))) if carried else None
         if path is None or not (path.is_of(latents) and path.holds_for(self)):
@@ -199,7 +199,7 @@ class Recurrence:
     def features(
         self, name: str, latents: Mapping[str, Tensor], before: Float[Tensor, "time *batch hidden"]
     ) -> Tensor:
-        """What prior and posterior of a latent read at each step, time first."""
+        """Features that prior and posterior of a latent read at each step, time first."""
         known = {"state": self._detached(before), "input": self.u}
         if "input" in self.step_latents[name].reads and self.gradient_mask is not None:
             u = with_particles(self.u, before.dim() - self.u.dim())
@@ -212,7 +212,7 @@ class Recurrence:
         return x if x.dim() >= before.dim() else x.expand(*before.shape[:-1], -1)
 
     def context_for(self, features: Tensor) -> Float[Tensor, "time *batch context"]:
-        """The posteriors' context, with the batch dimensions of their features."""
+        """The context of the posteriors, expanded to the batch dimensions of their features."""
         context = with_particles(self.context, features.dim() - self.context.dim())
         return self._detached(context.expand(*features.shape[:-1], -1))
 
@@ -234,7 +234,7 @@ class Recurrence:
         return StepStates(u, z, states.before, states.after, b, c)
 
     def end(self) -> State:
-        """The state that a batch which continues this one starts from, detached."""
+        """The detached state from which a batch that continues this one starts."""
         return tuple(x.detach() for x in (*self.current.last, *self._u[1]))
 
     # Drawing
@@ -244,13 +244,13 @@ class Recurrence:
     ) -> DrawnPath:
         """Draw the latents of all steps.
 
-        On a CPU noise is drawn in the order in which a program with one site per step draws it, so the
-        same seed gives the same path in both layouts.
+        On a CPU, noise is drawn in the order in which a program with one site per step draws it, so the same
+        seed gives the same path in both layouts.
 
         Args:
             source: the networks to draw from.
             shape: the batch shape, particles first, then sequences.
-            given: values of latents that are fixed.
+            given: values of the latents that are fixed.
         """
         if source == "posterior" and not given:
             (name, latent), *others = self.step_latents.items()

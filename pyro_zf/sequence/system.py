@@ -1,4 +1,4 @@
-"""The declaration of a system, from which everything that is not written step by step is derived."""
+"""The declaration of a system, from which all programs that are not written out are derived."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class Latent(NamedTuple):
 
     Args:
         prior: maps features to a distribution over the latent.
-        posterior: maps (features, context) to one. None for a latent that model and guide both draw from
-            ``prior``, and which is therefore free of KL.
-        size: of the latent.
+        posterior: maps (features, context) to such a distribution. None for a latent that both model and
+            guide draw from ``prior`` and that is therefore free of KL.
+        size: size of the latent.
         reads: names of the features, in order: ``"state"`` (the state before the latent is drawn),
-            ``"input"``, or latents that are drawn earlier in the step. The covariates are appended.
+            ``"input"``, or names of latents that are drawn earlier in the step. The covariates are appended.
         per: ``"step"``, or ``"sequence"`` for a latent with one value for all steps. That value is
             appended to the covariates of every step. The features of such a latent are the covariates of
             the first step, and its context is :math:`b_1`.
@@ -68,31 +68,31 @@ class RecurrentSystem(nn.Module):
         h_t &= \mathrm{cell}([u_t, c_t], z_t, h_{t-1}) \\
         y_t &\sim p(y_t \mid h_t, c_t)
 
-    where :math:`u_t` is the embedded input, or the state of a network over the inputs, :math:`c_t` are the
-    covariates and :math:`b_t` is what the posterior reads. What else prior, posterior, cell and emission
-    read is declared by names: ``"state"`` and ``"input"`` for h and u, and the names of latents. A system
-    sets the attributes below, and overrides :attr:`latents` where it has others than z.
+    where :math:`u_t` is the embedded input or the state of a network over the inputs, :math:`c_t` are the
+    covariates, and :math:`b_t` is the context of the posterior. The other inputs of prior, posterior, cell
+    and emission are declared by name: ``"state"`` and ``"input"`` for h and u, and the names of latents. A
+    system sets the attributes below, and overrides :attr:`latents` if it has latents other than z.
     """
 
     #: Features of the prior and the posterior of z.
     prior_reads: tuple[str, ...] = ("state",)
     #: Latents that are inputs of the cell.
     cell_reads: tuple[str, ...] = ("z",)
-    #: Inputs of the emission; ``"state"`` is the state after the latents were read.
+    #: Inputs of the emission; ``"state"`` is the state after reading the latents.
     emission_reads: tuple[str, ...] = ("state",)
-    #: Size of the covariates; and of the covariates together with the latents of the whole sequence.
+    #: Size of the covariates, without and with the latents of the whole sequence.
     covariate_size: int = 0
     condition_size: int = 0
 
     #: The forward network.
     cell: Cell
-    #: Maps the data of a step to features; the identity for numbers that need none.
+    #: Maps the data of a step to features; the identity for numbers that need no embedding.
     embedding: nn.Module
     #: A layer between z and the cell.
     latent_embedding: nn.Module
-    #: A network over the inputs alone, whose state takes the place of :math:`u_t`; or None.
+    #: A network over the inputs alone, whose state replaces :math:`u_t`; or None.
     deterministic: Cell | None
-    #: Networks over the targets: backward, and forward (recognition); None where nothing reads them.
+    #: Networks over the targets, backward and forward (recognition); None if nothing reads them.
     backward_network: Any
     recognition_network: Any
     prior: nn.Module
@@ -103,7 +103,7 @@ class RecurrentSystem(nn.Module):
     aux: nn.ModuleDict
     aux_weights: dict[str, float]
     aux_weight: float | Tensor
-    #: Probability with which prior and posterior get no gradient from what they read at a step.
+    #: Probability that prior and posterior pass no gradient to their inputs at a step.
     skip_gradient: float = 0.0
     skip_per: Literal["step", "sequence"] = "step"
     core: Core = "auto"
@@ -117,7 +117,7 @@ class RecurrentSystem(nn.Module):
         return {"z": Latent(self.prior, self.posterior, self.latent_size, self.prior_reads)}
 
     def embedded(self, name: str, latents: Mapping[str, Tensor]) -> Tensor:
-        """A latent as cell and emission read it."""
+        """A latent in the form in which cell and emission read it."""
         value: Tensor = self.latent_embedding(latents[name]) if name == "z" else latents[name]
         return value
 
@@ -136,7 +136,7 @@ class RecurrentSystem(nn.Module):
     # Networks over the data, time first
 
     def embed(self, data: Tensor, covariates: Tensor | None) -> Tensor:
-        """Data as a network over them reads them, any leading dimensions."""
+        """Embed data with any leading dimensions, and append the covariates."""
         return join(self.embedding(data), covariates)
 
     def input_features(
@@ -176,7 +176,7 @@ class RecurrentSystem(nn.Module):
     ) -> Float[Tensor, "time batch context"]:
         """The second input of the posterior of z, see :mod:`pyro_zf.nn.posteriors`.
 
-        ``u`` and ``b`` are input features and backward states where they are known already.
+        ``u`` and ``b`` are the input features and the backward states, if they are already known.
         """
         source = reads(self.posterior)
         if source == "backward":
@@ -192,13 +192,13 @@ class RecurrentSystem(nn.Module):
         c = batch.covariates_over_time
         return next(self.parameters()).new_zeros(batch.num_sequences, 0) if c is None else c[0]
 
-    # Where a batch begins and ends
+    # The start of a batch
 
     def start(self, batch: SequenceBatch) -> tuple[State | None, State]:
-        """The states of the cell and of the network over the inputs that a batch begins with.
+        """The states of the cell and of the network over the inputs from which a batch starts.
 
         Raises:
-            ValueError: if the batch carries another number of states.
+            ValueError: if the batch carries the wrong number of states.
         """
         if batch.carried is None:
             return None, ()
@@ -217,7 +217,7 @@ class RecurrentSystem(nn.Module):
         return {name: cost for name, cost in self.aux.items() if self.aux_weights[name] != 0}  # type: ignore[misc]
 
     def weighted_aux(self, name: str, states: StepStates) -> Float[Tensor, "*batch"]:
-        """A cost times its weight, in nats; what its module sees of the states is decided here."""
+        """A cost times its weight, in nats. This method determines which states the cost receives."""
         cost: Tensor = self.aux_weight * self.aux_weights[name] * self.aux[name](states)
         return cost
 
@@ -231,7 +231,8 @@ class RecurrentSystem(nn.Module):
     def gradient_mask(self, batch: SequenceBatch) -> Any:
         """The mask of the skip gradient, a sample site of model and guide; None if there is none.
 
-        True where prior and posterior get no gradient. Its shape is (\\*particles, batch, time).
+        It is True where prior and posterior pass no gradient to their inputs. Its shape is
+        (\\*particles, batch, time).
         """
         if not (self.training and self.skip_gradient and batch.targets is not None):
             return None
@@ -247,7 +248,7 @@ def detach_where(mask: Tensor | None, x: Tensor) -> Tensor:
 
 
 def join_over_time(*features: Tensor | None) -> Tensor:
-    """Join features with time first, of which some may have no particle dimensions."""
+    """Concatenate features, time first, some of which may have no particle dimensions."""
     given = [x for x in features if x is not None]
     dims = max(x.dim() for x in given)
     return join(*(with_particles(x, dims - x.dim()) for x in given))

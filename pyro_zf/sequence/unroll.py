@@ -1,4 +1,4 @@
-"""The recurrence itself: one loop for all that steps a cell through time."""
+"""The recurrence itself: a shared loop that steps a cell through time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["at_steps", "unroll"]
 
 
 def at_steps(x: Tensor | None, num_steps: int) -> list[Any]:
-    """The values of each step of a tensor with time first, or None for each step if there is none."""
+    """The values of each step of a tensor with time first, or None for each step if there is no tensor."""
     return [None] * num_steps if x is None else list(x.unbind(0))
 
 
@@ -28,12 +28,13 @@ def unroll(
 
     Args:
         cell: the forward network.
-        inputs: :math:`u_1, u_2, \dots` An iterator may wait for what the step before has drawn.
+        inputs: :math:`u_1, u_2, \dots` An iterator may use what was drawn at the previous step.
         state: the state before the first step.
-        choose: maps (t, the state that the latents of step t are drawn from) to what the cell reads of
-            them. It draws the latents, or looks them up. Steps are counted from 0.
+        choose: maps (t, the state from which the latents of step t are drawn) to the part of the cell's
+            inputs that comes from these latents. It draws the latents or looks them up. Steps are counted
+            from 0.
         then: called after each step with (t, the state before the draw, the whole state after it). It
-            returns the state to go on with.
+            returns the state from which the next step continues.
 
     Returns:
         The states before each draw, those after it, and the whole state at the end.
