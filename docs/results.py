@@ -195,14 +195,17 @@ def generated_summary() -> str:
         rows = {row.system: row for s in TABLES["zf-table2"].sections for row in s.rows}
         for run in content["runs"]:
             row, test = rows[run["system"]], run["evaluations"]["test"]
+            label = row.label.replace("Ours + aux,", "Z-Forcing, alpha = beta =").replace(
+                "Ours", "Z-Forcing"
+            )
             ran = f"{run['updates']:,} updates, {run['training_seconds'] / 60:.0f} minutes, seed {run['seed']}"
             lines.append([
-                "IMDB, KL in nats per sentence", f"{row.label}: {row.published['KL']}",
+                "IMDB, KL in nats per sentence", f"{label}: {row.published['KL']}",
                 f"{test['kl_nats_per_sequence']:.2f}", f"test, N = {test['num_sequences']:,}", ran,
             ])  # fmt: skip
             lines.append([
                 "IMDB, perplexity per word, lower is better",
-                f"{row.label}: {row.published['test ELBO']}, IWAE {row.published['test IWAE']}",
+                f"{label}: {row.published['test ELBO']}, IWAE {row.published['test IWAE']}",
                 f"{test['elbo_perplexity']:.1f}, IWAE {test['iwae_perplexity']:.1f}",
                 f"ELBO and IWAE, k = {test['num_samples']}, N = {test['num_sequences']:,}", ran,
             ])  # fmt: skip
