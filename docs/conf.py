@@ -32,6 +32,7 @@ if os.environ.get("DOCS_ONLINE"):  # links into other projects need their invent
 
 html_theme = "furo"
 html_static_path = ["_static"]
+html_css_files = ["custom.css"]
 exclude_patterns = ["_build", "results"]
 nb_execution_mode = "off"  # notebooks are committed with their outputs, and run by the tests
 myst_enable_extensions = ["dollarmath", "amsmath"]
