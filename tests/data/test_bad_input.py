@@ -129,7 +129,7 @@ def test_the_command_ends_with_2(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["prepare", "timti"], "error: timti: must be one of mnist, timit"),
+        (["prepare", "timti"], "error: --dataset timti: must be one of mnist, timit"),
         (["prepare", "timti"], "did you mean timit?"),
         (["prepare", "wav"], "--dataset wav needs --data, the path of a folder of sound files"),
         (

@@ -462,9 +462,9 @@ def test_where_b_tilde_goes(into: tuple[str, ...]) -> None:
         ({"deterministic": True}, "goes with backward_reads='targets'"),
         ({"aux": {"b": 1.0}}, "the cost 'b' has an option of its own here"),
         ({"alpha": -1.0}, "must not be negative, it is -1"),
-        ({"prior": "uniform"}, "unknown prior 'uniform'"),
-        ({"posterior": "exact"}, "unknown posterior 'exact'"),
-        ({"aux": {"c": 1.0}}, "unknown auxiliary cost 'c'"),
+        ({"prior": "uniform"}, "prior uniform: must be one of"),
+        ({"posterior": "exact"}, "posterior exact: must be one of"),
+        ({"aux": {"c": 1.0}}, "auxiliary cost c: must be one of"),
     ],
 )
 @pytest.mark.usefixtures("unchecked")

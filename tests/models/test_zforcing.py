@@ -43,13 +43,13 @@ def test_forget_bias() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"emission": "binomial"}, "unknown emission 'binomial'"),
+        ({"emission": "binomial"}, "emission binomial: must be one of"),
         ({"variant": "v2"}, "unknown variant 'v2'"),
         ({"layout": "flat"}, "unknown layout 'flat'"),
         ({"core": "fast"}, "unknown core 'fast'"),
         ({"time_chunk": 0}, "at least 1"),
         ({"detach": "all"}, "unknown detach 'all'"),
-        ({"activation": "swish"}, "unknown activation 'swish'"),
+        ({"activation": "swish"}, "activation swish: must be one of"),
         ({"alpha": -1.0}, "weight of an auxiliary cost must not be negative, it is -1"),
         ({"aux_condition": "h"}, "reads 'z' or 'zh', not 'h'"),
         ({"mlp_depth": -1}, "depth must not be negative"),

@@ -103,7 +103,7 @@ def test_incompatible_parts() -> None:
         ZForcing(4, **SIZES, prior="flow", posterior="res_q")
     with pytest.raises(ValueError, match="latent of size 2 or more, not 1"):
         ZForcing(4, hidden_size=6, latent_size=1, mlp_size=5, prior="flow")
-    with pytest.raises(ValueError, match="unknown prior 'uniform'"):
+    with pytest.raises(ValueError, match="prior uniform: must be one of"):
         build_prior("uniform", 4, 2)
     with pytest.raises(ValueError, match="at least one component, not 0"):
         GaussianMixturePrior(H, Z, components=0)
