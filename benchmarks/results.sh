@@ -3,9 +3,10 @@
 #
 #     OMP_NUM_THREADS=1 benchmarks/results.sh SECTION FOLDER
 #
-# SECTION is mnist (about 6 hours of one core), imdb (2.5 hours), ptb (6 hours), speech (7 hours), defaults (3 hours)
-# or small (10 hours). Runs that FOLDER already contains are kept, and interrupted ones are resumed. MINUTES sets the
-# minutes of each run, CORES the number of runs side by side. Afterwards, look at `git diff docs`.
+# SECTION is mnist (six trainings of 150 minutes), imdb (three of 36 minutes), ptb (three of 120 minutes), speech
+# (twelve of 45 minutes), defaults (35 of 5 minutes) or small (all tables at scale small). Runs that FOLDER already
+# contains are kept, and interrupted ones are resumed. MINUTES sets the minutes of each run, CORES the number of runs
+# side by side. Afterwards, look at `git diff docs`.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 section=$1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pyro_zf
 
@@ -48,3 +49,12 @@ for source in sorted((HERE.parent / "notebooks").glob("*.ipynb")):
     # Links to pages are relative to the folder in the repository.
     text = source.read_text(encoding="utf-8").replace("](../docs/", "](../")
     (notebooks / source.name).write_text(text, encoding="utf-8")
+
+
+def _rewrite_links(app: Any, docname: str, source: list[str]) -> None:
+    """Links of the pages to notebooks are relative to the folder in the repository, too."""
+    source[0] = source[0].replace("](../notebooks/", "](notebooks/")
+
+
+def setup(app: Any) -> None:
+    app.connect("source-read", _rewrite_links)

@@ -113,9 +113,11 @@ def load(
     if (path / WEIGHTS).is_file():
         file = path / WEIGHTS
     if not file.is_file():
-        what = f"{path} is not a run folder with a checkpoint {checkpoint!r} (looked for {file})" if path.is_dir() else (
-            f"{path} does not exist"
-        )  # fmt: skip
+        what = f"{path} does not exist"
+        if path.is_dir():
+            what = (
+                f"{path} is not a run folder with a checkpoint {checkpoint!r} (looked for {file})"
+            )
         hint = "; there is checkpoint='last'" if (file.parent / "last.pt").is_file() else ""
         raise DataError(f"{what}{hint}")
     name = resolve_device(device)

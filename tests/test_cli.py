@@ -324,6 +324,7 @@ def test_help_shows_the_defaults_that_apply(capsys: pytest.CaptureFixture[str]) 
         assert option in every
     assert "--latent-size" not in every, "rnn has no latents"
     assert "(default: 64)" in every, "the preset's embedding size"
+    assert "(default: bernoulli)" not in every, "the emission depends on the data"
     assert "None" not in short + every
     for command in set(COMMANDS) - {"train"}:
         page = helped([command, "--help"], capsys)

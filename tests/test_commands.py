@@ -189,10 +189,9 @@ def test_an_evaluation_says_what_z_carries(
     command = ["evaluate", str(digits), "--num-samples", "3", "--max-sequences", "30", "--fivo"]
     assert main([*command, "--diagnosed-sequences", "10"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("latents: ")
     result = json.loads(lines[-1])
     assert result["diagnosed_sequences"] == 10
-    assert lines[0] == f"latents: {result['verdict']}"
+    assert f"latents: {result['verdict']}" in lines
     for name in ("elbo", "kl", "fivo"):
         assert len(result[f"{name}_nats_at_steps"]) == 28
         total = sum(result[f"{name}_nats_at_steps"])

@@ -24,7 +24,8 @@ EXAMPLES = (
 class EvaluateConfig(EvaluationConfig, RunOptions):
     """Compute bounds and diagnostics of a trained model.
 
-    The output is a table, and as its last line a JSON object. It is also saved in the run folder (for --checkpoint best).
+    The output is a table and, as its last line, a JSON object, which is also saved in the run folder (for
+    --checkpoint best).
     """
 
 

@@ -13,7 +13,7 @@ import itertools
 import keyword
 import re
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import redirect_stderr
 from pathlib import Path
 from types import UnionType
@@ -142,17 +142,26 @@ def by_tyro(config: type[T], arguments: Sequence[str], prog: str, **options: Any
         raise UsageError(f"{said_in_short} ({prog} --help lists the options)") from error
 
 
-def check_flags(arguments: Sequence[str], known: Collection[str]) -> None:
-    """Reject a flag that is not an option, and name the option that was probably meant.
+def check_flags(
+    arguments: Sequence[str], known: Collection[str], reason: Callable[[str], str] | None = None
+) -> None:
+    """Reject a flag that is not an option.
+
+    Args:
+        arguments: the command line.
+        known: names of the options.
+        reason: message about an unknown name. By default, it gives the option that was probably meant.
 
     Raises:
         UsageError: for the first such flag.
     """
     for argument in arguments:
         flag = argument.partition("=")[0]
-        name = flag.lstrip("-").replace("-", "_")
-        if re.match(r"--[A-Za-z]|-[A-Za-z]$", flag) and name.removeprefix("no_") not in known:
-            raise UsageError(f"there is no option {flag}{meant(name, known)}")
+        name = flag.lstrip("-").replace("-", "_").removeprefix("no_")
+        if re.match(r"--[A-Za-z]|-[A-Za-z]$", flag) and name not in known:
+            raise UsageError(
+                reason(name) if reason else f"there is no option {flag}{meant(name, known)}"
+            )
 
 
 def _one_line(message: str, hints: Mapping[str, Any]) -> str:

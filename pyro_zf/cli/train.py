@@ -24,7 +24,7 @@ from pyro_zf.cli.parsing import (
     value_of,
     wants_help,
 )
-from pyro_zf.data import make_batches
+from pyro_zf.data import Splits, make_batches
 from pyro_zf.data.progress import always_shown
 from pyro_zf.models import MODELS
 from pyro_zf.training import (
@@ -43,7 +43,7 @@ from pyro_zf.training import (
 from pyro_zf.training.checks import check_name
 from pyro_zf.training.config import command_of
 from pyro_zf.training.data import check_data, data_record
-from pyro_zf.training.options import docs_of, misplaced, model_class, option_types, systems_with
+from pyro_zf.training.options import docs_of, misplaced, model_class, option_types
 from pyro_zf.training.record import json_text, read_json, write_text
 
 __all__ = ["prepare_main", "train_main"]
@@ -164,10 +164,7 @@ def _describe(config: TrainConfig) -> None:
     limits = {
         "updates": config.max_updates, "epochs": config.max_epochs, "minutes": config.max_minutes
     }  # fmt: skip
-    print(f"data: {splits.source.name} ({splits.source.detail})")
-    for finding in splits.findings:
-        print(f"  {finding}")
-    print(f"  {baseline_line(splits)}")
+    _print_data(splits)
     parameters = sum(p.numel() for p in model.parameters())
     print(f"model: {config.model}, {parameters:,} parameters, {config.device}, {config.preset}")
     print("  " + ", ".join(f"{name} {value}" for name, value in config.options.items()))
@@ -255,11 +252,8 @@ def parse_train(arguments: Sequence[str]) -> TrainConfig:
         base = dataclasses.replace(base, model=model, options=options)
     types = option_types(model)
     known = [f.name for f in dataclasses.fields(TrainConfig)]
-    for argument in rest:
-        name = argument.partition("=")[0].removeprefix("--").removeprefix("no-").replace("-", "_")
-        if argument.startswith("--") and name not in types and systems_with(name):
-            raise UsageError(misplaced(name, model, known))
-    check_flags(rest, [*known, *types, *_EXTRAS])
+    others = [*known, *_EXTRAS]
+    check_flags(rest, [*others, *types], lambda name: misplaced(name, model, others))
     flat = _with_options(model)
     default = flat(**_fields(base), **base.options)
     found: Any = by_tyro(flat, rest, "svi_train.py", default=default)
@@ -328,6 +322,10 @@ def _prepare(config: DataConfig) -> None:
     check_data(config)
     with always_shown():
         splits = build_data(config)
+    _print_data(splits)
+
+
+def _print_data(splits: Splits) -> None:
     print(f"{splits.source.name} ({splits.source.detail})")
     for finding in splits.findings:
         print(f"  {finding}")

@@ -17,8 +17,8 @@ class ModelOptions:
 
     emission: str = "bernoulli"
     """Distribution of the data: bernoulli, autoregressive-bernoulli, categorical, gaussian, gaussian-mixture,
-    autoregressive-gaussian, logistic-mixture, poisson, negative-binomial or beta-binomial. The default is the
-    one for the kind of data."""
+    autoregressive-gaussian, logistic-mixture, poisson, negative-binomial or beta-binomial. By default the one
+    for the kind of data."""
     max_count: int | None = None
     """Largest possible count, for emission beta-binomial. The default is the largest count in the data."""
     cell: str = "lstm"

@@ -93,7 +93,7 @@ def reproduce(
     device = resolve_device(device)
     k = num_samples or (2 if scale == "smoke" else 25)
     where: dict[str, Any] = {"data_dir": data_dir} if data_dir else {}
-    settings = {**where, **({"max_minutes": max_minutes} if max_minutes else {})}
+    settings = {**where, **({} if max_minutes is None else {"max_minutes": max_minutes})}
     if max_sequences:
         settings |= {"valid_sequences": max_sequences, "test_sequences": max_sequences}
     results: Results = {}

@@ -152,8 +152,7 @@ def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[
 
 
 def _section(table: Table, section: Section, found: list[Result], k: int) -> list[str]:
-    first = found[0]
-    lines = [f"**{section.dataset}**: {section.note}. {_provenance(first)}", ""]
+    lines = [f"**{section.dataset}**: {section.note}. {_provenance(found)}", ""]
     seeds = len({r.training.seed for r in found})
     heads = ["system", *(f"paper, {column}" for column in table.columns)]
     with_latents = any(r.summary["has_latents"] for r in found)
@@ -205,9 +204,12 @@ def _with_spread(values: list[float], stderr: float | None, digits: int) -> str:
     return mean if stderr is None else f"{mean} ± {stderr:,.{digits}f}"
 
 
-def _provenance(result: Result) -> str:
+def _provenance(found: list[Result]) -> str:
     """Short description of the data and the trained models."""
+    result = found[0]
     config, summary = result.config, result.summary
+    least, most = (f(r.summary["updates"] for r in found) for f in (min, max))
+    updates = f"{least:,}" if least == most else f"{least:,} to {most:,}"
     number = ", ".join(
         f"{e['num_sequences']:,} {summary['unit']}s of {split}"
         for split, e in result.evaluations.items()
@@ -220,7 +222,7 @@ def _provenance(result: Result) -> str:
     )
     return (
         f"Data: {summary['data']}; {number}.{others} Ours: LSTM {config['options']['hidden_size']}, hidden layers "
-        f"{config['options']['mlp_size']}, {summary['updates']:,} updates of {config['batch_size']} sequences"
+        f"{config['options']['mlp_size']}, {updates} updates of {config['batch_size']} sequences"
         f"{small}. {_marginal(result)}"
     )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import difflib
 import functools
 import inspect
 import textwrap
@@ -13,6 +12,7 @@ from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from pyro_zf.models import MODELS, SequenceModel
+from pyro_zf.names import nearest
 
 __all__ = [
     "docs_of",
@@ -58,8 +58,8 @@ _ALIASES = {
 def meant(name: str, known: Collection[str]) -> str:
     """The end of a message about an unknown option: the option that was probably meant, or nothing."""
     others = [other for other in _ALIASES.get(name.lower(), ()) if other in known]
-    near = others or difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean --{near[0].replace('_', '-')}?" if near else ""
+    flags = [other.replace("_", "-") for other in others or known]
+    return nearest(flags[0] if others else name.replace("_", "-"), flags, "--{}")
 
 
 def misplaced(option: str, model: str, known: list[str]) -> str:
