@@ -166,7 +166,7 @@ def page() -> str:
         "# Messages", "",
         "What the package says when it is misused. The working directory has a run, `RUN`, whose data are the "
         "array `x` of `mine.h5`; the text `notes.txt`; and the folders `empty` and `sounds`, the latter with a "
-        "file that is no sound. Commands print the message after `error: ` and end with exit code 2. The page "
+        "file that is not a sound file. Commands print the message after `error: ` and end with exit code 2. The page "
         "is written by `docs/messages.py`, which makes each of these mistakes.",
     ]  # fmt: skip
     for title, found in zip(("Commands", "Python"), messages(), strict=True):

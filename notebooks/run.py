@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +66,10 @@ def main() -> None:
         return
     for path in sorted(HERE.glob("*.ipynb")):
         if not options.names or path.stem in options.names:
+            start = time.perf_counter()
             execute(path)
-            print(f"executed: {path.name}")
+            minutes = (time.perf_counter() - start) / 60
+            print(f"executed: {path.name} in {minutes:.1f} minutes", flush=True)
 
 
 if __name__ == "__main__":

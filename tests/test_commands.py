@@ -146,7 +146,7 @@ def test_sounds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["generate", "RUN", "--seconds", "0"], "--seconds must be positive"),
         (["generate", "RUN", "--number", "0"], "--number must be at least 1"),
         (["generate", "RUN", "--prefix", "a"], "--prefix requires --task continue"),
-        (["generate", "RUN", "--task", "continue", "--prefix", "a"], "is not a text"),
+        (["generate", "RUN", "--task", "continue", "--prefix", "a"], "the data are not text: "),
         (["generate", "RUN", "--task", "resample", "--resample-steps", "29"], "no step 29"),
         (["generate", "/nowhere"], "/nowhere is not a run folder"),
         (["generate", "RUN", "--steps", "29"], "--steps must be at most 28: an image has 28 rows"),

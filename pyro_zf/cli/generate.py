@@ -295,7 +295,7 @@ def _sequences(
 
 def _text_batch(texts: list[str], splits: Splits, device: torch.device) -> SequenceBatch:
     if splits.vocabulary is None:
-        raise UsageError(f"{splits.source.name} is not a text")
+        raise UsageError(f"the data are not text: {splits.source.name}")
     texts = [without_surrogates(text) for text in texts]
     batch = splits.batch_of_texts(texts)
     assert batch.targets is not None

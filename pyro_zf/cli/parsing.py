@@ -165,7 +165,7 @@ def check_flags(
 
 
 def _one_line(message: str, hints: Mapping[str, Any]) -> str:
-    """What tyro says is wrong, without its frame, its help and its types."""
+    """The error of tyro in one line, without its frame, its help and its types."""
     # After a title come parts between lines of one character, drawn or as hyphens. The first says what is wrong.
     lines = [line.strip("│| ") for line in message.splitlines()[1:]]
     parts = itertools.groupby(lines, lambda line: bool(re.match(r"[╭╰─+-]{2}", line)))

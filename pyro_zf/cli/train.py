@@ -151,7 +151,7 @@ def _help(arguments: Sequence[str]) -> None:
 
 
 def _describe(config: TrainConfig) -> None:
-    """What would be trained."""
+    """Print what would be trained."""
     if config.resume is not None:
         raise UsageError("--dry-run is for new runs: the settings of a run are in its config.json")
     config = resolve(config)
@@ -193,7 +193,7 @@ def of_seeds(config: TrainConfig, seeds: str) -> list[TrainConfig]:
 
 
 def _train_all(configs: list[TrainConfig]) -> None:
-    """Train runs one after the other, or go on with them; print and write mean and deviation."""
+    """Train or resume runs one after the other, and print and write the mean and standard deviation."""
     summaries = []
     for config in configs:
         run = config.output_dir
@@ -227,8 +227,8 @@ def _train_all(configs: list[TrainConfig]) -> None:
 def parse_train(arguments: Sequence[str]) -> TrainConfig:
     """Parse the command line: the training settings, and the options of the selected model.
 
-    ``--seeds N`` has been taken out before; see :func:`of_seeds`. ``--config FILE`` reads settings from a file in the format of :meth:`TrainConfig.to_json`. Flags override
-    these settings.
+    ``--seeds N`` has been removed before; see :func:`of_seeds`. ``--config FILE`` reads settings from a file in
+    the format of :meth:`TrainConfig.to_json`. Flags override these settings.
 
     Raises:
         UsageError: if the model is unknown, a flag belongs to another model, or the file does not contain

@@ -432,7 +432,7 @@ def _scan(
 
 @dataclass
 class Extreme:
-    """The lowest (sign -1) or highest (sign 1) value, where it is first, and how often it occurs."""
+    """The lowest (sign -1) or highest (sign 1) value, its first position, and how often it occurs."""
 
     sign: int
     value: float = 0.0
@@ -459,7 +459,7 @@ class Extreme:
 
 @dataclass
 class Sampled:
-    """A sample of the values, to tell which of them are far from the rest."""
+    """A sample of the values, to find those that are far from the rest."""
 
     values: list[np.ndarray] = field(default_factory=list)
 
@@ -487,7 +487,7 @@ class Sampled:
 
 
 def _remarks(file: h5py.File, shapes: dict[str, Any], train: Statistics) -> list[str]:
-    """What of the file is not used, in lines with counts."""
+    """Lines with counts of what is not used from the file."""
     lines = []
     used = {*shapes, *(f"{name}_lengths" for name in shapes)}
     used |= {f"{name.rpartition('/')[0]}/lengths".lstrip("/") for name in shapes}

@@ -90,14 +90,14 @@ class Recording:
 
 @dataclass
 class Levels:
-    """What was seen of the samples of a file while it was read.
+    """Statistics of the samples of a file, collected while it is read.
 
     Args:
         samples: number of samples.
         clipped: number of samples outside -1..1.
         peak: largest amplitude, relative to the range.
         channels, rate: of the file.
-        behind: number of bytes behind what the header of the file describes.
+        behind: number of bytes after the end of the data according to the header.
     """
 
     samples: int = 0
@@ -162,7 +162,7 @@ class SoundFiles:
         return [(f.name, f.size, f.digest()) for f in self.files]
 
     def remarks(self, sample_rate: int) -> list[str]:
-        """What was left out or converted, in lines with counts."""
+        """Lines with counts of what was left out or converted."""
         seen = list(self.levels.values())
         lines = [f"not read: {self.others}"] if self.others else []
         silent = sum(x.peak == 0 for x in seen)
@@ -260,7 +260,7 @@ class SoundFiles:
         """Create the error for the case that no file can be used."""
         why = next(iter(self.skipped.values()), "it has no samples")
         return DataError(
-            f"none of the {len(self.files)} sound files in {self.root} can be used; the first: {why}"
+            f"no sound file in {self.root} can be used ({len(self.files)} found); the first: {why}"
         )
 
 
@@ -342,7 +342,7 @@ def sound_blocks(
     """Iterate over the samples of a file in blocks, with channels averaged.
 
     The file is resampled if its rate differs from ``sample_rate``. Floating-point samples and samples of 8,
-    24 or 32 bits are converted to 16 bits. What is seen of the amplitudes is added to ``levels``.
+    24 or 32 bits are converted to 16 bits. Statistics of the amplitudes are added to ``levels``.
 
     Raises:
         DataError: if the file is not a sound file, is truncated, or contains samples that are not finite or
@@ -438,7 +438,7 @@ def _check_riff(file: Recording, head: bytes) -> None:
 
 
 def _behind(file: Recording) -> int:
-    """Number of bytes of a RIFF file behind the length that its header gives, if it gives one."""
+    """Number of bytes of a RIFF file after the end of the data that its header gives, if it gives one."""
     with file.open() as opened:
         head = opened.read(8)
     told = int.from_bytes(head[4:8], "little") + 8

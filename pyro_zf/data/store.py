@@ -71,7 +71,7 @@ def digest_of(path: Path) -> str:
 
 
 def identity_of(path: Path) -> list[Any]:
-    """What changes when a file is written or replaced; for files that are too large to be hashed."""
+    """Attributes of a file that change when it is written or replaced; for files too large to be hashed."""
     stat = path.stat()
     return [str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
 

@@ -135,7 +135,7 @@ def read_text(path: Path) -> str:
         in_even = content[::2].count(b"\0")
         order = "BE" if 2 * in_even > nulls else "LE"
         raise DataError(
-            f"{path} contains {nulls:,} NUL bytes, so it is no plain text"
+            f"{path} contains {nulls:,} NUL bytes, so it is not plain text"
             + (
                 f" in UTF-8 but probably UTF-16{order} without a byte order mark; convert it with iconv -f "
                 f"UTF-16{order} -t UTF-8"

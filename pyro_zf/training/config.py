@@ -326,7 +326,7 @@ def command_of(config: TrainConfig) -> str | None:
 
 
 def preset_note(config: TrainConfig) -> str:
-    """What the auxiliary costs of resolved settings are, in parentheses, where they are those of the preset."""
+    """Note on the auxiliary costs of resolved settings, in parentheses, if they are those of the preset."""
     if config.own_model:
         return ""
     model = model_class(config.model)

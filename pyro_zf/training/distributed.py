@@ -51,9 +51,9 @@ class Processes:
     """The processes of a training.
 
     Args:
-        rank: index of this one.
+        rank: index of this process.
         size: number of processes.
-        device: device of this one.
+        device: device of this process.
         generator: source of the noise that they share; PyTorch's generator is that of this process alone.
     """
 
@@ -109,7 +109,7 @@ class Processes:
         return state
 
     def start_noise(self, seed: int) -> None:
-        """Let the processes share the present state of PyTorch's generator, and give each one of its own."""
+        """Share the present state of PyTorch's generator, and give each process a generator of its own."""
         if self.generator is None:
             return
         own = torch.cuda if self.generator.device.type == "cuda" else torch
@@ -191,7 +191,7 @@ class Processes:
     # States that are carried from batch to batch
 
     def joined(self, state: Sequence[Tensor] | None, parts: Sequence[int]) -> list[Tensor] | None:
-        """The carried state of the whole batch, from those of the processes.
+        """Combine the carried states of the processes to that of the whole batch.
 
         Args:
             state: of the rows of this process.
@@ -212,7 +212,7 @@ class Processes:
     def own(
         self, state: Sequence[Tensor] | None, parts: Sequence[int]
     ) -> tuple[Tensor, ...] | None:
-        """The rows of this process of the carried state of the whole batch; the inverse of :meth:`joined`."""
+        """Select the rows of this process from the carried state of the whole batch; the inverse of :meth:`joined`."""
         if state is None or self.size == 1:
             return None if state is None else tuple(state)
         rows = [i or 0 for i in _rows_of(parts, self.rank, self.size)]
@@ -225,7 +225,7 @@ def parts_of(number: int, accumulate: int) -> list[int]:
 
 
 def _rows_of(parts: Sequence[int], rank: int, size: int) -> list[int | None]:
-    """Rows of the whole batch that a process has, in its order; None for a row of length zero."""
+    """Rows of the whole batch that belong to a process, in its order; None for a row of length zero."""
     rows: list[int | None] = []
     first = 0
     for number in parts:

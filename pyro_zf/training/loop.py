@@ -667,7 +667,7 @@ def tried(what: str, function: Callable[..., T], *arguments: Any) -> T | None:
 
 
 def show_progress() -> None:
-    """Print the log of the package to stderr where nobody has said what to do with it.
+    """Print the log of the package to stderr, unless logging has been configured.
 
     A level of the logger ``pyro_zf``, or a handler of it or above it, is left as it is.
     """

@@ -46,8 +46,8 @@ def build_model(config: TrainConfig, data: Splits | Mapping[str, Any]) -> Sequen
     if kinds is not None and kind not in kinds:
         fitting = [n for n, e in EMISSIONS.items() if kind in declared(e, "kinds", ())]
         raise UsageError(
-            f"--emission {emission} is for {' and '.join(kinds)} data, but {data['name']} is "
-            f"{kind}; use {' or '.join(fitting)}"
+            f"--emission {emission} is for {' and '.join(kinds)} data, but the values in "
+            f"{data['name']} are {kind}; use {' or '.join(fitting)}"
         )
     if emission == "beta-binomial":
         options["max_count"] = options.get("max_count") or data["high"]
@@ -94,7 +94,8 @@ def prepare_model(config: TrainConfig, model: SequenceModel, data: Mapping[str, 
     kinds = declared(model.emission, "kinds", None)
     if kinds is not None and data["kind"] not in kinds:
         raise UsageError(
-            f"the emission of {name} is for {' and '.join(kinds)} data, but {data['name']} is {data['kind']}"
+            f"the emission of {name} is for {' and '.join(kinds)} data, but the values in {data['name']} are "
+            f"{data['kind']}"
         )
     fits = size == data["size"] or (data["kind"] == "categorical" and (size or 0) > data["size"])
     if size is not None and not fits:

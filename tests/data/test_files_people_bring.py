@@ -342,7 +342,7 @@ def test_byte_order_marks(encoding: str, tmp_path: Path) -> None:
 def test_utf_16_without_a_mark(order: str, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(LINES.encode(f"utf-16-{order.lower()}"))
     with pytest.raises(
-        DataError, match=f"NUL bytes, so it is no plain text.*iconv -f UTF-16{order} -t UTF-8"
+        DataError, match=f"NUL bytes, so it is not plain text.*iconv -f UTF-16{order} -t UTF-8"
     ):
         load_text(tmp_path / "a.txt")
 
@@ -353,7 +353,7 @@ def test_other_encodings(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="iconv -f UTF-16LE"):
         load_text(tmp_path / "a.txt")
     (tmp_path / "b.txt").write_bytes(LINES.encode() + b"\0" + LINES.encode())
-    with pytest.raises(DataError, match=r"contains 1 NUL bytes, so it is no plain text; file -i"):
+    with pytest.raises(DataError, match=r"contains 1 NUL bytes, so it is not plain text; file -i"):
         load_text(tmp_path / "b.txt")
     (tmp_path / "c.txt").write_bytes(chinese.encode("gb18030"))
     with pytest.raises(DataError, match="from its encoding, which file -i may name"):
