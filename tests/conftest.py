@@ -32,19 +32,21 @@ def single_precision() -> None:
     torch.set_default_dtype(torch.float32)
 
 
-#: Tests that train or run commands; the shapes that they pass around are checked by the other tests.
-WHOLE_RUNS = (
+#: Tests without checks of shapes and types, which take half of the time: those that train or run commands, and
+#: those that repeat others for many combinations of parts.
+UNCHECKED = (
     "training", "reproduce", "analysis", "test_cli", "test_commands", "test_documents",
-    "test_every_command", "test_extending", "test_trained",
+    "test_every_command", "test_extending", "test_trained", "infer", "models/test_families",
+    "models/test_laws", "models/test_carried", "models/test_covariates", "sequence/test_fused",
 )  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
 def _checked(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Check shapes and types in the tests of the parts, where it takes half of the time."""
+    """Check shapes and types in the tests of the parts."""
     name = request.path.relative_to(Path(__file__).parent.parent).as_posix()
-    whole = name.startswith(tuple(f"tests/{part}" for part in WHOLE_RUNS))
-    jaxtyping.config.update("jaxtyping_disable", whole)
+    unchecked = name.startswith(tuple(f"tests/{part}" for part in UNCHECKED))
+    jaxtyping.config.update("jaxtyping_disable", unchecked)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
 

@@ -146,13 +146,13 @@ def test_a_process_that_dies_ends_the_others(tmp_path: Path) -> None:
 def test_a_restart_goes_on(tmp_path: Path) -> None:
     pytest.importorskip("mlxtend")
     run = tmp_path / "run"
-    options = ["--max-updates", 400, "--checkpoint-minutes", 0.01, "--valid-interval", 10**6]
+    options = ["--max-updates", 150, "--checkpoint-minutes", 0.01, "--valid-interval", 10**6]
     with killed(run, *options, restarts=1) as launcher:
         output, _ = launcher.communicate(timeout=120)
     assert launcher.returncode == 0, output
-    assert torch.load(run / "checkpoints/last.pt", weights_only=True)["update"] == 400
+    assert torch.load(run / "checkpoints/last.pt", weights_only=True)["update"] == 150
     steps = [e["update"] for e in read_metrics(run) if e["event"] == "train"]
-    assert steps == list(range(2, 401, 2))
+    assert steps == list(range(2, 151, 2))
 
 
 def test_evaluation_and_errors_by_two_processes(tmp_path: Path) -> None:
