@@ -375,11 +375,20 @@ def test_parts_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         assert "A number." in helped(["train", *given, "--help-all", "--model", "mine"], capsys)
         assert evaluate_main([run, *given, "--num-samples", "2", "--max-sequences", "9"]) == 0
         assert main(["generate", run, *given, "--number", "2"]) == 0
+        del PRIORS["wide"]
+        capsys.readouterr()
+        assert evaluate_main([run]) == 2
+        assert "--prior wide: must be one of" in (message := capsys.readouterr().err)
+        assert message.endswith("; the run was trained with --import parts.py\n")
     finally:
         PRIORS.pop("wide", None)
         MODELS.pop("mine", None)
+    command = json.loads((tmp_path / "run/summary.json").read_text())["command"]
+    assert command.startswith(
+        "python scripts/svi_train.py --import parts.py --dataset mnist --model mine"
+    )
     assert evaluate_main([run]) == 2
-    assert "mine" in capsys.readouterr().err
+    assert "; the run was trained with --import parts.py" in capsys.readouterr().err
     parts.write_text("import nothing_of_that_name\n")
     assert evaluate_main([run, *given]) == 2
     assert "parts.py: ModuleNotFoundError: No module named 'nothing_of" in capsys.readouterr().err

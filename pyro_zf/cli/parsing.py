@@ -107,14 +107,19 @@ def taken(arguments: list[str], flag: str) -> str | None:
     return None
 
 
-def import_parts(arguments: list[str]) -> None:
+def import_parts(arguments: list[str]) -> tuple[str, ...]:
     """Run the files of ``--import``, and remove these flags from the arguments.
+
+    Returns:
+        tuple[str, ...]: the names of the files.
 
     Raises:
         UsageError: if a file does not exist or fails.
     """
+    names = []
     while (given := taken(arguments, "--import")) is not None:
         path = Path(given)
+        names.append(path.name)
         if not path.is_file():
             raise UsageError(f"--import {given}: the file does not exist")
         name = f"imported_{path.stem}"
@@ -127,6 +132,7 @@ def import_parts(arguments: list[str]) -> None:
             spec.loader.exec_module(module)
         except Exception as error:
             raise UsageError(f"--import {given}: {type(error).__name__}: {error}") from error
+    return tuple(names)
 
 
 def by_tyro(config: type[T], arguments: Sequence[str], prog: str, **options: Any) -> T:

@@ -108,12 +108,14 @@ def train_main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(arguments: list[str]) -> None:
-    import_parts(arguments)
+    imported = import_parts(arguments)
     if wants_help(arguments):
         _help(arguments)
     seeds = taken(arguments, "--seeds")
     dry = "--dry-run" in arguments
     config = parse_train([a for a in arguments if a != "--dry-run"])
+    if config.resume is None:
+        config = dataclasses.replace(config, imported=imported)
     if dry:
         _describe(config)
     elif seeds is not None:
@@ -241,7 +243,7 @@ def parse_train(arguments: Sequence[str]) -> TrainConfig:
             raise UsageError(f"--config {path}: the file does not exist")
         base = TrainConfig.from_json(file.read_text(encoding="utf-8"), str(file))
         base = dataclasses.replace(
-            base, output_dir=None, resume=None, own_data=False, own_model=False,
+            base, output_dir=None, resume=None, own_data=False, own_model=False, imported=(),
             model=TrainConfig.model if base.own_model else base.model,
         )  # fmt: skip
     model = value_of(rest, "--model") or base.model
@@ -285,6 +287,7 @@ def _with_options(model: str) -> type:
     )
     for name in ("own_model", "own_data"):  # set by train() in Python
         fields.append((name, tyro.conf.Suppress[bool], dataclasses.field(default=False)))
+    fields.append(("imported", tyro.conf.Suppress[tuple[str, ...]], dataclasses.field(default=())))
     return dataclasses.make_dataclass("Train", fields, bases=(TrainConfig,), frozen=True)
 
 

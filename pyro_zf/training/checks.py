@@ -22,6 +22,7 @@ __all__ = [
     "check_names",
     "check_numbers",
     "check_options",
+    "check_parts",
     "check_types",
     "there_are",
     "without_effect",
@@ -153,12 +154,7 @@ def check_names(config: Any) -> None:
         if value is not None and not has_type(value, known[name]):
             wanted = getattr(known[name], "__name__", str(known[name])).replace(" | None", "")
             raise UsageError(f"--{name.replace('_', '-')} cannot be {value!r}; it must be {wanted}")
-    for option, names in (
-        ("prior", PRIORS), ("posterior", POSTERIORS), ("emission", EMISSIONS),
-        ("activation", ACTIVATIONS), ("cell", CELLS),
-    ):  # fmt: skip
-        if (name := config.options.get(option)) is not None:
-            check_name(option, name, names)
+    check_parts(config.options)
     if not model.has_latents:
         for name in ("aux", "free_bits", "valid_latents"):
             if getattr(config, name) != getattr(type(config), name):
@@ -179,6 +175,20 @@ def check_names(config: Any) -> None:
             f"--aux-start and --aux-stop: {config.model} has no auxiliary costs; add some with --aux"
         )
     aux_weights(config)
+
+
+def check_parts(options: Mapping[str, Any]) -> None:
+    """Reject unknown names of the parts of a model.
+
+    Raises:
+        UsageError: for the first such name.
+    """
+    for option, names in (
+        ("prior", PRIORS), ("posterior", POSTERIORS), ("emission", EMISSIONS),
+        ("activation", ACTIVATIONS), ("cell", CELLS),
+    ):  # fmt: skip
+        if (name := options.get(option)) is not None:
+            check_name(option, name, names)
 
 
 def check_name(option: str, name: str, known: Collection[str]) -> None:

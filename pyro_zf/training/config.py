@@ -6,6 +6,8 @@ import dataclasses
 import json
 import re
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
@@ -21,6 +23,7 @@ from pyro_zf.training.checks import (
     check_name,
     check_names,
     check_numbers,
+    check_parts,
     check_types,
 )
 from pyro_zf.training.data import DataConfig, check_data
@@ -157,6 +160,8 @@ class TrainConfig(DataConfig):
     """Whether a model object was given to :func:`~pyro_zf.training.train`; ``model`` is then its class."""
     own_data: bool = False
     """Whether data were given to :func:`~pyro_zf.training.train`."""
+    imported: tuple[str, ...] = ()
+    """Names of the files of ``--import``, which define parts of the model."""
 
     def __post_init__(self) -> None:
         for name in ("data", "data_dir", "output_dir", "resume"):
@@ -222,7 +227,8 @@ class TrainConfig(DataConfig):
         types = get_type_hints(cls)
         types_of_options: dict[str, Any] = {}
         if not plain.get("own_model"):
-            check_name("model", plain.get("model", cls.model), MODELS)
+            with _import_hint(plain.get("imported")):
+                check_name("model", plain.get("model", cls.model), MODELS)
             types_of_options = option_types(plain.get("model", cls.model))
         for settings, known in ((plain, types), (plain.get("options", {}), types_of_options)):
             for name, value in settings.items():
@@ -236,7 +242,24 @@ class TrainConfig(DataConfig):
                     raise UsageError(f"{where}: {name} cannot be {value!r}")
                 elif isinstance(value, list):
                     settings[name] = tuple(value)
-        return cls(**plain)
+        config = cls(**plain)
+        if config.imported:
+            with _import_hint(config.imported):
+                check_parts(config.options)
+        return config
+
+
+@contextmanager
+def _import_hint(imported: object) -> Iterator[None]:
+    """Add the files of ``--import`` of a run to the message about an unknown name."""
+    try:
+        yield
+    except UsageError as error:
+        flags = (
+            [f"--import {file}" for file in imported] if isinstance(imported, (list, tuple)) else []
+        )
+        hint = f"; the run was trained with {' '.join(flags)}" if flags else ""
+        raise UsageError(f"{error}{hint}") from error
 
 
 #: Version of the format of config.json. It is incremented when older run folders can no longer be read.
@@ -307,10 +330,12 @@ def command_of(config: TrainConfig) -> str | None:
     defaults |= {k: v for k, v in weights.items() if k in model.letters}
     if config.aux is not None:
         defaults = {k: v for k, v in defaults.items() if k in config.options}
-    words = ["python", "scripts/svi_train.py", "--dataset", config.dataset, "--model", config.model]
+    words = ["python", "scripts/svi_train.py"]
+    words += [word for file in config.imported for word in ("--import", file)]
+    words += ["--dataset", config.dataset, "--model", config.model]
     if config.preset != ("paper" if config.device.startswith("cuda") else "small"):
         words += ["--preset", config.preset]
-    left_out = {*_ANYWHERE, "options", "dataset", "model", "preset"}
+    left_out = {*_ANYWHERE, "options", "dataset", "model", "preset", "imported"}
     names = [f.name for f in dataclasses.fields(config) if f.name not in left_out]
     given = {n: getattr(config, n) for n in names if getattr(config, n) != getattr(usual, n)}
     if config.data is not None:
