@@ -17,7 +17,7 @@ from jaxtyping import Int
 from pyro_zf.batch import SequenceBatch
 from pyro_zf.data import blocks
 from pyro_zf.data.covariates import ConditionedDataset, covariates_of, one_hot
-from pyro_zf.data.datasets import DataError, DataSource, Splits, check_lengths
+from pyro_zf.data.datasets import DataError, DataSource, Splits, check_lengths, held_out
 from pyro_zf.data.store import (
     SPLITS,
     create_checked,
@@ -596,16 +596,11 @@ def _owners(
         return {arrays[s]: np.full(shapes[arrays[s]][0], i) for i, s in enumerate(SPLITS)}
     name = arrays[""]
     number = shapes[name][0]
-    if number < 3:
-        raise DataError(
-            f"{file.filename}: {name} has {number} sequences; at least 3 are needed for training, "
-            "validation and test"
-        )
     together = rows_a_block(file[name])
     together = together if number >= 100 * together else 1
     blocks_of_rows = -(-number // together)
     order = np.random.default_rng(0).permutation(blocks_of_rows)
-    small = max(round(0.05 * blocks_of_rows), 1)
+    small = held_out(blocks_of_rows, f"{file.filename}: {name} has {number} sequences")
     owner = np.zeros(blocks_of_rows, dtype=np.int8)
     owner[order[:small]], owner[order[small : 2 * small]] = 1, 2
     return {name: np.repeat(owner, together)[:number]}

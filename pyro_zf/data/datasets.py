@@ -228,6 +228,21 @@ def text_of(
     return joiner.join(vocabulary[int(i)] for i in symbols)
 
 
+def held_out(number: int, found: str) -> int:
+    """Number of sequences for validation, and for test, of a given number: 5 %, at least one.
+
+    Args:
+        number: number of sequences.
+        found: the beginning of the message if there are too few, such as ``"mine.txt has 2 lines"``.
+
+    Raises:
+        DataError: if there are fewer than three.
+    """
+    if number < 3:
+        raise DataError(f"{found}; at least 3 are needed for training, validation and test")
+    return max(round(0.05 * number), 1)
+
+
 def check_lengths(lengths: np.ndarray, num_sequences: int, num_steps: int, where: str) -> None:
     """Reject lengths that do not match the sequences.
 

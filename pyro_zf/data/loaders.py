@@ -14,7 +14,14 @@ from torch.utils.data import DataLoader
 from pyro_zf.batch import SequenceBatch
 from pyro_zf.data.arrays import Extreme, Sampled, kind_of
 from pyro_zf.data.covariates import ConditionedDataset, covariates_of
-from pyro_zf.data.datasets import ArrayDataset, DataError, DataSource, SequenceDataset, Splits
+from pyro_zf.data.datasets import (
+    ArrayDataset,
+    DataError,
+    DataSource,
+    SequenceDataset,
+    Splits,
+    held_out,
+)
 from pyro_zf.data.store import SPLITS
 from pyro_zf.data.values import Kind, Values
 
@@ -65,12 +72,8 @@ def splits_of(data: Any, kind: Kind | None = None) -> Splits:
     else:
         whole = _read(data, "the data")
         number, empty, starts = len(whole.rows), whole.empty, {whole.start}
-        if number < 3:
-            raise DataError(
-                f"the data have {number} sequences; at least 3 are needed for training, validation and test"
-            )
+        small = held_out(number, f"the data have {number} sequences")
         order = np.random.default_rng(0).permutation(number)
-        small = max(round(0.05 * number), 1)
         places = {
             "train": order[2 * small :], "valid": order[:small], "test": order[small : 2 * small],
         }  # fmt: skip

@@ -17,6 +17,7 @@ from pyro_zf.data.datasets import (
     SequenceDataset,
     Splits,
     TextStream,
+    held_out,
 )
 from pyro_zf.data.store import SPLITS
 from pyro_zf.data.values import Values
@@ -206,10 +207,6 @@ def _split(parts: dict[str, S], path: Path, what: str) -> dict[str, S]:
     if "" not in parts:
         return parts
     whole = parts[""]
-    if len(whole) < 3:
-        raise DataError(
-            f"{path} has {len(whole)} {what}; at least 3 are needed for training, validation and test"
-        )
-    small = max(round(0.05 * len(whole)), 1)
+    small = held_out(len(whole), f"{path} has {len(whole)} {what}")
     first, second = len(whole) - 2 * small, len(whole) - small
     return {"train": whole[:first], "valid": whole[first:second], "test": whole[second:]}  # type: ignore[dict-item]
