@@ -18,6 +18,7 @@ from pyro_zf import analysis
 from pyro_zf.analysis import Decoding, Diagnostics, covariates_like
 from pyro_zf.analysis.run_figures import STEPS
 from pyro_zf.data import Batches, DataError, Splits, Values, splits_of
+from pyro_zf.data.covariates import one_hot
 from pyro_zf.data.datasets import text_of
 from pyro_zf.models import LatentSequenceModel, SequenceModel
 from pyro_zf.names import there_are
@@ -318,10 +319,7 @@ def generate(
     for name, value in (("number", number), ("steps", 1 if steps is None else steps)):
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
-    if not isinstance(model, SequenceModel):
-        raise TypeError(
-            f"model must be a SequenceModel, as load() returns, not a {type(model).__name__}"
-        )
+    _check_model(model)
     if data is None and model.trained is not None:
         record, values = model.trained.record, model.trained.values
     else:
@@ -340,8 +338,8 @@ def generate(
             raise UsageError("condition names a class, but the model is not conditioned on classes")
         if condition not in names:
             raise UsageError(f"condition {there_are(condition, names)}")
-        covariates = torch.zeros(number, len(names))
-        covariates[:, names.index(condition)] = 1.0
+        classes = one_hot([condition] * number, names)
+        covariates = torch.tensor(classes, dtype=torch.get_default_dtype())
     elif covariates is None and model.covariate_size:
         covariates = covariates_like(_splits(model, data), "test", number, steps, device)
     decoding = Decoding(temperature, argmax, latent_temperature)
@@ -364,11 +362,15 @@ def generate(
     )  # fmt: skip
 
 
-def _splits(model: SequenceModel, data: Any) -> Splits:
+def _check_model(model: object) -> None:
     if not isinstance(model, SequenceModel):
         raise TypeError(
             f"model must be a SequenceModel, as load() returns, not a {type(model).__name__}"
         )
+
+
+def _splits(model: SequenceModel, data: Any) -> Splits:
+    _check_model(model)
     if data is not None:
         splits = splits_of(data)
         prepare_model(TrainConfig(), model, data_record(splits))

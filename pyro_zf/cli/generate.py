@@ -36,6 +36,7 @@ from pyro_zf.batch import SequenceBatch
 from pyro_zf.cli.common import RunOptions, at_least_one, first_line, load, run_command
 from pyro_zf.cli.parsing import parsed
 from pyro_zf.data import Splits
+from pyro_zf.data.covariates import one_hot
 from pyro_zf.data.vocabulary import without_surrogates
 from pyro_zf.models import LatentSequenceModel, SequenceModel
 from pyro_zf.names import there_are
@@ -212,9 +213,8 @@ def _covariates(
         raise UsageError("--condition names a class, but the model is not conditioned on classes")
     if config.condition not in splits.covariate_names:
         raise UsageError(f"--condition {there_are(config.condition, splits.covariate_names)}")
-    one = torch.zeros(config.number, splits.covariate_size, device=device)
-    one[:, splits.covariate_names.index(config.condition)] = 1.0
-    return one
+    classes = one_hot([config.condition] * config.number, splits.covariate_names)
+    return torch.tensor(classes, dtype=torch.get_default_dtype(), device=device)
 
 
 def _continued(
