@@ -336,8 +336,8 @@ class SequenceModel(nn.Module):
 
         Raises:
             TypeError: if it is not a batch, or its values do not have the type of the parameters.
-            ValueError: if its values or covariates have the wrong shape, or a weight is random
-                (:class:`pyro.nn.PyroSample`).
+            ValueError: if its values or covariates have the wrong shape, a weight is random
+                (:class:`pyro.nn.PyroSample`), or another module is registered under the name of this model.
         """
         self._check_values(batch)
         size = 0 if batch.covariates is None else batch.covariates.shape[-1]

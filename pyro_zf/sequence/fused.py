@@ -345,7 +345,8 @@ def plan_in_use(system: RecurrentSystem) -> FusedPlan | str:
     """The plan of the fused recurrence if it draws the paths; otherwise a description of how they are drawn.
 
     Raises:
-        ValueError: if ``core="fused"`` and the fused recurrence does not support the system.
+        ValueError: if ``core="fused"`` and the fused recurrence does not support the system, or if a chain of
+            latents is traced by ``torch.jit``.
     """
     if system.core == "eager":
         return "eager"
