@@ -170,19 +170,20 @@ class Evaluation(Mapping[str, Any]):
     def __repr__(self) -> str:
         n = self.numbers
         unit, step = n["unit"], n["step_unit"]
-        lines = [
-            f"{n['num_sequences']:,} {unit}s of {n['split']}, k = {n['num_samples']}, z from the {n['latents']}",
-            f"{'':16}{f'nats per {unit}':>24}{f'per {step}':>14}",
-        ]
         names = {"elbo": "ELBO", "iwae": "IWAE", "fivo": "FIVO", "log_likelihood": "log p(y | z)", "kl": "KL",
                  "marginal": n["marginal"]}  # fmt: skip
+        width = max(map(len, names.values()))
+        lines = [
+            f"{n['num_sequences']:,} {unit}s of {n['split']}, k = {n['num_samples']}, z from the {n['latents']}",
+            f"{'':{width}}{f'nats per {unit}':>24}{f'per {step}':>14}",
+        ]
         for name, shown in names.items():
             if (value := n.get(f"{name}_nats_per_sequence")) is None:
                 continue
             error = n.get(f"{name}_nats_per_sequence_stderr")
             spread = "" if error is None or error != error else f" ± {error:.2f}"
             per_step = n[f"{name}_nats_per_step"]
-            lines.append(f"{shown[:16]:16}{f'{value:.2f}{spread}':>24}{per_step:>14.4f}")
+            lines.append(f"{shown:{width}}{f'{value:.2f}{spread}':>24}{per_step:>14.4f}")
         if "verdict" in n:
             lines.append(f"latents: {n['verdict']}")
         return "\n".join(lines)

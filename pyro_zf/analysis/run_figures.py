@@ -59,7 +59,10 @@ def save_run_figures(
         by_step = (bounds.kl_per_step.sum(0) / reached).cpu()
         figures["kl_per_step"] = kl_per_step(by_step, splits.step_unit)
         if splits.is_image and many.targets is not None:
-            figures["kl_over_images"] = kl_over_images(many.targets[:8], bounds.kl_per_step[:8])
+            spread = torch.linspace(0, many.num_sequences - 1, 8).long().unique()  # of all classes
+            figures["kl_over_images"] = kl_over_images(
+                many.targets[spread], bounds.kl_per_step[spread]
+            )
     folder = run / "figures"
     folder.mkdir(exist_ok=True)
     written = []
