@@ -188,15 +188,15 @@ class PosteriorPath(LatentPath):
         run, system = self.run, self.run.system
         if getattr(self.latent.posterior, "ignores_state", False):
             return True
-        u, c, context = run.cell_u, run.c, run.context  # with their graphs, since they are cached
-        with torch.no_grad():  # determined by the distribution of the first step
-            state = system.cell.initial((run.batch.num_sequences,), run.cell_start)
-            first = u[0].reshape(-1, run.batch.num_sequences, u.shape[-1])[0]
-            h = system.cell.before(first, state)[0]
-            known = {"state": h, "input": run.u[0]}
-            others = {k: h.new_zeros(len(h), x.size) for k, x in run.step_latents.items()}
-            x = self.latent.features({**others, **known}, _first(c, h))
-            return bool(self._module[0](x, context[0]).has_rsample)
+        # Determined by the distribution of the first step. Not under no_grad: autocast would cache weights without
+        # their graphs in older versions of PyTorch.
+        state = system.cell.initial((run.batch.num_sequences,), run.cell_start)
+        first = run.cell_u[0].reshape(-1, run.batch.num_sequences, run.cell_u.shape[-1])[0]
+        h = system.cell.before(first, state)[0]
+        known = {"state": h, "input": run.u[0]}
+        others = {k: h.new_zeros(len(h), x.size) for k, x in run.step_latents.items()}
+        x = self.latent.features({**others, **known}, _first(run.c, h))
+        return bool(self._module[0](x, run.context[0]).has_rsample)
 
     @property
     def _module(self) -> tuple[nn.Module, str]:
