@@ -306,7 +306,7 @@ def helped(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def test_every_option_of_training_has_a_topic() -> None:
-    hidden = {"options", "own_model", "own_data"}
+    hidden = {"options", "own_model", "own_data", "imported"}
     listed = [name for names in TOPICS.values() for name in names]
     known = {f.name for f in dataclasses.fields(TrainConfig)} - hidden
     assert len(listed) == len(set(listed))
