@@ -184,7 +184,7 @@ def test_the_memory_of_an_update() -> None:
     """Fused layout against one site per step, and in chunks; docs/performance.md has full results."""
     megabytes = {}
     for variant in ("steps (base)", "time, fused", "time, fused, time_chunk=56"):
-        command = [sys.executable, str(ROOT / "benchmarks" / "scaling.py"), "--steps", "784"]
+        command = [sys.executable, str(ROOT / "benchmarks" / "scaling.py"), "--steps", "392"]
         command += ["--measure-memory-of", variant]
         output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         megabytes[variant] = float(output)

@@ -117,22 +117,24 @@ def test_any_layout_of_timit(layout: str, above: str, tmp_path: Path, cache: Pat
 
 
 def test_the_counts_of_the_whole_corpus(tmp_path: Path, cache: Path) -> None:
-    """Counts for as many speakers and utterances as in LDC93S1, with two frames each."""
+    """Counts for as many speakers as in LDC93S1, with ten utterances and with one of two frames each."""
     content = io.BytesIO()
     soundfile.write(content, tone(0.025), 16000, format="NIST", subtype="PCM_16")
     letters = string.ascii_uppercase
-    for n in range(630):
-        speaker = f"{'FM'[n % 2]}{letters[n % 26]}{letters[n // 26]}X{n % 3}"
-        folder = tmp_path / "TIMIT" / ("TRAIN" if n < 462 else "TEST") / f"DR{n % 8 + 1}" / speaker
-        folder.mkdir(parents=True)
-        for i in range(10):
-            (folder / f"S{'AIX'[i % 3]}{i}.WAV").write_bytes(content.getvalue())
-    data = load_timit(tmp_path, protocol="srnn", segment=2)
+    for number in (1, 10):
+        for n in range(630):
+            speaker = f"{'FM'[n % 2]}{letters[n % 26]}{letters[n // 26]}X{n % 3}"
+            part = "TRAIN" if n < 462 else "TEST"
+            folder = tmp_path / str(number) / "TIMIT" / part / f"DR{n % 8 + 1}" / speaker
+            folder.mkdir(parents=True)
+            for i in range(number):
+                (folder / f"S{'AIX'[i % 3]}{i}.WAV").write_bytes(content.getvalue())
+    data = load_timit(tmp_path / "10", protocol="srnn", segment=2)
     assert [len(data[s]) for s in SPLITS] == [4389, 231, 1680]
     assert data.source.name == "TIMIT, protocol srnn"
     assert not data.source.comparable, "segments differ from the published ones"
-    data = load_timit(tmp_path)
-    assert [len(data[s]) for s in SPLITS] == [4390, 230, 1680], "23 of 462 speakers"
+    data = load_timit(tmp_path / "1")
+    assert [len(data[s]) for s in SPLITS] == [439, 23, 168], "23 of 462 speakers"
 
 
 def test_a_broken_timit_is_refused(tmp_path: Path, cache: Path) -> None:
@@ -158,7 +160,9 @@ def test_a_broken_timit_is_refused(tmp_path: Path, cache: Path) -> None:
 # Blizzard
 
 
-def test_one_speaker(real_data: Path, cache: Path) -> None:
+def test_one_speaker(
+    real_data: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = load_blizzard(real_data)
     assert data.findings[0].startswith("554 recordings, 23,560,780 samples")
     sizes = {s: len(data[s]) for s in SPLITS}
@@ -174,6 +178,10 @@ def test_one_speaker(real_data: Path, cache: Path) -> None:
     assert sizes == pytest.approx(SHARES, abs=1e-3)
     with pytest.raises(DataError, match="Blizzard supports default and vrnn"):
         load_blizzard(real_data, protocol="srnn")
+    monkeypatch.setenv("PYRO_ZF_DATA", str(real_data))
+    write_sounds(tmp_path / "mine", number=5, seconds=2.0)
+    assert load_blizzard(tmp_path / "mine").findings[0].startswith("5 recordings")
+    assert load_blizzard().findings[0].startswith("554 recordings")
 
 
 def test_only_a_given_folder_is_searched(
@@ -181,8 +189,6 @@ def test_only_a_given_folder_is_searched(
 ) -> None:
     monkeypatch.setenv("PYRO_ZF_DATA", str(real_data))
     write_sounds(tmp_path / "mine", number=5, seconds=2.0)
-    assert load_blizzard(tmp_path / "mine").findings[0].startswith("5 recordings")
-    assert load_blizzard().findings[0].startswith("554 recordings")
     with pytest.raises(DataError, match="none is named like those of TIMIT"):
         load_timit(tmp_path / "mine")
     assert "160 utterances" in load_timit().source.name

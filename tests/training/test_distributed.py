@@ -21,6 +21,7 @@ from tests.training.shared_runs import RUNS
 
 SCRIPT = Path(__file__).parent / "shared_runs.py"
 ROOT = Path(__file__).parents[2]
+UPDATES = 10
 
 
 def command(
@@ -74,21 +75,21 @@ def assert_same_run(found: Path, expected: Path) -> None:
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The runs of one process."""
     folder = tmp_path_factory.mktemp("alone")
-    started(1, folder, 20)
+    started(1, folder, UPDATES)
     return folder
 
 
 @pytest.mark.parametrize("processes", [2, 3])
 def test_the_run_of_one_process(processes: int, alone: Path, tmp_path: Path) -> None:
     """Uneven shards, empty ones, masks, carried states, accumulation, several particles, resampling."""
-    started(processes, tmp_path, 20)
+    started(processes, tmp_path, UPDATES)
     for name in RUNS:
         assert_same_run(tmp_path / name, alone / name)
 
 
 def test_resumed_with_other_numbers_of_processes(alone: Path, tmp_path: Path) -> None:
     names = ("zforcing", "carried")
-    for processes, updates in ((2, 7), (1, 13), (3, 20)):
+    for processes, updates in ((2, 4), (1, 7), (3, UPDATES)):
         started(processes, tmp_path, updates, *names)
     for name in names:
         ours, theirs = state(tmp_path / name), state(alone / name)
