@@ -375,6 +375,7 @@ def test_parts_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         assert "A number." in helped(["train", *given, "--help-all", "--model", "mine"], capsys)
         assert evaluate_main([run, *given, "--num-samples", "2", "--max-sequences", "9"]) == 0
         assert main(["generate", run, *given, "--number", "2"]) == 0
+        assert train_main(["--resume", run, *given, "--max-updates", "3"]) == 0
         del PRIORS["wide"]
         capsys.readouterr()
         assert evaluate_main([run]) == 2

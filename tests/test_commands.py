@@ -191,7 +191,8 @@ def test_an_evaluation_says_what_z_carries(
     lines = capsys.readouterr().out.splitlines()
     result = json.loads(lines[-1])
     assert result["diagnosed_sequences"] == 10
-    assert f"latents: {result['verdict']}" in lines
+    assert lines[-2] == f"latents: {result['verdict']}"
+    assert lines[-3].startswith("independent pixels  "), "whole names in the table"
     for name in ("elbo", "kl", "fivo"):
         assert len(result[f"{name}_nats_at_steps"]) == 28
         total = sum(result[f"{name}_nats_at_steps"])

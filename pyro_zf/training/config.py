@@ -255,10 +255,9 @@ def _import_hint(imported: object) -> Iterator[None]:
     try:
         yield
     except UsageError as error:
-        flags = (
-            [f"--import {file}" for file in imported] if isinstance(imported, (list, tuple)) else []
-        )
-        hint = f"; the run was trained with {' '.join(flags)}" if flags else ""
+        files = imported if isinstance(imported, (list, tuple)) else ()
+        flags = " ".join(f"--import {file}" for file in files)
+        hint = f"; the run was trained with {flags}" if flags else ""
         raise UsageError(f"{error}{hint}") from error
 
 

@@ -57,9 +57,8 @@ _ALIASES = {
 
 def meant(name: str, known: Collection[str]) -> str:
     """The end of a message about an unknown option: the option that was probably meant, or nothing."""
-    others = [other for other in _ALIASES.get(name.lower(), ()) if other in known]
-    flags = [other.replace("_", "-") for other in others or known]
-    return nearest(flags[0] if others else name.replace("_", "-"), flags, "--{}")
+    wanted = next((other for other in _ALIASES.get(name.lower(), ()) if other in known), name)
+    return nearest(wanted.replace("_", "-"), [x.replace("_", "-") for x in known], "--{}")
 
 
 def misplaced(option: str, model: str, known: list[str]) -> str:

@@ -70,7 +70,7 @@ def test_a_bad_sound_is_skipped_and_reported(
         (alone / str(i)).mkdir(parents=True)
         make(alone / str(i) / "bad.wav")
     with pytest.raises(
-        DataError, match=f"no sound file in .* can be used .3 found.; .*{message}"
+        DataError, match=f"no sound file in .* can be used \\(3 found\\); .*{message}"
     ) as error:
         load_wav(alone)
     assert "\n" not in str(error.value)
