@@ -7,7 +7,7 @@ import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
-os.environ.setdefault("NOTEBOOK_UPDATES", "3")
+os.environ.setdefault("NOTEBOOK_UPDATES", "1")
 
 #: Notebooks that need data which cannot be had everywhere.
 NEEDED = {"04_speech.ipynb": "speech", "05_text.ipynb": "ptb"}

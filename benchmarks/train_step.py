@@ -44,7 +44,9 @@ class Config:
     shapes: tuple[str, ...] = ("mnist", "mnist-row", "timit")
     """Sizes of model and batch: mnist (pixels), mnist-row, timit."""
     systems: tuple[str, ...] = ("zforcing", "variational-bilstm", "srnn", "vrnn", "storn")
-    """Systems with latents to compare at T = 196."""
+    """Systems with latents to compare."""
+    system_steps: int = 196
+    """Number of steps in the comparison of systems."""
     repetitions: int = 5
     """Measured updates of each variant, after one warm-up update."""
     keep_memory: bool = True
@@ -79,7 +81,7 @@ def main(config: Config) -> None:
         print(f"\n{name}: {shape}")
         rows = [(k, v, base / v, v / floor) for k, v in seconds.items()]
         print(table(["variant", "CPU s/update", "times the base", "two LSTMs"], rows))
-    short = dataclasses.replace(SHAPES["mnist"], steps=196)
+    short = dataclasses.replace(SHAPES["mnist"], steps=config.system_steps)
     print(f"\nsystems: {short}")
     by_system: list[tuple[object, ...]] = []
     for system in config.systems:
@@ -96,7 +98,7 @@ def main(config: Config) -> None:
         "by SVI": update_of(tiny, core="fused"),
         "without Pyro": update_without_pyro(tiny, core="fused"),
     }
-    seconds = results["tiny"] = interleaved(pair, 10 * config.repetitions)
+    seconds = results["overhead"] = interleaved(pair, 10 * config.repetitions)
     print(f"\ntiny: {tiny}")
     print(table(["update", "CPU ms"], [(k, 1e3 * v) for k, v in seconds.items()]))
     fixed = seconds["by SVI"] - seconds["without Pyro"]

@@ -4,7 +4,7 @@
     python notebooks/run.py 05_text        # some of them
     python notebooks/run.py --check        # whether the outputs are those of the code
 
-``NOTEBOOK_UPDATES`` sets the number of updates of each training; the tests run the notebooks with 3.
+``NOTEBOOK_UPDATES`` sets the number of updates of each training; the tests run the notebooks with 1.
 """
 
 from __future__ import annotations

@@ -194,19 +194,20 @@ def test_texts_are_printed_and_written_on_any_terminal(tmp_path: Path) -> None:
         "PYTHONCOERCECLOCALE": "0",
     }  # fmt: skip
 
-    def run(*arguments: str) -> bytes:
-        done = subprocess.run(
-            [sys.executable, "-m", "pyro_zf.cli", *arguments], cwd=tmp_path, env=environment,
-            capture_output=True, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
     sizes = ["--hidden-size", "6", "--mlp-size", "5", "--latent-size", "2", "--max-updates", "3"]
-    run("train", "--dataset", "text", "--data", "text.txt", *sizes, "--num-figures", "2", "--output-dir", "run")  # fmt: skip
-    printed = run("interpolate", "run", "--first", boat, "--second", ship, "--points", "3")
-    assert b"sails" in printed
-    run("report", "run", "--title", f"a report {ship}")
+    commands = [
+        ["train", "--dataset", "text", "--data", "text.txt", *sizes, "--num-figures", "2", "--output-dir", "run"],
+        ["interpolate", "run", "--first", boat, "--second", ship, "--points", "3"],
+        ["report", "run", "--title", f"a report {ship}"],
+    ]  # fmt: skip
+    program = (
+        f"from pyro_zf.cli import main\nfor command in {commands!a}:\n    assert main(command) == 0"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, check=False
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert b"sails" in done.stdout
     page = (tmp_path / "run/report.html").read_bytes()
     assert f"a report {ship}".encode() in page
     page.decode("utf-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import graphlib
 import json
 import os
@@ -10,7 +11,7 @@ import re
 import runpy
 import subprocess
 import sys
-import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -102,45 +103,52 @@ def test_the_memory_of_the_loaders(tmp_path: Path) -> None:
         assert figures["peak_mb"] - figures["before_mb"] < 350
 
 
+def run_script(path: str, *arguments: str) -> None:
+    """Run a script of the repository in this process, which saves the time to import PyTorch."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [path, *arguments])
+        patch.syspath_prepend(str((ROOT / path).parent))
+        runpy.run_path(str(ROOT / path), run_name="__main__")
+
+
 @pytest.mark.usefixtures("single_precision")
-def test_the_comparison_of_models(tmp_path: Path) -> None:
+def test_the_comparison_of_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("mlxtend")
-    command = [
-        sys.executable, str(ROOT / "benchmarks" / "compare_models.py"), "--updates", "2",
-        "--train-sequences", "100", "--test-sequences", "40", "--num-samples", "2",
-        "--systems", "RNN", "VRNN", "--output", str(tmp_path / "comparison"),
+    monkeypatch.delenv("PYRO_ZF_DATA", raising=False)
+    arguments = [
+        "--train-sequences", "100", "--test-sequences", "40", "--num-samples", "2", "--systems", "RNN",
+        "VRNN", "--output", str(tmp_path / "comparison"),
     ]  # fmt: skip
-    environment = {k: v for k, v in os.environ.items() if k != "PYRO_ZF_DATA"}
-    subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    run_script("benchmarks/compare_models.py", "--updates", "2", *arguments)
     rows = json.loads((tmp_path / "comparison.json").read_text())
     assert [row["system"] for row in rows] == ["RNN", "VRNN"]
     assert rows[0]["kl"] == 0 < rows[1]["kl"]
     assert (tmp_path / "comparison.md").read_text().count("\n") == 4
-    command[command.index("2")] = "3"
-    other = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    assert other.returncode == 1
-    assert "is a run with max_updates 2, not 3: remove it" in other.stderr
+    with pytest.raises(SystemExit, match="is a run with max_updates 2, not 3: remove it"):
+        run_script("benchmarks/compare_models.py", "--updates", "3", *arguments)
     assert (tmp_path / "comparison.png").read_bytes().startswith(b"\x89PNG")
 
 
-def benchmark(name: str, *arguments: str) -> tuple[str, dict[str, Any]]:
+@pytest.fixture
+def benchmark(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[str, dict[str, Any]]]:
     """Run a script of benchmarks/ and return its printed text and its JSON output."""
-    with tempfile.TemporaryDirectory() as folder:
-        output = Path(folder) / "figures.json"
-        command = [sys.executable, str(ROOT / "benchmarks" / name), *arguments]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        printed = subprocess.run(
-            [*command, "--output", str(output)],
-            capture_output=True, text=True, check=True, env=environment,
-        ).stdout  # fmt: skip
-        return printed, json.loads(output.read_text())
+
+    def run(name: str, *arguments: str) -> tuple[str, dict[str, Any]]:
+        output = tmp_path / "figures.json"
+        torch.set_default_dtype(torch.float32)
+        run_script(f"benchmarks/{name}", *arguments, "--output", str(output))
+        return capsys.readouterr().out, json.loads(output.read_text())
+
+    return run
 
 
-def test_the_benchmark_of_an_update() -> None:
+def test_the_benchmark_of_an_update(benchmark: Any) -> None:
     printed, figures = benchmark(
-        "train_step.py", "--shapes", "mnist-row", "--systems", "srnn", "--repetitions", "1"
+        "train_step.py", "--shapes", "tiny", "--systems", "srnn", "--system-steps", "14", "--repetitions", "1",
     )  # fmt: skip
-    seconds = figures["seconds"]["mnist-row"]
+    seconds = figures["seconds"]["tiny"]
     assert "two bare LSTMs" in seconds
     assert all(name in printed and value > 0 for name, value in seconds.items())
     assert "fixed cost of Pyro" in printed
@@ -152,7 +160,7 @@ def test_an_update_by_hand_is_the_same_update(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     import common
 
-    shape = common.SHAPES["tiny"]
+    shape = dataclasses.replace(common.SHAPES["tiny"], steps=32)
     losses = []
     for make in (common.update_of, common.update_without_pyro):
         update = make(shape, core="fused")
@@ -165,19 +173,13 @@ def test_an_update_by_hand_is_the_same_update(monkeypatch: pytest.MonkeyPatch) -
     assert sum(float(update()) for _ in range(10)) / 10 < first
 
 
-def test_the_benchmark_of_scaling() -> None:
+def test_the_benchmark_of_scaling(benchmark: Any) -> None:
     printed, figures = benchmark(
-        "scaling.py", "--steps", "8", "16", "--batch", "2", "--hidden", "8", "--repetitions", "1"
+        "scaling.py", "--steps", "8", "16", "--batch", "2", "--hidden", "--repetitions", "1"
     )  # fmt: skip
+    assert set(figures["seconds"]) == {"steps", "batch"}, "the table of hidden sizes is left out"
     assert set(figures["seconds"]["steps"]) == {"8", "16"}
     assert "two LSTMs" in printed
-
-
-def test_tables_of_scaling_can_be_left_out() -> None:
-    _, figures = benchmark(
-        "scaling.py", "--steps", "8", "--batch", "--hidden", "--repetitions", "1"
-    )  # fmt: skip
-    assert set(figures["seconds"]) == {"steps"}
 
 
 def test_the_memory_of_an_update() -> None:
@@ -193,7 +195,7 @@ def test_the_memory_of_an_update() -> None:
     assert megabytes["time, fused, time_chunk=56"] <= 0.45 * base
 
 
-def test_kernels_of_an_update() -> None:
+def test_kernels_of_an_update(benchmark: Any) -> None:
     printed, figures = benchmark("kernels.py", "--shapes", "mnist")
     kernels = figures["kernels"]["mnist"]
     assert kernels["time, fused"]["per_step"] <= 30
@@ -202,10 +204,9 @@ def test_kernels_of_an_update() -> None:
     assert "kernels/step" in printed
 
 
-@pytest.mark.usefixtures("single_precision")
-def test_the_benchmark_of_precision(real_data: Path) -> None:
+def test_the_benchmark_of_precision(benchmark: Any, real_data: Path) -> None:
     printed, figures = benchmark(
-        "precision.py", "--updates", "3", "--seeds", "1", "--cosine-after", "2", "--data-dir",
+        "precision.py", "--updates", "2", "--seeds", "1", "--cosine-after", "1", "--data-dir",
         str(real_data),
     )  # fmt: skip
     ((_, at_start, after, *losses),) = figures["rows"]
@@ -214,13 +215,16 @@ def test_the_benchmark_of_precision(real_data: Path) -> None:
     assert "cosine" in printed
 
 
-def test_the_benchmark_of_a_gpu_says_where_there_is_none() -> None:
+def test_the_benchmark_of_a_gpu_says_where_there_is_none(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is one")
-    command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py")]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.returncode == 2
-    assert result.stderr.strip() == "error: this benchmark needs a CUDA GPU, and PyTorch finds none"
+    with pytest.raises(SystemExit) as ended:
+        run_script("benchmarks/gpu.py")
+    assert ended.value.code == 2
+    message = "error: this benchmark needs a CUDA GPU, and PyTorch finds none"
+    assert capsys.readouterr().err.strip() == message
 
 
 def test_the_tables_of_results_are_those_of_the_stored_runs() -> None:
@@ -254,18 +258,16 @@ def test_results_of_a_run_are_stored(tmp_path: Path) -> None:
     assert f"| {-content['test']['elbo_nats_per_sequence']:.2f} ±" in row
 
 
-def test_the_search_with_optuna(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("single_precision")
+def test_the_search_with_optuna(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A trial with the settings of its folder; the same command continues the study."""
     pytest.importorskip("mlxtend")
     optuna = pytest.importorskip("optuna")
-    for trials in (1, 1):
-        subprocess.run(
-            [
-                sys.executable, str(ROOT / "scripts/optuna_search.py"), "--trials", str(trials), "--max-updates",
-                "2", "--valid-sequences", "40", "--output-dir", str(tmp_path),
-            ],
-            check=True, capture_output=True, timeout=300,
-            env={**os.environ, "PYRO_ZF_OFFLINE": "1", "PYRO_ZF_CACHE": str(tmp_path / "cache")},
+    monkeypatch.setenv("PYRO_ZF_CACHE", str(tmp_path / "cache"))
+    for _ in range(2):
+        run_script(
+            "scripts/optuna_search.py", "--trials", "1", "--max-updates", "2", "--valid-sequences", "40",
+            "--output-dir", str(tmp_path),
         )  # fmt: skip
     study = optuna.load_study(study_name="search", storage=f"sqlite:///{tmp_path / 'study.db'}")
     assert len(study.trials) == 2

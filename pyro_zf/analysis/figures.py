@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from jaxtyping import Float, Shaped
-from matplotlib import mlab
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn.functional import pad
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 __all__ = [
     "Curve",
@@ -40,6 +41,13 @@ _SIDE = 28
 
 #: The updates and values of a curve.
 Curve = tuple[Sequence[float | int], Sequence[float | int]]
+
+
+def _new_figure(**options: Any) -> Figure:
+    # Matplotlib is slow to import, and many commands draw nothing.
+    from matplotlib.figure import Figure
+
+    return Figure(**options)
 
 
 def _tidy(axes: Axes) -> Axes:
@@ -70,7 +78,7 @@ def digits(rows: Sequence[Float[Tensor, "_ _ _"]], titles: Sequence[str] | None 
             canvas[top : top + _SIDE, left : left + _SIDE] = pixels.cpu()
     scale = 0.016
     margin = 1.6 if titles else 0.0
-    figure = Figure(figsize=(width * scale + margin, height * scale))
+    figure = _new_figure(figsize=(width * scale + margin, height * scale))
     axes = figure.add_axes((margin / (width * scale + margin), 0, 1, 1), anchor="W")
     axes.imshow(canvas, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     axes.set_axis_off()
@@ -108,7 +116,7 @@ def curves(
         )
         if key == "elbo" or any(e[f"{key}_nats_per_{per}"] for e in train + valid)
     ]
-    figure = Figure(figsize=(3.4 * len(shown), 3), layout="constrained")
+    figure = _new_figure(figsize=(3.4 * len(shown), 3), layout="constrained")
     panels = figure.subplots(1, len(shown), squeeze=False)[0]
     for axes, (key, sign, title) in zip(panels, shown, strict=True):
         for events_of, colour, label in (
@@ -161,7 +169,7 @@ def sampling_against_mean(curves: Mapping[str, Sequence[Curve]], ylabel: str) ->
 def _bands(
     panels: Mapping[str, Mapping[str, Sequence[Curve]]], ylabel: str, settled: bool = False
 ) -> Figure:
-    figure = Figure(figsize=(max(4.2 * len(panels), 5.4), 3.4), layout="constrained")
+    figure = _new_figure(figsize=(max(4.2 * len(panels), 5.4), 3.4), layout="constrained")
     all_axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for axes, (title, systems) in zip(all_axes, panels.items(), strict=True):
         late: list[float] = []
@@ -194,7 +202,7 @@ def _bands(
 def kl_per_step(values: Sequence[float | int] | Tensor, unit: str = "step") -> Figure:
     """Plot the KL at each step of a sequence, in nats."""
     heights = np.asarray(values)
-    figure = Figure(figsize=(5, 2.6), layout="constrained")
+    figure = _new_figure(figsize=(5, 2.6), layout="constrained")
     axes = _tidy(figure.subplots())
     axes.bar(
         np.arange(1, len(heights) + 1), heights, width=1.0, color=_BLUE, edgecolor="white", lw=0.3
@@ -206,7 +214,7 @@ def kl_per_step(values: Sequence[float | int] | Tensor, unit: str = "step") -> F
 def kl_by_unit(values: Sequence[float], unit: str = "sequence") -> Figure:
     """Plot the KL of each latent unit, sorted in decreasing order."""
     heights = np.sort(np.asarray(values))[::-1]
-    figure = Figure(figsize=(5, 2.6), layout="constrained")
+    figure = _new_figure(figsize=(5, 2.6), layout="constrained")
     axes = _tidy(figure.subplots())
     axes.bar(np.arange(1, len(heights) + 1), heights, color=_BLUE)
     axes.set(
@@ -225,7 +233,7 @@ def kl_over_images(
         images: images whose steps are rows or pixels.
         kl: KL of each step in nats.
     """
-    figure = Figure(figsize=(1.2 * len(images) + 0.8, 2.6), layout="constrained")
+    figure = _new_figure(figsize=(1.2 * len(images) + 0.8, 2.6), layout="constrained")
     panels = figure.subplots(2, len(images), squeeze=False)
     top = float(kl.max())
     for image, nats, above, below in zip(images, kl, *panels, strict=True):
@@ -263,6 +271,8 @@ def spectrograms(
     sample_rate: int,
 ) -> Figure:
     """Plot the power of sounds by time and frequency in decibels, on one common scale."""
+    from matplotlib import mlab
+
     figure, panels = _sound_panels(rows, 1.6)
     window = 256
     powers: dict[tuple[int, int], Any] = {}
@@ -291,7 +301,7 @@ def spectrograms(
 def _sound_panels(rows: Sequence[Sequence[Any]], height: float) -> tuple[Figure, Any]:
     """Make one panel per sound with common axes, in rows of ``height`` inches."""
     columns = max(len(row) for row in rows)
-    figure = Figure(figsize=(3.2 * columns, height * len(rows) + 0.4), layout="constrained")
+    figure = _new_figure(figsize=(3.2 * columns, height * len(rows) + 0.4), layout="constrained")
     panels = figure.subplots(len(rows), columns, squeeze=False, sharey=True, sharex=True)
     for axes in panels[-1]:
         axes.set_xlabel("seconds")
@@ -310,7 +320,7 @@ def series(
 ) -> Figure:
     """Plot sequences of numbers: lines for up to three dimensions, else images over time."""
     columns = max(len(row) for row in rows)
-    figure = Figure(figsize=(2.4 * columns, 1.5 * len(rows) + 0.3), layout="constrained")
+    figure = _new_figure(figsize=(2.4 * columns, 1.5 * len(rows) + 0.3), layout="constrained")
     panels = figure.subplots(len(rows), columns, squeeze=False)
     low = min(float(sequence.min()) for row in rows for sequence in row)
     high = max(float(sequence.max()) for row in rows for sequence in row)
@@ -354,7 +364,7 @@ def latent_pca(
     left, scale, _ = np.linalg.svd(centred, full_matrices=False)
     share = np.square(scale) / max(np.square(scale).sum(), 1e-300)
     points = left[:, :2] * scale[:2]
-    figure = Figure(figsize=(5.2, 4.4), layout="constrained")
+    figure = _new_figure(figsize=(5.2, 4.4), layout="constrained")
     axes = _tidy(figure.subplots())
     classes = np.unique(labels)
     if labels.dtype.kind == "f" or len(classes) > len(_COLOURS):
@@ -386,7 +396,7 @@ def lengths_along(
         lengths: length at each weight for each pair of sequences, by name of the decoding.
         unit: unit of the lengths.
     """
-    figure = Figure(figsize=(5, 3), layout="constrained")
+    figure = _new_figure(figsize=(5, 3), layout="constrained")
     axes = _tidy(figure.subplots())
     for colour, (label, pairs) in zip(_COLOURS, lengths.items(), strict=False):
         for pair in pairs:

@@ -10,9 +10,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any, Literal
 
 from pyro_zf.analysis.figures import (
     bound_in_training,
@@ -21,6 +19,9 @@ from pyro_zf.analysis.figures import (
     kl_in_training,
     kl_per_step,
 )
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["RunContent", "report_page", "summary_diagnostics", "test_evaluations", "with_error"]
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 
 from pyro_zf.analysis.figures import curves, kl_over_images, kl_per_step
 from pyro_zf.analysis.generation import reconstruct, sample
@@ -17,6 +16,9 @@ from pyro_zf.batch import SequenceBatch
 from pyro_zf.data import Batches, Splits
 from pyro_zf.infer import batch_bounds
 from pyro_zf.models import SequenceModel
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = [
     "RECONSTRUCTED",

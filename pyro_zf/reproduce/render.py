@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from matplotlib.figure import Figure
 
 from pyro_zf.analysis import (
     argmax_and_sampling,
@@ -27,6 +26,9 @@ from pyro_zf.reproduce.runs import trained
 from pyro_zf.reproduce.systems import Scale
 from pyro_zf.training import UsageError, load_run, resolve_device
 from pyro_zf.training.record import json_text, write_text
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["reproduce"]
 

@@ -279,7 +279,7 @@ def test_damaged_prepared_data_are_prepared_again(tmp_path: Path, cache: Path) -
     expected = load_hdf5(tmp_path / "x.h5").values
     (path,) = (cache / "prepared").glob("*.h5")
     whole = path.read_bytes()
-    for at in range(0, len(whole), 97):
+    for at in range(0, len(whole), 397):
         content = bytearray(whole)
         content[at] ^= 0x10
         path.write_bytes(content)

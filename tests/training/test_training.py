@@ -141,12 +141,12 @@ def test_a_run_folder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("binarization", ["fixed", "stochastic"])
 def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path, binarization: str) -> None:
-    # With 80 batches per epoch, the run ends in the second epoch and is stopped in the first.
+    # With 20 batches per epoch, the run ends in the second epoch and is stopped in the first.
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    options = {"binarization": binarization, "kl_start": 0.2, "max_updates": 85}
+    options = {"binarization": binarization, "kl_start": 0.2, "batch_size": 200, "max_updates": 25}
     train(tiny(whole, **options))
     train(tiny(parts, **{**options, "max_updates": 7}))
-    train(TrainConfig.of(resume=parts, max_updates=85))
+    train(TrainConfig.of(resume=parts, max_updates=25))
     assert_same(weights(parts), weights(whole))
     assert_same(weights(parts, "best"), weights(whole, "best"))
     stop = {"event": "valid", "update": 7}  # each session validates before it ends
@@ -225,15 +225,15 @@ def test_interrupted_with_a_checkpoint(tmp_path: Path) -> None:
 def test_best_is_chosen_on_validation_and_stays(tmp_path: Path) -> None:
     """A learning rate that ruins the model: the best checkpoint is an early one; it is kept and tested."""
     run = tmp_path / "run"
-    first = train(tiny(run, max_epochs=1, max_updates=None, learning_rate=3e-3))
+    first = train(tiny(run, max_epochs=1, max_updates=None, batch_size=200, learning_rate=3e-3))
     best = weights(run, "best")
     checkpoint = torch.load(run / "checkpoints" / "last.pt", weights_only=True)
     checkpoint["progress"]["halvings"] = -9  # 512 times the learning rate
     save_checkpoint(run / "checkpoints" / "last.pt", checkpoint)
     summary = train(TrainConfig.of(resume=run, max_epochs=2))
     assert summary["test_elbo_nats_per_sequence"] == first["test_elbo_nats_per_sequence"]
-    assert summary["best_update"] == 80
-    assert summary["updates"] == 160
+    assert summary["best_update"] == 20
+    assert summary["updates"] == 40
     assert_same(weights(run, "best"), best)
     assert any(
         not torch.equal(a, b) for a, b in zip(best.values(), weights(run).values(), strict=True)
