@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -475,6 +476,7 @@ def test_exported_weights(system: str, tmp_path: Path, monkeypatch: pytest.Monke
         assert main(["evaluate", str(run), *few, "--latents", "prior"]) == 0
     assert main(["export", str(run), str(folder)]) == 0
     file = folder / "model.safetensors"
+    assert file.stat().st_mode == (folder / "README.md").stat().st_mode
     assert str(tmp_path).encode() not in file.read_bytes(), "no path of this machine is given away"
     shutil.rmtree(run)
     for path in (folder, file):
@@ -482,6 +484,7 @@ def test_exported_weights(system: str, tmp_path: Path, monkeypatch: pytest.Monke
         assert dict(pyro_zf.evaluate(model, **numbers)) == dict(expected)
     assert pyro_zf.generate(model, 2).values.shape == (2, 28, 28)
     card = (folder / "README.md").read_text(encoding="utf-8")
+    assert {row.count("|") for row in re.findall(r"^\|.*", card, re.M)} == {5}, "four columns"
     assert card.count("| -ELBO | 2 | 20 |") == 1, "with z from the posterior"
     assert f"| -ELBO | 2 | 20 | {-expected['elbo_nats_per_sequence']:.2f} ±" in card
     for part in ("| -ELBO | 1 | 30 |", "5,000 MNIST digits", "not comparable", "seed 0", f"--model {system}",

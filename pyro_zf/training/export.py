@@ -24,7 +24,7 @@ from pyro_zf.training.record import json_text, read_json, write_text
 __all__ = ["export", "read_export"]
 
 WEIGHTS, CARD = "model.safetensors", "README.md"
-_BOUNDS = {"elbo": "-ELBO", "iwae": "-IWAE", "kl": "KL(q || p)"}
+_BOUNDS = {"elbo": "-ELBO", "iwae": "-IWAE", "kl": "KL"}
 
 
 def export(run: Path | str, folder: Path | str) -> Path:
@@ -66,7 +66,8 @@ def export(run: Path | str, folder: Path | str) -> Path:
     page = card(config, summary, read_evaluations(run))
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".{WEIGHTS}.part"
-    safetensors.torch.save_file(tensors, temporary, metadata={"pyro_zf": json_text(about)})
+    # save_file() would make a file that only its owner can read.
+    temporary.write_bytes(safetensors.torch.save(tensors, {"pyro_zf": json_text(about)}))
     write_text(folder / CARD, page)
     os.replace(temporary, folder / WEIGHTS)
     return folder / WEIGHTS
@@ -110,12 +111,19 @@ def card(
         " These are not the data of the papers, so the numbers are not comparable with published ones."
     )  # fmt: skip
     command = command_of(config) or "the model or its data were given to train() in Python"
+    kind = (
+        "A recurrent network with latent variables"
+        if summary["has_latents"]
+        else "A recurrent network"
+    )
+    about = (
+        f"{kind}, {summary['num_parameters']:,} parameters, trained with `pyro_zf` for {summary['updates']:,} "
+        f"updates ({summary['training_seconds'] / 60:.0f} minutes), seed {config.seed}. The weights are those of "
+        f"update {summary['best_update']:,}, the best in validation."
+    )
     return f"""# {config.model} on {summary["data"]}
 
-A recurrent network{" with latent variables" if summary["has_latents"] else ""}, {summary["num_parameters"]:,}
-parameters, trained with `pyro_zf` for {summary["updates"]:,} updates
-({summary["training_seconds"] / 60:.0f} minutes), seed {config.seed}. The weights are those of update
-{summary["best_update"]:,}, the best in validation.
+{about}
 
 ```python
 import pyro_zf
