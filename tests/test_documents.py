@@ -131,13 +131,12 @@ def test_the_comparison_of_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 @pytest.fixture
 def benchmark(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], single_precision: None
 ) -> Callable[..., tuple[str, dict[str, Any]]]:
     """Run a script of benchmarks/ and return its printed text and its JSON output."""
 
     def run(name: str, *arguments: str) -> tuple[str, dict[str, Any]]:
         output = tmp_path / "figures.json"
-        torch.set_default_dtype(torch.float32)
         run_script(f"benchmarks/{name}", *arguments, "--output", str(output))
         return capsys.readouterr().out, json.loads(output.read_text())
 

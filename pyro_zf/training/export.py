@@ -111,15 +111,11 @@ def card(
         " These are not the data of the papers, so the numbers are not comparable with published ones."
     )  # fmt: skip
     command = command_of(config) or "the model or its data were given to train() in Python"
-    kind = (
-        "A recurrent network with latent variables"
-        if summary["has_latents"]
-        else "A recurrent network"
-    )
+    latents = " with latent variables" if summary["has_latents"] else ""
     about = (
-        f"{kind}, {summary['num_parameters']:,} parameters, trained with `pyro_zf` for {summary['updates']:,} "
-        f"updates ({summary['training_seconds'] / 60:.0f} minutes), seed {config.seed}. The weights are those of "
-        f"update {summary['best_update']:,}, the best in validation."
+        f"A recurrent network{latents}, {summary['num_parameters']:,} parameters, trained with `pyro_zf` for "
+        f"{summary['updates']:,} updates ({summary['training_seconds'] / 60:.0f} minutes), seed {config.seed}. "
+        f"The weights are those of update {summary['best_update']:,}, the best in validation."
     )
     return f"""# {config.model} on {summary["data"]}
 

@@ -89,7 +89,7 @@ def test_the_run_of_one_process(alone: Path, tmp_path: Path) -> None:
 
 def test_resumed_with_other_numbers_of_processes(alone: Path, tmp_path: Path) -> None:
     names = ("zforcing", "carried")
-    for processes, updates in ((2, 4), (1, UPDATES)):
+    for processes, updates in ((2, 4), (1, 7), (3, UPDATES)):
         started(processes, tmp_path, updates, *names)
     for name in names:
         ours, theirs = state(tmp_path / name), state(alone / name)
