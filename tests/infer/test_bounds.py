@@ -141,7 +141,7 @@ def test_the_memory_of_thousands_of_samples_is_that_of_a_few() -> None:
         )
         for k in (40, 1500)
     ]
-    assert peaks[1] < peaks[0] + 20  # MB; all samples at once would need 750
+    assert peaks[1] < peaks[0] + 20  # MB; all samples at once would need 1,200
 
 
 def test_errors() -> None:
