@@ -127,6 +127,10 @@ def test_train_then_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         (["train", "--learning-rate", "inf"], "--learning-rate must be a positive finite number"),
         (["train", "--aux", "b=1", "--beta", "1"], "give one or the other"),
         (["train", "--free-bits", "1", "--objective", "iwae"], "requires --objective elbo"),
+        (
+            ["train", "--input-dropout", "1"],
+            "--input-dropout must be at least 0 and below 1, got 1.0",
+        ),
         (["train", "--word-dropout", "2"], "--word-dropout must be a probability, got 2.0"),
         (["train", "--prior", "flow", "--posterior", "res_q"], "that of a flow is not known"),
         (

@@ -59,7 +59,7 @@ TOPICS: dict[str, tuple[str, ...]] = {
     "model": ("model", "preset", "import"),
     "objective": (
         "objective", "num_particles", "aux", "aux_start", "aux_stop", "aux_increment", "kl_start",
-        "kl_increment", "free_bits", "word_dropout",
+        "kl_increment", "free_bits", "word_dropout", "input_dropout",
     ),
     "optimisation": (
         "batch_size", "accumulate", "learning_rate", "warmup_updates", "learning_rate_decay", "decay_start",

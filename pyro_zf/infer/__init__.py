@@ -2,7 +2,7 @@
 
 from pyro_zf.infer.bounds import BatchBounds, Bounds, Estimate, batch_bounds, evaluate
 from pyro_zf.infer.carried import CarriedState
-from pyro_zf.infer.corruption import WordDropout
+from pyro_zf.infer.corruption import InputDropout, WordDropout
 from pyro_zf.infer.fivo import FilterResult, TraceFIVO, particle_filter
 from pyro_zf.infer.graphs import GraphedSVI
 from pyro_zf.infer.objectives import Trace_ELBO, TraceIWAE, TraceMeanField_ELBO
@@ -19,6 +19,7 @@ __all__ = [
     "Estimate",
     "FilterResult",
     "GraphedSVI",
+    "InputDropout",
     "LinearSchedule",
     "TraceFIVO",
     "TraceIWAE",

@@ -9,7 +9,7 @@ import torch
 from pyro_zf.batch import SequenceBatch
 from pyro_zf.distributions.noise import uniform
 
-__all__ = ["WordDropout"]
+__all__ = ["InputDropout", "WordDropout"]
 
 
 @dataclass(frozen=True)
@@ -54,3 +54,47 @@ class WordDropout:
         dropped = dropped.reshape(dropped.shape + (1,) * (inputs.dim() - 2))
         corrupted = torch.where(dropped, torch.full_like(inputs, self.replacement), inputs)
         return replace(batch, inputs=corrupted, uncorrupted=batch.clean_inputs)
+
+
+@dataclass(frozen=True)
+class InputDropout:
+    """Dropout on the values that the forward network reads.
+
+    Unlike :class:`WordDropout`, which hides the input of a whole step, this sets each value of a numeric input
+    to zero on its own, and scales the others by ``1 / (1 - rate)``, as :class:`torch.nn.Dropout` does. It makes
+    a network that overfits rely less on single values. The targets are unchanged, including those that the
+    posterior reads, and so are the inputs that a cost scores. Use this for training only.
+
+    Args:
+        rate: probability that a value is set to zero, below 1.
+
+    Raises:
+        ValueError: if the rate is out of range, or (when called) the inputs are symbols.
+
+    Example:
+        >>> import torch
+        >>> batch = SequenceBatch.from_targets(torch.ones(2, 4, 3))
+        >>> sorted(set(InputDropout(0.5)(batch).inputs.flatten().tolist()))
+        [0.0, 2.0]
+    """
+
+    rate: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rate < 1:
+            raise ValueError(
+                f"the rate of input dropout is at least 0 and below 1, not {self.rate}"
+            )
+
+    def __call__(self, batch: SequenceBatch) -> SequenceBatch:
+        if self.rate == 0:
+            return batch
+        inputs = batch.inputs
+        if not inputs.is_floating_point():
+            raise ValueError(
+                "the inputs are symbols, which have no values to drop: use WordDropout"
+            )
+        time_first = inputs.transpose(0, 1)  # the noise of a batch has its rows last but one
+        kept = uniform(time_first.shape, inputs).transpose(0, 1) >= self.rate
+        dropped = inputs * (kept / (1 - self.rate)).to(inputs.dtype)
+        return replace(batch, inputs=dropped, uncorrupted=batch.clean_inputs)

@@ -256,7 +256,7 @@ def check_numbers(config: Any) -> None:
         value = given(name)
         if value is not None and not 0 <= value <= 1:
             raise UsageError(f"--{name.replace('_', '-')} must be a probability, got {value}")
-    for name in ("dropout", "average_decay", "decay_start"):
+    for name in ("dropout", "input_dropout", "average_decay", "decay_start"):
         if not 0 <= (given(name) or 0.0) < 1:
             flag = name.replace("_", "-")
             raise UsageError(f"--{flag} must be at least 0 and below 1, got {given(name)}")

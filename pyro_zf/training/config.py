@@ -85,6 +85,8 @@ class TrainConfig(DataConfig):
     """Nats of KL per step that are not penalised (objective elbo only)."""
     word_dropout: float = 0.0
     """Probability that the input of a step is hidden from the forward network during training."""
+    input_dropout: float = 0.0
+    """Probability that a value of a numeric input is set to zero for the forward network during training."""
 
     batch_size: int | None = None
     """Number of sequences per update."""

@@ -31,6 +31,7 @@ from pyro_zf.infer import (
     Bounds,
     CarriedState,
     GraphedSVI,
+    InputDropout,
     LinearSchedule,
     WordDropout,
     batch_bounds,
@@ -224,6 +225,10 @@ def _train_in(
         raise UsageError(
             "--objective fivo filters whole sequences: use --carry-state False for independent segments"
         )
+    if config.input_dropout and splits.kind == "categorical":
+        raise UsageError(
+            "--input-dropout is for numeric inputs, and those of this data are symbols: use --word-dropout"
+        )
     # Without gradients, a larger batch fits into the same memory. The number of streams stays the same, since
     # a few long streams are better than many short ones.
     eval_batch = config.batch_size if carried else 4 * config.batch_size
@@ -264,6 +269,7 @@ def _train_in(
     kl_weight = LinearSchedule(config.kl_start, max(config.kl_start, 1.0), config.kl_increment)
     aux_weight = LinearSchedule(config.aux_start, config.aux_stop, config.aux_increment)
     word_dropout = WordDropout(config.word_dropout, splits.hidden_symbol)
+    input_dropout = InputDropout(config.input_dropout)
     progress = Progress()
     losses = torch.zeros(config.log_interval, device=device)  # since the last training entry
     num_losses = 0
@@ -508,7 +514,7 @@ def _train_in(
             set_rate(optimiser, rate)
             with pyro.validation_enabled(progress.update == 0):
                 with processes.noise(batch, whole=True):
-                    parts = word_dropout(batch).chunk(config.accumulate)
+                    parts = input_dropout(word_dropout(batch)).chunk(config.accumulate)
                 shares = [processes.share(part) for part in parts]
                 if processes.size > 1:  # the clock of the first process, and a signal to any
                     now = time.monotonic()

@@ -11,7 +11,14 @@ import torch
 from pyro.optim import ClippedAdam
 
 from pyro_zf import SequenceBatch
-from pyro_zf.infer import SVI, LinearSchedule, TraceMeanField_ELBO, WordDropout, batch_bounds
+from pyro_zf.infer import (
+    SVI,
+    InputDropout,
+    LinearSchedule,
+    TraceMeanField_ELBO,
+    WordDropout,
+    batch_bounds,
+)
 from pyro_zf.models import MODELS, LatentSequenceModel
 from tests.families import LATENT_FAMILIES, Combination
 from tests.helpers import assert_close, attributes, loss_and_gradients
@@ -87,6 +94,30 @@ def test_word_dropout() -> None:
     assert WordDropout(0.0)(batch) is batch
     with pytest.raises(ValueError, match=r"a probability, not 1\.5"):
         WordDropout(1.5)
+
+
+def test_input_dropout() -> None:
+    torch.manual_seed(0)
+    batch = SequenceBatch.from_targets(torch.randn(200, 30, 4), torch.randint(1, 31, (200,)))
+    assert batch.mask is not None
+    assert batch.targets is not None
+    dropped = InputDropout(0.2)(batch)
+    assert dropped.targets is not None
+    assert torch.equal(dropped.targets, batch.targets)
+    kept = dropped.inputs != 0
+    assert torch.equal(dropped.inputs[kept], batch.inputs[kept] * (1 / 0.8))
+    read = batch.mask[:, 1:]  # the first input is zeros
+    assert abs(kept[:, 1:][read].double().mean() - 0.8) < 0.01
+    rows = kept[:, 1:][read].double().mean(-1)
+    assert 0.3 < (rows == 1).double().mean() < 0.52, "0.8 ** 4 = 0.41 of the steps lose nothing"
+    assert torch.equal(dropped.clean_inputs, batch.inputs)
+    assert torch.equal(InputDropout(0.5)(dropped).clean_inputs, batch.inputs)
+    assert torch.equal(WordDropout(0.5)(dropped).clean_inputs, batch.inputs)
+    assert InputDropout(0.0)(batch) is batch
+    with pytest.raises(ValueError, match="use WordDropout"):
+        InputDropout(0.1)(SequenceBatch.from_targets(torch.ones(2, 3, dtype=torch.long)))
+    with pytest.raises(ValueError, match="below 1, not 1"):
+        InputDropout(1.0)
 
 
 @pytest.mark.parametrize("layout", ["steps", "time"])

@@ -44,7 +44,10 @@ RUNS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
             "average_decay": 0.8,
         },
     ),
-    "accumulated": (lambda: ZForcing(4, dropout=0.2, **SIZES), ragged, {"accumulate": 2, "word_dropout": 0.3}),
+    "accumulated": (
+        lambda: ZForcing(4, dropout=0.2, **SIZES), ragged,
+        {"accumulate": 2, "word_dropout": 0.3, "input_dropout": 0.2},
+    ),
     "skip": (lambda: VariationalBiLSTM(4, alpha=0.2, beta=0.3, **SIZES), ragged, {"objective": "elbo-mc"}),
     "iwae": (
         lambda: VRNN(4, posterior="flow", **SIZES), ragged, {"objective": "iwae", "num_particles": 3},

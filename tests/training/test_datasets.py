@@ -142,6 +142,10 @@ def test_penn_treebank(real_data: Path, tmp_path: Path, capsys: pytest.CaptureFi
 
 def test_words_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = text_file(tmp_path / "mine.txt")
+    symbols = ["--dataset", "text", "--data", str(path), "--input-dropout", "0.1"]
+    assert main(["train", *symbols, "--output-dir", str(tmp_path / "dropped")]) == 2
+    assert "those of this data are symbols: use --word-dropout" in capsys.readouterr().err
+    assert not (tmp_path / "dropped").exists()
     summary, lines, result = run_all(tmp_path, capsys, "text", "--data", str(path))
     perplexity = math.exp(-summary["test_elbo_nats_per_step"])
     assert lines[1].startswith(f"test perplexity <= {perplexity:.3f}, -ELBO: ")
