@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from pyro_zf.training.config import TrainConfig
 
@@ -50,10 +51,19 @@ def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
 
 
 def averages_of(model: nn.Module, decay: float) -> AveragedModel | None:
-    """Exponential moving averages of the weights of a model; None without a decay."""
+    """Exponential moving averages of the weights of a model; None without a decay.
+
+    The decay starts small and rises to its value as (1 + n) / (10 + n) after n updates, so that the
+    initial weights do not dominate the averages early in training.
+    """
     if not decay:
         return None
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
+
+    def average(mean: Tensor, weight: Tensor, number: Any) -> Tensor:
+        kept = torch.clamp((1 + number) / (10 + number), max=decay)  # a tensor on the device
+        return torch.lerp(weight, mean, kept.to(mean.dtype))
+
+    return AveragedModel(model, avg_fn=average)
 
 
 @contextmanager

@@ -100,7 +100,7 @@ def test_a_plateau_halves_the_rate_and_patience_ends_the_training(tmp_path: Path
 
 RECIPE: dict[str, Any] = {
     "warmup_updates": 4, "learning_rate_decay": "plateau", "decay_patience": 1, "weight_decay": 0.1,
-    "average_decay": 0.8, "learning_rate": 0.1,
+    "average_decay": 0.8, "learning_rate": 0.4,
 }  # fmt: skip
 
 
@@ -117,15 +117,16 @@ def test_a_resumed_recipe_is_the_uninterrupted_one(tmp_path: Path) -> None:
 def test_averages(tmp_path: Path) -> None:
     """They are those of the formula; validation, best checkpoint and test have them, training has not."""
     model = torch.nn.Linear(2, 2)
-    averages = averages_of(model, 0.75)
+    averages = averages_of(model, 0.3)
     assert averages is not None
     expected = None
-    for _ in range(5):
+    for n in range(5):
         with torch.no_grad():
             model.weight.add_(torch.randn(2, 2))
         averages.update_parameters(model)
         now = model.weight.detach().clone()
-        expected = now if expected is None else 0.75 * expected + 0.25 * now
+        decay = min(0.3, (1 + n) / (10 + n))
+        expected = now if expected is None else decay * expected + (1 - decay) * now
     own = model.weight.detach().clone()
     assert expected is not None
     with averaged_weights(model, averages):
