@@ -74,6 +74,7 @@ def trained(config: Config, dataset: str, model: str) -> dict[str, float | str]:
     return {
         "bound": bound, "baseline": summary["marginal_nats_per_sequence"], "unit": summary["unit"],
         "updates": summary["updates"], "KL": summary["test_kl_nats_per_sequence"],
+        "learning_rate": read_json(run / "config.json")["learning_rate"],
     }  # fmt: skip
 
 

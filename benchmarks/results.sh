@@ -14,11 +14,17 @@ folder=$2
 mkdir -p "$folder"
 folder=$(cd "$folder" && pwd)
 
+# run_of LABEL: the run folder of a label.
+run_of() {
+  echo "$folder/$section-$(echo "$1" | tr -cs 'A-Za-z0-9.' '-')"
+}
+
 # run LABEL OPTIONS...: train, evaluate with k = 25 on 1,000 sequences, and store under the label.
 run() {
   local label=$1
   shift
-  local run="$folder/$section-$(echo "$label" | tr -cs 'A-Za-z0-9.' '-')"
+  local run
+  run=$(run_of "$label")
   if [ ! -f "$run/summary.json" ]; then
     if [ -f "$run/config.json" ]; then
       python scripts/svi_train.py --resume "$run"
@@ -28,6 +34,14 @@ run() {
   fi
   python scripts/evaluate.py "$run" --num-samples 25 --max-sequences 1000
   python docs/results.py --run "$section" "$label" "$run"
+}
+
+# card NAME LABEL: export the model with the label, and copy its card to the documentation.
+card() {
+  rm -rf "$folder/weights/$1"
+  python scripts/export.py "$(run_of "$2")" "$folder/weights/$1"
+  mkdir -p docs/cards
+  cp "$folder/weights/$1/README.md" "docs/cards/$1.md"
 }
 
 case $section in

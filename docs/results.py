@@ -2,7 +2,7 @@
 
     python docs/results.py --run SECTION LABEL RUN    # store the results of a run folder
     python docs/results.py --table TABLE.md           # store a table of reproduce.py, with its JSON and its picture
-    python docs/results.py --defaults FILE.json       # store the figures of benchmarks/defaults.py
+    python docs/results.py --defaults FILE.json       # store the figures of benchmarks/defaults.py, of some or all systems
     python docs/results.py                            # write the page and its pictures anew
 
 ``benchmarks/results.sh`` trains the models.
@@ -27,6 +27,7 @@ from pyro_zf.reproduce.results import markdown_table
 from pyro_zf.training import read_config, read_metrics
 from pyro_zf.training.config import command_of
 from pyro_zf.training.evaluation import read_evaluations
+from pyro_zf.training.presets import PRESETS
 from pyro_zf.training.record import json_text, read_json
 
 FOLDER = Path(__file__).parent
@@ -82,6 +83,11 @@ def store_run(section: str, label: str, run: Path) -> None:
 def store_table(path: Path) -> None:
     for suffix, folder in ((".md", STORED), (".json", STORED), (".png", PICTURES)):
         shutil.copy(path.with_suffix(suffix), folder / f"{path.stem}{suffix}")
+
+
+def store_defaults(path: Path) -> None:
+    text = json_text({**read_json(DEFAULTS), **read_json(path)}, indent=2)
+    DEFAULTS.write_text(text + "\n", encoding="utf-8")
 
 
 def runs_of(section: str) -> list[dict[str, Any]]:
@@ -162,7 +168,8 @@ def generated_defaults() -> str:
                 cells.append("")
                 continue
             gain = of["bound"] - of["baseline"]
-            cells.append(f"{gain:+,.1f} (KL {of['KL']:,.1f}; {of['updates']:,})")
+            earlier = of["learning_rate"] != PRESETS[dataset]["small"]["learning_rate"]
+            cells.append(f"{gain:+,.1f}{'*' * earlier} (KL {of['KL']:,.1f}; {of['updates']:,})")
         lines.append(cells)
     heads = [
         f"{d}, per {kept[f'{d} {models[0]}']['unit']}, baseline {kept[f'{d} {models[0]}']['baseline']:,.1f}"
@@ -258,7 +265,7 @@ def main() -> None:
     if options.table:
         store_table(options.table)
     if options.defaults:
-        shutil.copy(options.defaults, DEFAULTS)
+        store_defaults(options.defaults)
     text = page()
     PAGE.write_text(text, encoding="utf-8")
     for section in re.findall(r"<!-- generated: runs (\S+) -->", text):
