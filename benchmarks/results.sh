@@ -48,8 +48,8 @@ case $section in
 mnist)
   minutes=${MINUTES:-150}
   common=(--dataset mnist --hidden-size 512 --emission autoregressive-bernoulli --emission-mlp-size 512
-    --emission-depth 2 --dropout 0.2 --weight-decay 0.01 --learning-rate-decay linear --decay-start 0.6
-    --max-minutes "$minutes")
+    --emission-depth 2 --dropout 0.3 --weight-decay 0.01 --average-decay 0.999 --learning-rate 0.004
+    --warmup-updates 200 --learning-rate-decay linear --decay-start 0.5 --max-minutes "$minutes")
   latent=(--mlp-size 128 --backward-size 256)
   run "RNN (LSTM), $minutes minutes" "${common[@]}" --model rnn
   run "Z-Forcing, alpha = beta = 0.0005, $minutes minutes" "${common[@]}" "${latent[@]}" --alpha 0.0005 --beta 0.0005
@@ -57,6 +57,8 @@ mnist)
   run "Variational Bi-LSTM, $minutes minutes" "${common[@]}" "${latent[@]}" --model variational-bilstm
   run "SRNN, $minutes minutes" "${common[@]}" "${latent[@]}" --model srnn
   run "VRNN, $minutes minutes" "${common[@]}" --mlp-size 128 --model vrnn
+  card mnist-zforcing "Z-Forcing, alpha = beta = 0.0005, $minutes minutes"
+  card mnist-variational-bilstm "Variational Bi-LSTM, $minutes minutes"
   ;;
 imdb)
   options=(--scale paper --max-minutes "${MINUTES:-36}" --max-sequences 1000 --output-dir "$folder")
@@ -68,7 +70,7 @@ imdb)
 ptb)
   minutes=${MINUTES:-120}
   common=(--dataset ptb --hidden-size 512 --mlp-size 512 --max-minutes "$minutes" --weight-decay 0.01
-    --learning-rate-decay linear --decay-start 0.6)
+    --learning-rate 0.004 --warmup-updates 200 --learning-rate-decay linear --decay-start 0.5)
   for model in rnn zforcing variational-bilstm; do
     run "$model" "${common[@]}" --model $model
   done
