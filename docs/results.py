@@ -141,7 +141,7 @@ def generated_runs(section: str) -> str:
     return "\n\n".join([
         bounds_table(runs),
         f"![Validation of the runs of this table](_static/results-{section}.png)",
-        "*Validation after each epoch. The vertical scale leaves out the first tenth of the updates.*",
+        "*Validation after each epoch, without the first third of each curve.*",
         "```bash\n" + "\n".join(commands) + "\n```",
     ])  # fmt: skip
 
@@ -245,7 +245,8 @@ def draw(section: str) -> None:
     """Curves of validation: the bound, and the KL where there are latents."""
     panels: dict[str, dict[str, Any]] = {"-ELBO": {}, "KL": {}}
     for run in runs_of(section):
-        steps, elbo, kl = (list(column) for column in zip(*run["curve"], strict=True))
+        later = [point for point in run["curve"] if point[0] > run["updates"] / 3]
+        steps, elbo, kl = (list(column) for column in zip(*later, strict=True))
         panels["-ELBO"][run["label"]] = [(steps, [-x for x in elbo])]
         # Without latents the curve is empty, so that a run has the same colour in both panels.
         panels["KL"][run["label"]] = [(steps, kl) if run["has_latents"] else ([], [])]
