@@ -6,7 +6,7 @@
 # SECTION is mnist (six trainings of 150 minutes), imdb (three of 36 minutes), ptb (three of 120 minutes), speech
 # (twelve of 45 minutes), defaults (35 of 5 minutes) or small (all tables at scale small). Runs that FOLDER already
 # contains are kept, and interrupted ones are resumed. MINUTES sets the minutes of each run, CORES the number of runs
-# side by side. Afterwards, look at `git diff docs`.
+# side by side. Section mnist also exports the best models to FOLDER/weights. Afterwards, look at `git diff docs`.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 section=$1

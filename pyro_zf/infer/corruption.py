@@ -8,6 +8,7 @@ import torch
 
 from pyro_zf.batch import SequenceBatch
 from pyro_zf.distributions.noise import uniform
+from pyro_zf.nn.mlp import Dropout
 
 __all__ = ["InputDropout", "WordDropout"]
 
@@ -61,7 +62,7 @@ class InputDropout:
     """Dropout on the values that the forward network reads.
 
     Unlike :class:`WordDropout`, which hides the input of a whole step, this sets each value of a numeric input
-    to zero on its own, and scales the others by ``1 / (1 - rate)``, as :class:`torch.nn.Dropout` does. It makes
+    to zero on its own, and scales the others by ``1 / (1 - rate)``, as :class:`~pyro_zf.nn.Dropout` does. It makes
     a network that overfits rely less on single values. The targets are unchanged, including those that the
     posterior reads, and so are the inputs that a cost scores. Use this for training only.
 
@@ -94,7 +95,6 @@ class InputDropout:
             raise ValueError(
                 "the inputs are symbols, which have no values to drop: use WordDropout"
             )
-        time_first = inputs.transpose(0, 1)  # the noise of a batch has its rows last but one
-        kept = uniform(time_first.shape, inputs).transpose(0, 1) >= self.rate
-        dropped = inputs * (kept / (1 - self.rate)).to(inputs.dtype)
+        # The noise of a batch has the sequences in its last dimension but one.
+        dropped = Dropout(self.rate)(inputs.transpose(0, 1)).transpose(0, 1)
         return replace(batch, inputs=dropped, uncorrupted=batch.clean_inputs)
