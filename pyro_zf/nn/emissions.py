@@ -16,7 +16,7 @@ from jaxtyping import Float
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.nn import ConditionalAutoRegressiveNN
 from torch import Tensor, nn
-from torch.distributions import constraints
+from torch.distributions import Distribution, constraints
 
 from pyro_zf.distributions.data import Autoregressive, DiscretizedLogisticMixture
 from pyro_zf.names import there_are
@@ -219,11 +219,12 @@ class LogisticMixtureEmission(nn.Module):
 class _AutoregressiveEmission(nn.Module):
     """A masked network (MADE, Germain et al. 2015) that predicts the values of a step one after the other.
 
-    Each value is predicted from the state and the values before it. A density takes one pass through the
-    network, and a sample takes one pass per value.
+    Each value is predicted from the values before it and from a hidden layer on the state. A density takes one
+    pass through the network, and a sample takes one pass per value.
     """
 
     outputs: ClassVar[int] = 1
+    support: ClassVar[constraints.Constraint] = constraints.real
 
     def __init__(
         self,
@@ -240,33 +241,49 @@ class _AutoregressiveEmission(nn.Module):
                 f"an autoregressive emission needs at least one hidden layer, not {depth}"
             )
         self.data_size = data_size
-        self.dropout = Dropout(dropout)
-        self.network: nn.Module
         if data_size == 1:  # nothing to condition on
-            self.network = MLP(in_size, mlp_size, self.outputs, depth, activation, dropout)
-        else:
-            self.network = ConditionalAutoRegressiveNN(
-                data_size,
-                in_size,
-                [max(mlp_size, data_size)] * depth,
-                param_dims=[1] * self.outputs,
-                permutation=torch.arange(data_size),  # type: ignore[arg-type]
-                # The first value has no hidden units of its own and needs access to the state.
-                skip_connections=True,
-                nonlinearity=nn.Sequential(activation_of(activation)(), self.dropout),
+            self.features: nn.Module = MLP(
+                in_size, mlp_size, self.outputs, depth, activation, dropout
             )
+            return
+        width = max(mlp_size, data_size)
+        drop, make_activation = Dropout(dropout), activation_of(activation)
+        # In the masked network, the first values have few hidden units of their own. What they need from the state
+        # is therefore computed before it, by a layer without masks.
+        self.features = nn.Sequential(drop, nn.Linear(in_size, width), make_activation(), drop)
+        self.network = ConditionalAutoRegressiveNN(
+            data_size,
+            width,
+            [width] * depth,
+            param_dims=[1] * self.outputs,
+            permutation=torch.arange(data_size),  # type: ignore[arg-type]
+            # The first value has no hidden units of its own and needs access to these features.
+            skip_connections=True,
+            nonlinearity=nn.Sequential(make_activation(), drop),
+        )
+
+    def conditional(self, parameters: Float[Tensor, "*samples parameters"]) -> Distribution:
+        """The conditional distributions of all values, given their parameters."""
+        raise NotImplementedError
 
     def parameters_at(
-        self, h: Float[Tensor, "*batch hidden"], y: Float[Tensor, "*samples data"]
+        self, features: Float[Tensor, "*batch features"], y: Float[Tensor, "*samples data"]
     ) -> Float[Tensor, "*samples parameters"]:
         """Parameters of the conditional distributions, concatenated by kind.
 
-        ``y`` may have more leading dimensions than the state.
+        ``y`` may have more leading dimensions than the features of the state.
         """
         if self.data_size == 1:
-            return self.network(h).expand(*y.shape[:-1], self.outputs).to(h.dtype)
-        found = self.network(y, self.dropout(h))
-        return (found if self.outputs == 1 else torch.cat(found, dim=-1)).to(h.dtype)
+            return features.expand(*y.shape[:-1], self.outputs)
+        found = self.network(y, features)
+        return found if self.outputs == 1 else torch.cat(found, dim=-1)
+
+    def forward(self, h: Float[Tensor, "*batch hidden"]) -> TorchDistributionMixin:
+        features = self.features(h)
+        return Autoregressive(
+            lambda y: self.conditional(self.parameters_at(features, y).to(h.dtype)),
+            h.shape[:-1], self.data_size, h, self.support,
+        )  # fmt: skip
 
 
 class AutoregressiveBernoulliEmission(_AutoregressiveEmission):
@@ -290,12 +307,10 @@ class AutoregressiveBernoulliEmission(_AutoregressiveEmission):
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("binary",)
+    support: ClassVar[constraints.Constraint] = constraints.boolean
 
-    def forward(self, h: Float[Tensor, "*batch hidden"]) -> TorchDistributionMixin:
-        return Autoregressive(
-            lambda y: dist.Bernoulli(logits=self.parameters_at(h, y)),
-            h.shape[:-1], self.data_size, h, constraints.boolean,
-        )  # fmt: skip
+    def conditional(self, parameters: Float[Tensor, "*samples data"]) -> Distribution:
+        return dist.Bernoulli(logits=parameters)
 
 
 class AutoregressiveGaussianEmission(_AutoregressiveEmission):
@@ -336,12 +351,9 @@ class AutoregressiveGaussianEmission(_AutoregressiveEmission):
         super().__init__(in_size, data_size, mlp_size, depth, activation, dropout)
         self.form = form or GaussianForm()
 
-    def forward(self, h: Float[Tensor, "*batch hidden"]) -> TorchDistributionMixin:
-        def conditionals(y: Tensor) -> torch.distributions.Distribution:
-            mean, log_scale = self.form.split(self.parameters_at(h, y))
-            return dist.Normal(mean, torch.exp(log_scale))
-
-        return Autoregressive(conditionals, h.shape[:-1], self.data_size, h)
+    def conditional(self, parameters: Float[Tensor, "*samples parameters"]) -> Distribution:
+        mean, log_scale = self.form.split(parameters)
+        return dist.Normal(mean, torch.exp(log_scale))
 
     def extra_repr(self) -> str:
         return str(self.form)

@@ -178,7 +178,7 @@ def test_autoregressive_parameters(kind: Any, data_size: int, depth: int) -> Non
     """Those of each value depend on the state and on all values before it, and on no other."""
     emission = kind(H, data_size, mlp_size=12, depth=depth)
     h, y = torch.randn(H, requires_grad=True), torch.randn(data_size, requires_grad=True)
-    parameters = emission.parameters_at(h, y).reshape(-1, data_size)
+    parameters = emission.parameters_at(emission.features(h), y).reshape(-1, data_size)
     for of_kind in parameters:
         for d in range(data_size):
             of_state, of_values = torch.autograd.grad(of_kind[d], (h, y), retain_graph=True)
@@ -201,7 +201,7 @@ def test_autoregressive_bits_one_after_the_other(
     total = torch.zeros(batch)
     for d in range(data_size):
         seen = torch.cat([y[:, :d], torch.randn(batch, data_size - d)], dim=1)
-        p = torch.sigmoid(emission.parameters_at(h, seen)[:, d])
+        p = torch.sigmoid(emission.parameters_at(emission.features(h), seen)[:, d])
         total += torch.where(y[:, d] == 1, p, 1 - p).log()
     torch.testing.assert_close(emission(h).log_prob(y), total)
 
@@ -264,13 +264,13 @@ def test_samples_of_autoregressive_gaussians_have_gradients() -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "in_size"),
+    ("make", "widths"),
     [
-        (lambda p: MLP(40, 30, 8, 2, dropout=p), 40),
-        (lambda p: AutoregressiveBernoulliEmission(40, 3, 30, 2, dropout=p), 40),
+        (lambda p: MLP(40, 30, 8, 2, dropout=p), [40, 30, 30]),
+        (lambda p: AutoregressiveBernoulliEmission(40, 3, 30, 2, dropout=p), [40, 30, 30, 30]),
     ],
 )
-def test_dropout(make: Any, in_size: int) -> None:
+def test_dropout(make: Any, widths: list[int]) -> None:
     """It acts in training alone, on the input and on each hidden layer, and keeps the mean of what it acts on."""
     torch.manual_seed(0)
     network = make(0.4)
@@ -278,14 +278,14 @@ def test_dropout(make: Any, in_size: int) -> None:
     for module in network.modules():
         if isinstance(module, Dropout):
             module.register_forward_pre_hook(lambda _, x: dropped_inputs.append(x[0].shape[-1]))
-    x = torch.randn(2, in_size)
+    x = torch.randn(2, widths[0])
 
     def output() -> Tensor:
         found = network(x)
         return found.log_prob(torch.ones(3)) if isinstance(found, Autoregressive) else found
 
     assert not torch.equal(output(), output())
-    assert dropped_inputs == 2 * [40, 30, 30], "the input and both hidden layers"
+    assert dropped_inputs == 2 * widths, "the input and the hidden layers"
     network.eval()
     assert torch.equal(output(), output())
     drop = Dropout(0.25)
