@@ -78,10 +78,11 @@ ptb)
 speech)
   minutes=${MINUTES:-45}
   for data in blizzard timit; do
+    section=$data
     for model in rnn srnn vrnn zforcing variational-bilstm; do
-      run "$data, $model, Gaussian" --dataset $data --model $model --emission gaussian --max-minutes "$minutes"
+      run "$model" --dataset $data --model $model --emission gaussian --max-minutes "$minutes"
     done
-    run "$data, rnn, autoregressive Gaussian" --dataset $data --model rnn --emission autoregressive-gaussian \
+    run "rnn, autoregressive Gaussian" --dataset $data --model rnn --emission autoregressive-gaussian \
       --max-minutes "$minutes"
   done
   ;;

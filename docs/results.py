@@ -53,6 +53,7 @@ def content_of(run: Path, section: str, label: str) -> dict[str, Any]:
         "command": command_of(config),
         "data": summary["data"],
         "has_latents": summary["has_latents"],
+        "kind": summary["kind"],
         "unit": summary["unit"],
         "seed": config.seed,
         "parameters": summary["num_parameters"],
@@ -104,10 +105,13 @@ def bounds_table(runs: list[dict[str, Any]]) -> str:
     columns = sorted(
         {(e["num_samples"], e["num_sequences"]) for run in runs for e in run["evaluations"]}
     )
-    unit = runs[0]["unit"]
+    sign, minus, better = bound_sign(runs)
+    bits = "elbo_bits_per_character" in runs[0]["test"]
     heads = [
-        f"nats per {unit}, lower is better", f"-ELBO, k = 1, N = {runs[0]['test']['num_sequences']:,}", "KL",
-        *(f"-IWAE, k = {k:,}, N = {n:,}" for k, n in columns), "active units of z", "parameters", "updates",
+        f"nats per {runs[0]['unit']}, {better} is better",
+        f"{minus}ELBO, k = 1, N = {runs[0]['test']['num_sequences']:,}",
+        *(["the same in bits per character"] if bits else []), "KL",
+        *(f"{minus}IWAE, k = {k:,}, N = {n:,}" for k, n in columns), "active units of z", "parameters", "updates",
         "minutes", "seed",
     ]  # fmt: skip
     lines = []
@@ -116,12 +120,21 @@ def bounds_table(runs: list[dict[str, Any]]) -> str:
         test = run["test"]
         active = f"{test['active_units']} of {test['latent_units']}" if run["has_latents"] else ""
         lines.append([
-            run["label"], with_error(test, "elbo_nats_per_sequence", -1) + ("" if run["has_latents"] else " (exact)"),
+            run["label"], with_error(test, "elbo_nats_per_sequence", sign) + ("" if run["has_latents"] else " (exact)"),
+            *([f"{test['elbo_bits_per_character']:.3f}"] if bits else []),
             with_error(test, "kl_nats_per_sequence") if run["has_latents"] else "",
-            *(with_error(of[c], "iwae_nats_per_sequence", -1) if c in of and run["has_latents"] else "" for c in columns),
+            *(with_error(of[c], "iwae_nats_per_sequence", sign) if c in of and run["has_latents"] else "" for c in columns),
             active, f"{run['parameters']:,}", f"{run['updates']:,}", f"{run['minutes']:g}", str(run["seed"]),
         ])  # fmt: skip
     return "\n".join(markdown_table(heads, lines))
+
+
+def bound_sign(runs: list[dict[str, Any]]) -> tuple[int, str, str]:
+    """The sign of the bound in tables and figures, as a number and as a text, and which values are better.
+
+    A density of real values can be above one, so the bound itself is given; otherwise minus the bound.
+    """
+    return (1, "", "higher") if runs[0]["kind"] == "real" else (-1, "-", "lower")
 
 
 def published(name: str, dataset: str) -> str:
@@ -141,7 +154,7 @@ def generated_runs(section: str) -> str:
     return "\n\n".join([
         bounds_table(runs),
         f"![Validation of the runs of this table](_static/results-{section}.png)",
-        "*Validation after each epoch, without the first third of each curve.*",
+        "*Validation during training, without the first third of each curve.*",
         "```bash\n" + "\n".join(commands) + "\n```",
     ])  # fmt: skip
 
@@ -200,6 +213,18 @@ def generated_summary() -> str:
             f"{bound}, N = {run['test']['num_sequences']:,}",
             f"{run['updates']:,} updates, {run['minutes']:g} minutes, seed {run['seed']}",
         ])  # fmt: skip
+    printed = {row.label: row.published["test"]
+               for s in TABLES["vbl-table4"].sections for row in s.rows if row.published}  # fmt: skip
+    for run in runs_of("ptb"):
+        paper = {"rnn": "Unregularized LSTM", "zforcing": "Z-Forcing", "variational-bilstm": "Variational Bi-LSTM"}[
+            run["label"]
+        ]  # fmt: skip
+        bound = "ELBO, k = 1" if run["has_latents"] else "exact"
+        lines.append([
+            "Penn Treebank, bits per character, lower is better", f"{paper}: {printed[paper]}",
+            f"{run['test']['elbo_bits_per_character']:.3f}", f"{bound}, whole test split",
+            f"{run['updates']:,} updates, {run['minutes']:g} minutes, seed {run['seed']}",
+        ])  # fmt: skip
     for stem in sorted(path.stem for path in STORED.glob("zf-table2-paper*.json")):
         content = table_of(stem)
         rows = {row.system: row for s in TABLES["zf-table2"].sections for row in s.rows}
@@ -243,14 +268,18 @@ def page() -> str:
 
 def draw(section: str) -> None:
     """Curves of validation: the bound, and the KL where there are latents."""
-    panels: dict[str, dict[str, Any]] = {"-ELBO": {}, "KL": {}}
-    for run in runs_of(section):
+    runs = runs_of(section)
+    sign, minus, _ = bound_sign(runs)
+    bound: dict[str, Any] = {}
+    kl_divergence: dict[str, Any] = {}
+    for run in runs:
         later = [point for point in run["curve"] if point[0] > run["updates"] / 3]
         steps, elbo, kl = (list(column) for column in zip(*later, strict=True))
-        panels["-ELBO"][run["label"]] = [(steps, [-x for x in elbo])]
+        bound[run["label"]] = [(steps, [sign * x for x in elbo])]
         # Without latents the curve is empty, so that a run has the same colour in both panels.
-        panels["KL"][run["label"]] = [(steps, kl) if run["has_latents"] else ([], [])]
-    figure = bound_in_training(panels, f"nats per {runs_of(section)[0]['unit']}")
+        kl_divergence[run["label"]] = [(steps, kl) if run["has_latents"] else ([], [])]
+    panels = {f"{minus}ELBO": bound, "KL": kl_divergence}
+    figure = bound_in_training(panels, f"nats per {runs[0]['unit']}")
     figure.savefig(PICTURES / f"results-{section}.png", dpi=130)
 
 
