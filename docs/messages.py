@@ -164,7 +164,7 @@ def page() -> str:
     """The page as text."""
     lines = [
         "# Messages", "",
-        "What the package says when it is misused. The working directory has a run, `RUN`, whose data are the "
+        "This page lists the error message for each common mistake. The working directory has a run, `RUN`, whose data are the "
         "array `x` of `mine.h5`; the text `notes.txt`; and the folders `empty` and `sounds`, the latter with a "
         "file that is not a sound file. Commands print the message after `error: ` and end with exit code 2. The page "
         "is written by `docs/messages.py`, which makes each of these mistakes.",
