@@ -16,7 +16,7 @@ folder=$(cd "$folder" && pwd)
 
 # run_of LABEL: the run folder of a label.
 run_of() {
-  echo "$folder/$section-$(echo "$1" | tr -cs 'A-Za-z0-9.' '-')"
+  echo "$folder/$section-$(printf '%s' "$1" | tr -cs 'A-Za-z0-9.' '-')"
 }
 
 # run LABEL OPTIONS...: train, evaluate with k = 25 on 1,000 sequences, and store under the label.
