@@ -25,7 +25,7 @@ from pyro_zf.names import there_are
 from pyro_zf.training.checkpoint import load_checkpoint, load_weights
 from pyro_zf.training.checks import UsageError
 from pyro_zf.training.config import TrainConfig, resolve_device
-from pyro_zf.training.data import build_data, check_same_data, data_record
+from pyro_zf.training.data import build_data, check_data, check_same_data, data_record
 from pyro_zf.training.evaluation import EvaluationConfig, evaluate_model
 from pyro_zf.training.export import WEIGHTS, read_export
 from pyro_zf.training.setup import build_model, prepare_model
@@ -123,6 +123,8 @@ def load(
         raise DataError(f"{what}{hint}")
     name = resolve_device(device)
     exported = file.suffix == ".safetensors"
+    if exported and checkpoint != "best":
+        raise UsageError(f"{file} holds the best checkpoint alone, not the {checkpoint} one")
     content = (read_export if exported else load_checkpoint)(file, torch.device(name))
     if not {"config", "data", "model", "update"} <= set(content):
         raise DataError(f"{file} is not a checkpoint of a training run")
@@ -135,6 +137,7 @@ def load(
         config, data = dataclasses.replace(config, data=Path(data)), None
     if data_dir is not None:
         config = dataclasses.replace(config, data_dir=Path(data_dir))
+        check_data(config)
     if config.own_model and model is None:
         raise UsageError(
             f"{path} was trained on a model object of the class {config.model}: give one like it as "
@@ -334,6 +337,8 @@ def generate(
             steps = max(int(2 * record["sample_rate"] / record["size"]), 1)
     device = _device(model)
     if condition is not None:
+        if covariates is not None:
+            raise UsageError("condition and covariates exclude each other: give one of them")
         names = record.get("covariate_names")
         if names is None:
             raise UsageError("condition names a class, but the model is not conditioned on classes")

@@ -262,6 +262,9 @@ def test_several_seeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert train_main([*arguments, "--max-updates", "3"]) == 0, (
         "finished runs are taken as they are"
     )
+    capsys.readouterr()
+    assert train_main([*arguments, "--max-updates", "4"]) == 2, "but not those of other settings"
+    assert "seed3 is a run with max_updates 3, not 4: remove it" in capsys.readouterr().err
     assert train_main([*FLAGS, "--seeds", "x"]) == 2
 
 

@@ -201,6 +201,9 @@ def test_an_evaluation_says_what_z_carries(
     assert result["from_prior_log_likelihood_nats_per_sequence"] < 0
     kept = json.loads(next(digits.glob("evaluation-test-posterior-k3*.json")).read_text())
     assert kept == result
+    assert main([*command, "--diagnosed-sequences", "10", "--batch-size", "1"]) == 0
+    single = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert single["shuffled_loss_nats_per_sequence"] != 0, "z is shuffled within batches of two"
     assert main([*command, "--diagnosed-sequences", "0"]) == 0
     assert "active_units" not in json.loads(capsys.readouterr().out.splitlines()[-1])
 

@@ -492,6 +492,8 @@ def test_exported_weights(system: str, tmp_path: Path, monkeypatch: pytest.Monke
         assert part in card
     assert str(tmp_path) not in card
 
+    with pytest.raises(UsageError, match="holds the best checkpoint alone, not the last one"):
+        pyro_zf.load(folder, checkpoint="last")
     with pytest.raises(DataError, match="is not the folder of a training that has finished"):
         pyro_zf.export(run, tmp_path / "other")
     content = file.read_bytes()

@@ -17,6 +17,7 @@ from torch.distributions import (
     TransformedDistribution,
 )
 
+from pyro_zf.distributions import AtMean as AtMeanDistribution
 from pyro_zf.distributions import Autoregressive, DiscretizedLogisticMixture
 
 __all__ = ["AtMean", "Decoding", "mean_of", "mode_of", "tempered"]
@@ -184,6 +185,8 @@ def tempered(distribution: Any, temperature: float) -> Any:
         return dist.Bernoulli(logits=distribution.logits / temperature)
     if isinstance(distribution, Categorical):
         return dist.Categorical(logits=distribution.logits / temperature)
+    if isinstance(distribution, AtMeanDistribution):
+        return distribution  # it has no spread
     if isinstance(distribution, Normal):
         return dist.Normal(distribution.loc, distribution.scale * temperature)
     if isinstance(distribution, MixtureSameFamily):

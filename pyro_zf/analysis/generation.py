@@ -180,7 +180,8 @@ def resample_latents(
     if wrong := [t for t in steps if not 1 <= t <= batch.num_steps]:
         raise ValueError(f"there is no step {wrong[0]}; steps run from 1 to {batch.num_steps}")
     latents = _latents(model, _posterior(model, batch))
-    kept = {k: x for k, x in latents.items() if (step_of_site(k) or 0) + 1 not in set(steps)}
+    at = {name: step_of_site(name) for name in latents}  # None for a latent of the whole sequence
+    kept = {k: x for k, x in latents.items() if (t := at[k]) is None or t + 1 not in set(steps)}
     return _decoded(model, batch, batch.num_steps, kept, decoding)
 
 

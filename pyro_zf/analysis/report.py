@@ -205,6 +205,8 @@ def _bounds(run: RunContent) -> str:
     lines = []
     for e in [*_tested(run), *run.evaluations]:
         what = f"{e['split']}, z from the {e['latents']}, k = {e['num_samples']}, {e['num_sequences']} sequences"
+        if (best := run.summary.get("best_update")) is not None and e.get("update", best) != best:
+            what += f" (of update {e['update']:,}, before the run was resumed)"
         for key, name in _BOUNDS:
             shown = with_error(e, f"{key}_nats_per_sequence")
             if not shown:

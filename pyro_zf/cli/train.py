@@ -41,7 +41,7 @@ from pyro_zf.training import (
     train,
 )
 from pyro_zf.training.checks import check_name
-from pyro_zf.training.config import command_of
+from pyro_zf.training.config import check_same_settings, command_of
 from pyro_zf.training.data import check_data, data_record
 from pyro_zf.training.options import docs_of, misplaced, model_class, option_types
 from pyro_zf.training.record import json_text, read_json, write_text
@@ -200,6 +200,8 @@ def _train_all(configs: list[TrainConfig]) -> None:
     for config in configs:
         run = config.output_dir
         assert run is not None
+        if (run / "config.json").is_file():
+            check_same_settings(run, resolve(config))
         if (run / "summary.json").is_file():
             summaries.append(read_json(run / "summary.json"))
         elif (run / "config.json").is_file():

@@ -241,12 +241,29 @@ def _covariates(
             raise DataError(
                 f"{path}: {there} has {len(found[data])} rows, but {data} has {len(file[data])}"
             )
+        if found[data].ndim == 3 and found[data].shape[1] < file[data].shape[1]:
+            raise DataError(
+                f"{path}: {there} has {found[data].shape[1]} steps, but {data} has {file[data].shape[1]}"
+            )
+    kinds = {data: _kind_of_covariates(x) for data, x in found.items()}
+    if len(set(kinds.values())) > 1:
+        each = ", ".join(f"{kind} for {data}" for data, kind in kinds.items())
+        raise DataError(
+            f"{path}: the covariates {name} must be of the same kind, but they are {each}"
+        )
     names: tuple[str, ...] | None = None
     if all(x.ndim == 1 and x.dtype.kind in "iub" for x in found.values()):
         _, names = covariates_of(np.concatenate(list(found.values())), f"{path}: {name}")
         assert names is not None
         return {k: one_hot([str(i) for i in x], names) for k, x in found.items()}, names
     return {k: covariates_of(x, f"{path}: {name}")[0] for k, x in found.items()}, None
+
+
+def _kind_of_covariates(x: np.ndarray) -> str:
+    if x.ndim == 1 and x.dtype.kind in "iub":
+        return "classes"
+    size = x.shape[-1] if x.ndim > 1 else 1
+    return f"vectors of size {size} {'for each step' if x.ndim == 3 else 'for each sequence'}"
 
 
 def _arrays(

@@ -86,7 +86,8 @@ class ConditionedDataset:
         c = self.covariates[index]
         if c.ndim == 3:
             c = c[:, : batch.num_steps]
-        return replace(batch, covariates=torch.from_numpy(np.ascontiguousarray(c)))
+        covariates = torch.from_numpy(np.ascontiguousarray(c)).to(torch.get_default_dtype())
+        return replace(batch, covariates=covariates)
 
 
 def one_hot(classes: Sequence[str], names: Sequence[str]) -> Float[np.ndarray, "sequences classes"]:

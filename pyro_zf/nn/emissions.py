@@ -176,10 +176,11 @@ class LogisticMixtureEmission(nn.Module):
         mlp_size, depth, activation, dropout: options of :math:`f^{(o)}`, see :class:`~pyro_zf.nn.MLP`.
         components: number of logistic distributions for each value.
         levels, low, high: the grid of ``levels`` equidistant values from ``low`` to ``high``. The
-            default is for binary data; use ``levels=256, low=-1.0`` for 8-bit audio in [-1, 1].
+            default is for binary data; ``levels=256, low=-1.0`` is for 8-bit audio in [-1, 1]. Data on such a
+            grid need a module that was constructed with it, since the data sets of real values are normalised.
     """
 
-    kinds: ClassVar[tuple[str, ...]] = ("binary", "real")
+    kinds: tuple[str, ...] = ("binary",)
 
     def __init__(
         self,
@@ -197,6 +198,8 @@ class LogisticMixtureEmission(nn.Module):
         super().__init__()
         self.shape = (data_size, 3 * components)
         self.grid = (levels, low, high)
+        if self.grid != (2, 0.0, 1.0):
+            self.kinds = ("real",)
         outputs = data_size * 3 * components
         self.network = MLP(in_size, mlp_size, outputs, depth, activation, dropout)
 

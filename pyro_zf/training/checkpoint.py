@@ -131,7 +131,9 @@ def load_weights(model: torch.nn.Module, checkpoint: dict[str, Any], path: Path)
     try:
         model.load_state_dict(checkpoint["model"])
     except (KeyError, RuntimeError, TypeError, AttributeError) as error:
-        raise DataError(f"{path} and its config.json belong to different models") from error
+        raise DataError(
+            f"{path} and its config.json belong to different models, or an earlier version has written them"
+        ) from error
 
 
 def random_state() -> dict[str, Any]:

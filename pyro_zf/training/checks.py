@@ -139,6 +139,13 @@ def check_names(config: Any) -> None:
     check_name("objective", config.objective, OBJECTIVES)
     if config.free_bits and config.objective != "elbo":
         raise UsageError(f"--free-bits requires --objective elbo, not {config.objective}")
+    for name, decays in (("decay_start", ("linear", "cosine")), ("decay_patience", ("plateau",))):
+        given_value, default = getattr(config, name), getattr(type(config), name)
+        if given_value != default and config.learning_rate_decay not in decays:
+            raise UsageError(
+                f"--{name.replace('_', '-')} requires --learning-rate-decay {' or '.join(decays)}, not "
+                f"{config.learning_rate_decay}"
+            )
     if config.own_model:
         if given := [*config.options, *["aux"] * (config.aux is not None)]:
             raise UsageError(

@@ -268,6 +268,11 @@ FORMAT = 3
 #: Settings of where a run is computed.
 _ANYWHERE = ("output_dir", "resume", "data_dir", "device", "workers")
 _LIMITS = ("max_updates", "max_epochs", "max_minutes")
+#: Settings of where and how a run is computed, which do not define the run.
+NOT_OF_RUN = (
+    "output_dir", "resume", "data_dir", "data", "workers", "device", "checkpoint_minutes",
+    "num_figures",
+)  # fmt: skip
 
 
 def resolve(config: TrainConfig) -> TrainConfig:
@@ -397,6 +402,23 @@ def read_config(run: Path) -> TrainConfig:
     return TrainConfig.from_json(text, str(path))
 
 
+def check_same_settings(run: Path, wanted: TrainConfig) -> None:
+    """Check that a run folder has the settings of a resolved configuration, except those of :data:`NOT_OF_RUN`.
+
+    Raises:
+        UsageError: for the first setting that differs.
+    """
+    ours, theirs = (
+        {**dataclasses.asdict(config), **config.options} for config in (wanted, read_config(run))
+    )
+    for name in sorted((ours.keys() | theirs.keys()) - {"options", *NOT_OF_RUN}):
+        if ours.get(name) != theirs.get(name):
+            raise UsageError(
+                f"{run} is a run with {name} {theirs.get(name)}, not {ours.get(name)}: remove it, or "
+                "choose another --output-dir"
+            )
+
+
 def resumed(given: TrainConfig) -> TrainConfig:
     """Settings of the run ``given.resume``, updated with the limits, data and device in ``given``.
 
@@ -409,6 +431,7 @@ def resumed(given: TrainConfig) -> TrainConfig:
         "max_updates",
         "max_epochs",
         "max_minutes",
+        "patience",
         "device",
         "data_dir",
         "data",
@@ -422,7 +445,7 @@ def resumed(given: TrainConfig) -> TrainConfig:
     for name in [*untouched.options, *changed]:
         raise UsageError(
             f"--{name.replace('_', '-')} cannot change on --resume; only --max-updates, --max-epochs, "
-            "--max-minutes, --device, --data-dir, --data and --workers can"
+            "--max-minutes, --patience, --device, --data-dir, --data and --workers can"
         )
     config = read_config(given.resume)
     if not (given.resume / "checkpoints" / "last.pt").is_file():
@@ -433,7 +456,7 @@ def resumed(given: TrainConfig) -> TrainConfig:
     now = {"output_dir": given.resume, **limits}
     if given.device != "auto":
         now["device"] = given.device
-    for name in ("data_dir", "data", "workers"):
+    for name in ("patience", "data_dir", "data", "workers"):
         if getattr(given, name) is not None:
             now[name] = getattr(given, name)
     return resolve(dataclasses.replace(config, **now))

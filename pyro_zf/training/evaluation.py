@@ -152,10 +152,9 @@ def _closer_look(
     """Diagnostics and the score in generation mode on a few sequences, each read from its start."""
     # The generator is seeded again so that the result does not depend on the number of samples above.
     torch.manual_seed(config.seed)
-    size = -(-number // -(-number // config.batch_size))  # batches of nearly equal size
-    if (
-        number > size and number % size == 1
-    ):  # z is shuffled within a batch, which needs two sequences
+    most = max(config.batch_size, 2)  # z is shuffled within a batch, which needs two sequences
+    size = -(-number // -(-number // most))  # batches of nearly equal size
+    if number > size and number % size == 1:
         number -= 1
     batches = list(Batches(splits[config.split], size, limit=number).epoch(0, 0, device))
     numbers: dict[str, Any] = {}

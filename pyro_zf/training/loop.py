@@ -274,27 +274,36 @@ def _train_in(
     losses = torch.zeros(config.log_interval, device=device)  # since the last training entry
     num_losses = 0
     last, best = run / "checkpoints" / "last.pt", run / "checkpoints" / "best.pt"
+
+    def restore(checkpoint: dict[str, Any]) -> None:
+        """Restore the weights, their averages, the optimiser and the carried states."""
+        load_weights(model, checkpoint, last)
+        optimiser.load_state_dict(checkpoint["optimizer"])
+        if averages is not None:
+            averages.load_state_dict(checkpoint["averages"])
+        if carried:
+            parts = parts_of(train_batches.batch_size, config.accumulate)
+            carried.state = processes.own(checkpoint["carried"], parts)
+
     if resuming:
         checkpoint = load_last(last, device)
         if missing := NEEDED - set(checkpoint):
             raise DataError(f"{last} is not a checkpoint of a training: it lacks {min(missing)}")
         check_same_data(run, checkpoint["data"], record_of_data)
-        load_weights(model, checkpoint, last)
         for saved, own in zip(
             checkpoint["optimizer"]["param_groups"], optimiser.param_groups, strict=True
         ):  # these flags depend on the current device, not on the run
             saved.update({name: own[name] for name in ("fused", "capturable", "foreach", "lr")})
-        optimiser.load_state_dict(checkpoint["optimizer"])
+        restore(checkpoint)
         restore_random_state(checkpoint["random"])
         progress = Progress(**checkpoint["progress"])
-        if averages is not None:
-            averages.load_state_dict(checkpoint["averages"])
+        if config.patience is not None and progress.worse_validations >= config.patience:
+            log.warning(
+                "%s stopped after %d validations in a row without improvement: a larger --patience continues it",
+                run, progress.worse_validations,
+            )  # fmt: skip
         num_losses = len(checkpoint["losses"])
         losses[:num_losses] = checkpoint["losses"]
-        if carried:
-            number = train_batches.batch_size
-            whole = checkpoint["carried"]
-            carried.state = processes.own(whole, parts_of(number, config.accumulate))
     processes.start_noise(config.seed + progress.update)
     parameters = sum(p.numel() for p in model.parameters())
     log.info("data: %s (%s)", splits.source.name, splits.source.detail)
@@ -352,8 +361,7 @@ def _train_in(
             )
         progress.halvings += 1
         content = load_last(last, device)
-        load_weights(model, content, last)
-        optimiser.load_state_dict(content["optimizer"])
+        restore(content)
         svi.skipped_in_a_row.zero_()
         log.warning("%s: back to update %d, with half the learning rate", reason, content["update"])
 
@@ -364,6 +372,8 @@ def _train_in(
                 f"the weights are not finite at update {progress.update}; the last valid state is "
                 f"{last if last.exists() else 'the initial one'}"
             )
+        if path == last and int(svi.skipped_in_a_row):
+            return  # the weights may be the reason, so the checkpoint before them is kept
         number = train_batches.batch_size
         state = (
             processes.joined(carried.state, parts_of(number, config.accumulate))

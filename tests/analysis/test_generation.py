@@ -11,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.distributions import constraints
 
-from pyro_zf import RNN, SequenceBatch, VariationalBiLSTM, ZForcing
+from pyro_zf import RNN, VRNN, SequenceBatch, VariationalBiLSTM, ZForcing
 from pyro_zf.analysis import (
     Decoding,
     continue_prefix,
     free_running,
+    generation,
     interpolate,
     mean_of,
     mode_of,
@@ -291,6 +292,27 @@ def test_the_latents_of_a_guide_of_ones_own() -> None:
     assert interpolate(model, batch, torch.linspace(0, 1, 3)).shape == (3, 7, DATA)
     with pytest.raises(ValueError, match="the guide of NoLatents has no site z"):
         reconstruct(NoLatents(DATA, **SIZES), batch)
+
+
+def test_a_temperature_leaves_the_mean_of_the_prior() -> None:
+    model = VRNN(DATA, hidden_size=6, latent_size=2, mlp_size=5).eval()
+    with model.drawing_latents_from("prior-mean"):
+        first, second = (
+            model.generate(torch.zeros(1, DATA), 4, Decoding(argmax=True, latent_temperature=0.5))
+            for _ in range(2)
+        )
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
+
+
+def test_latents_of_the_whole_sequence_are_not_resampled(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = {"g": torch.zeros(2, 3), "z_1": torch.zeros(2, 3), "z_2": torch.zeros(2, 3)}
+    kept: list[set[str]] = []
+    monkeypatch.setattr(generation, "_latents", lambda *_: names)
+    monkeypatch.setattr(generation, "_decoded", lambda *given: kept.append(set(given[3])))
+    batch = random_batch(num_sequences=2, num_steps=2)
+    resample_latents(VRNN(DATA, hidden_size=6, latent_size=2, mlp_size=5), batch, [1])
+    resample_latents(VRNN(DATA, hidden_size=6, latent_size=2, mlp_size=5), batch, [2])
+    assert kept == [{"g", "z_2"}, {"g", "z_1"}]
 
 
 def test_prefixes_of_several_lengths_are_continued_from_their_own_end() -> None:

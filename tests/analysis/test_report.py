@@ -143,6 +143,22 @@ def test_choice_of_the_shown_evaluation() -> None:
     assert '<p class="verdict">at the end</p>' in page
 
 
+def test_an_evaluation_of_an_earlier_checkpoint_is_marked() -> None:
+    numbers = {"split": "test", "latents": "posterior", "unit": "image", "num_sequences": 10, "num_samples": 5,
+               "elbo_nats_per_sequence": -3.0}  # fmt: skip
+    summary = {
+        "best_update": 5,
+        "data": "d",
+        "data_detail": "",
+        "num_parameters": 1,
+        "training_seconds": 1.0,
+    }
+    evaluations = [{**numbers, "update": 5}, {**numbers, "update": 3, "num_samples": 7}]
+    page = report_page([RunContent("r", {}, [], summary, evaluations)])
+    assert "k = 5, 10 sequences<" in page
+    assert "k = 7, 10 sequences (of update 3, before the run was resumed)<" in page
+
+
 def test_curves_of_cut_sequences_are_per_step() -> None:
     def event(kind: str, length: int) -> dict[str, object]:
         return {"event": kind, "update": 1, **{f"{n}_nats_per_sequence": -2.0 * length for n in ("elbo", "kl", "aux")},

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+import pyro_zf
 from pyro_zf.cli import main
 from pyro_zf.data import (
     Batches,
@@ -19,7 +20,7 @@ from pyro_zf.data import (
     load_mnist,
     load_timit,
 )
-from pyro_zf.training import read_config
+from pyro_zf.training import UsageError, read_config
 
 
 def test_labels_of_digits() -> None:
@@ -96,6 +97,7 @@ def test_columns_of_hdf5(kind: str, tmp_path: Path) -> None:
         ({"c": np.zeros(3)}, "c", "c has 3 rows, but data has 4"),
         ({"c": np.array([0, 1, -1, 2])}, "c", "classes must be whole numbers from 0 to 999"),
         ({"c": np.array([0.0, 1.0, np.nan, 2.0])}, "c", "values that are not finite"),
+        ({"c": np.zeros((4, 3, 2))}, "c", "c has 3 steps, but data has 5"),
         ({"c": np.zeros((4, 2, 2, 2))}, "c", r"covariates must be numbers of shape \(N,\)"),
     ],
 )
@@ -105,6 +107,45 @@ def test_bad_covariates(
     path = write_arrays(tmp_path / "a.h5", data=np.zeros((4, 5, 2), dtype=np.float32), **arrays)
     with pytest.raises(DataError, match=message):
         load_hdf5(path, condition_on=name)
+
+
+@pytest.mark.parametrize(
+    ("of_train", "of_valid", "message"),
+    [
+        (
+            np.zeros((4, 2)),
+            np.zeros((4, 3)),
+            "size 2 for each sequence for train, vectors of size 3",
+        ),
+        (
+            np.arange(4),
+            np.linspace(0, 1, 4),
+            "classes for train, vectors of size 1 for each sequence",
+        ),
+        (
+            np.zeros((4, 5, 2)),
+            np.zeros((4, 2)),
+            "size 2 for each step for train, vectors of size 2 for each",
+        ),
+    ],
+)
+def test_splits_have_the_same_covariates(
+    of_train: np.ndarray, of_valid: np.ndarray, message: str, tmp_path: Path
+) -> None:
+    data = np.random.default_rng(0).normal(size=(3, 4, 5, 2)).astype(np.float32)
+    arrays = dict(zip(("train", "valid", "test"), data, strict=True))
+    covariates = {"train_c": of_train, "valid_c": of_valid, "test_c": of_train}
+    path = write_arrays(tmp_path / "a.h5", **arrays, **covariates)
+    with pytest.raises(DataError, match=message):
+        load_hdf5(path, condition_on="c")
+
+
+def test_covariates_have_the_precision_of_the_data(tmp_path: Path) -> None:
+    data = np.random.default_rng(0).normal(size=(40, 5, 2))
+    path = write_arrays(tmp_path / "a.h5", data=data, c=np.arange(40) % 3)
+    batch = next(Batches(load_hdf5(path, condition_on="c").train, 4).epoch(0, 0))
+    assert batch.covariates is not None
+    assert batch.covariates.dtype == batch.inputs.dtype == torch.get_default_dtype()
 
 
 def test_as_many_covariates_as_sequences() -> None:
@@ -139,6 +180,8 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert main([*generate, "--condition", "7"]) == 0
     assert main([*generate, "--condition", "seven"]) == 2
     assert "--condition seven: must be one of 0, 1, 2" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="condition and covariates exclude each other"):
+        pyro_zf.generate(pyro_zf.load(run), 2, condition="7", covariates=torch.zeros(2, 10))
     assert main(["train", "--config", str(tmp_path / "none.json")]) == 2
     assert "the file does not exist" in capsys.readouterr().err
     assert main(["train", "--condition-on", "colour"]) == 2

@@ -27,6 +27,8 @@ from pyro_zf.nn import (
     make_emission,
 )
 from pyro_zf.nn.emissions import emits_symbols
+from pyro_zf.training import TrainConfig, UsageError
+from pyro_zf.training.setup import build_model
 
 H = 3
 
@@ -164,6 +166,16 @@ def test_a_logistic_far_from_the_data_has_gradients() -> None:
     assert log_prob.isfinite()
     assert mean.grad is not None
     torch.testing.assert_close(mean.grad, torch.ones(1), rtol=1e-6, atol=0)
+
+
+def test_a_grid_of_bits_is_for_bits() -> None:
+    """Real values are normalised, so only a module with a grid of its own is for them."""
+    data = {"kind": "real", "name": "x", "size": 2, "covariates": 0}
+    with pytest.raises(
+        UsageError, match=r"logistic-mixture is for binary data, .* real; use gaussian or"
+    ):
+        build_model(TrainConfig.of(model="rnn", emission="logistic-mixture"), data)
+    assert LogisticMixtureEmission(H, 2, levels=256, low=-1.0).kinds == ("real",)
 
 
 def test_a_grid_needs_two_levels() -> None:

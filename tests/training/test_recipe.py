@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 import shlex
 from pathlib import Path
@@ -34,12 +35,13 @@ def trained(run: Path, updates: int = 12, resume: bool = False, **settings: Any)
     """Train a small model, or go on with it; return its last checkpoint."""
     torch.manual_seed(0)
     model = VRNN(4, hidden_size=6, latent_size=2, mlp_size=5, dropout=0.3)
+    given = settings
     settings = {
         "max_updates": updates, "batch_size": 8, "log_interval": 1, "valid_interval": 3, "num_figures": 0,
         "learning_rate": 0.01, **settings,
     }  # fmt: skip
     config = (
-        TrainConfig(resume=run, max_updates=updates)
+        TrainConfig(resume=run, max_updates=updates, **given)
         if resume
         else TrainConfig(output_dir=run, **settings)
     )
@@ -80,7 +82,9 @@ def test_the_optimiser_has_the_rate(tmp_path: Path) -> None:
     assert content["optimizer"]["param_groups"][0]["lr"] == pytest.approx(0.01 / 6)
 
 
-def test_a_plateau_halves_the_rate_and_patience_ends_the_training(tmp_path: Path) -> None:
+def test_a_plateau_halves_the_rate_and_patience_ends_the_training(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """With a rate of almost zero no validation is better than the first but by chance."""
     settings = {"learning_rate_decay": "plateau", "decay_patience": 1, "patience": 3}
     content = trained(tmp_path / "run", 300, learning_rate=0.5, **settings)
@@ -96,6 +100,15 @@ def test_a_plateau_halves_the_rate_and_patience_ends_the_training(tmp_path: Path
     assert progress["halvings"] == better.count(False)
     assert better[-3:] == [False] * 3
     assert rates(tmp_path / "run")[-1] == 0.5 * 0.5 ** (progress["halvings"] - 1)
+    with caplog.at_level(logging.WARNING):
+        same = trained(tmp_path / "run", 400, resume=True)
+    assert same["update"] == content["update"]
+    assert (
+        "3 validations in a row without improvement: a larger --patience continues it"
+        in caplog.text
+    )
+    more = trained(tmp_path / "run", 400, resume=True, patience=5)
+    assert content["update"] < more["update"] <= 400
 
 
 RECIPE: dict[str, Any] = {
@@ -188,7 +201,10 @@ def test_the_command_of_a_run_gives_its_settings(settings: dict[str, Any]) -> No
     [
         ({"dropout": 1.0}, "--dropout must be at least 0 and below 1, got 1.0"),
         ({"average_decay": -0.1}, "--average-decay must be at least 0 and below 1"),
-        ({"decay_start": 1.5}, "--decay-start must be at least 0 and below 1"),
+        (
+            {"decay_start": 1.5, "learning_rate_decay": "linear"},
+            "--decay-start must be at least 0 and below 1",
+        ),
         ({"weight_decay": math.nan}, "--weight-decay must be a non-negative finite number"),
         ({"warmup_updates": -1}, "--warmup-updates must be a non-negative finite number"),
         ({"patience": 0}, "--patience must be a positive finite number"),
@@ -197,6 +213,14 @@ def test_the_command_of_a_run_gives_its_settings(settings: dict[str, Any]) -> No
             "--learning-rate-decay step: must be one of none, linear, cosine",
         ),
         ({"dropout": 0.1, "time_chunk": 4}, "--dropout and --time-chunk exclude each other"),
+        (
+            {"decay_start": 0.5, "learning_rate_decay": "plateau"},
+            "--decay-start requires --learning-rate-decay linear or cosine, not plateau",
+        ),
+        (
+            {"decay_patience": 3},
+            "--decay-patience requires --learning-rate-decay plateau, not none",
+        ),
     ],
 )
 def test_settings_of_a_recipe(settings: dict[str, Any], message: str) -> None:

@@ -19,9 +19,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_zf import VRNN, SequenceBatch
+from pyro_zf import RNN, VRNN, SequenceBatch
 from pyro_zf.cli import main
-from pyro_zf.data import DataError, load_hdf5
+from pyro_zf.data import DataError, load_hdf5, load_text
 from pyro_zf.infer import batch_bounds
 from pyro_zf.training import TrainConfig, TrainingError, UsageError, load_run, read_metrics, train
 from pyro_zf.training.checkpoint import load_checkpoint
@@ -269,9 +269,56 @@ def test_updates_that_are_not_finite_are_skipped(
     assert all(bool(x.isfinite().all()) for x in content["model"].values())
     summary = run("rewind", (4, 5, 6), max_skipped=3, on_divergence="rewind")
     assert summary["updates"] == 12
-    assert "back to update 4, with half the learning rate" in caplog.text
+    assert "back to update 3, with half the learning rate" in caplog.text
     content = torch.load(tmp_path / "rewind/checkpoints/last.pt", weights_only=True)
     assert content["optimizer"]["param_groups"][0]["lr"] == pytest.approx(5e-4)
+
+
+class Explodes(RNN):
+    """Its weights become huge, but stay finite, in one update, and its loss is not a number from then on."""
+
+    updates, at = 0, 30
+
+    def model_time(self, batch: SequenceBatch) -> Any:
+        if self.training and torch.is_grad_enabled():
+            type(self).updates += 1
+            if type(self).updates == self.at:
+                with torch.no_grad():
+                    for p in self.parameters():
+                        p.copy_(3e38 * torch.sign(p))
+        return super().model_time(batch)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["epochs", "averages", "stream"])
+def test_rewinding_restores_everything(
+    kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The weights, their averages and the carried states are those before the explosion.
+
+    Checkpoints that fall into the updates that are skipped do not replace the one before them.
+    """
+    caplog.set_level(logging.WARNING)
+    options: dict[str, Any] = {"max_updates": 80, "num_figures": 0, "on_divergence": "rewind"}
+    data: Any = BITS
+    if kind == "stream":
+        (tmp_path / "t.txt").write_text("the quick brown fox jumps over the lazy dog. " * 500)
+        data = load_text(tmp_path / "t.txt", level="character", segment=20)
+        options |= {"valid_interval": 10, "batch_size": 4}
+        model = Explodes(data.data_size, emission="categorical", hidden_size=8, mlp_size=8)
+    else:
+        # An epoch has fewer updates than those after which a rewind comes.
+        options |= {"batch_size": 12, **({"average_decay": 0.99} if kind == "averages" else {})}
+        model = Explodes(4, hidden_size=8, mlp_size=8)
+    Explodes.updates = 0
+    train(TrainConfig(output_dir=tmp_path / "run", **options), model=model, data=data)
+    assert caplog.text.count("with half the learning rate") == 1
+    events = [e for e in read_metrics(tmp_path / "run") if e["event"] == "valid"]
+    assert events[-1]["update"] == 80
+    later = [e["elbo_nats_per_sequence"] for e in events if e["update"] > 45]
+    assert len(later) > 1
+    first = events[0]["elbo_nats_per_sequence"]
+    assert all(x is not None and x > first - 1 for x in later), (first, later)
 
 
 def test_damaged_prepared_data_are_prepared_again(tmp_path: Path, cache: Path) -> None:
