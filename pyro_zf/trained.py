@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pyro_zf import analysis
 from pyro_zf.analysis import Decoding, Diagnostics, covariates_like
-from pyro_zf.analysis.run_figures import STEPS
+from pyro_zf.analysis.run_figures import steps_of
 from pyro_zf.data import Batches, DataError, Splits, Values, splits_of
 from pyro_zf.data.covariates import one_hot
 from pyro_zf.data.datasets import text_of
@@ -330,11 +330,9 @@ def generate(
         splits = _splits(model, data)
         record, values = data_record(splits), splits.values
     if steps is None:
-        steps = (
-            record["num_steps"] if record["unit"] == "image" else min(record["num_steps"], STEPS)
+        steps = steps_of(
+            record["num_steps"], record["unit"] == "image", record["sample_rate"], record["size"]
         )
-        if record["sample_rate"] is not None:
-            steps = max(int(2 * record["sample_rate"] / record["size"]), 1)
     device = _device(model)
     if condition is not None:
         if covariates is not None:

@@ -28,6 +28,7 @@ __all__ = [
     "save_run_figures",
     "save_sequences",
     "shown_steps",
+    "steps_of",
 ]
 
 #: Maximum number of seconds of sound, and of steps of other sequences, that are shown.
@@ -143,10 +144,19 @@ def _measure(splits: Splits) -> tuple[str, Literal["sequence", "step"]]:
 
 
 def shown_steps(splits: Splits, seconds: float = SECONDS) -> int:
+    """Number of steps to show, see :func:`steps_of`."""
+    return steps_of(
+        splits.num_steps, splits.is_image, splits.sample_rate, splits.data_size, seconds
+    )
+
+
+def steps_of(
+    longest: int, is_image: bool, sample_rate: int | None, data_size: int, seconds: float = SECONDS
+) -> int:
     """Number of steps to show: ``seconds`` of a sound, whole images, up to ``STEPS`` of other sequences."""
-    if splits.sample_rate is None:
-        return splits.num_steps if splits.is_image else min(splits.num_steps, STEPS)
-    return max(int(seconds * splits.sample_rate / splits.data_size), 1)
+    if sample_rate is None:
+        return longest if is_image else min(longest, STEPS)
+    return max(int(seconds * sample_rate / data_size), 1)
 
 
 def cut(batch: SequenceBatch, splits: Splits, most: int | None = None) -> SequenceBatch:
