@@ -151,12 +151,17 @@ def generated_runs(section: str) -> str:
     """Bounds, curves and commands of the runs of a section."""
     runs = runs_of(section)
     commands = [f"{run['command']}  # {run['label']}, {run['minutes']:g} minutes" for run in runs]
-    return "\n\n".join([
-        bounds_table(runs),
+    picture = [
         f"![Validation of the runs of this table](_static/results-{section}.png)",
         "*Validation during training, without the first third of each curve.*",
-        "```bash\n" + "\n".join(commands) + "\n```",
-    ])  # fmt: skip
+    ]  # fmt: skip
+    code = "```bash\n" + "\n".join(commands) + "\n```"
+    return "\n\n".join([bounds_table(runs), *(picture if has_curves(runs) else []), code])
+
+
+def has_curves(runs: list[dict[str, Any]]) -> bool:
+    """Whether there are enough validations for a picture."""
+    return all(len(run["curve"]) > 3 for run in runs)
 
 
 def generated_table(stem: str) -> str:
@@ -269,6 +274,8 @@ def page() -> str:
 def draw(section: str) -> None:
     """Curves of validation: the bound, and the KL where there are latents."""
     runs = runs_of(section)
+    if not has_curves(runs):
+        return
     sign, minus, _ = bound_sign(runs)
     bound: dict[str, Any] = {}
     kl_divergence: dict[str, Any] = {}

@@ -171,6 +171,8 @@ def _bands(
 ) -> Figure:
     figure = _new_figure(figsize=(max(4.2 * len(panels), 5.4), 3.4), layout="constrained")
     all_axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    sets = [list(systems) for systems in panels.values()]
+    below = all(names == sets[0] and len(names) > 5 for names in sets)
     for axes, (title, systems) in zip(all_axes, panels.items(), strict=True):
         late: list[float] = []
         for colour, (label, runs) in zip(_COLOURS * 2, systems.items(), strict=False):
@@ -194,8 +196,14 @@ def _bands(
             low, high = min(late), max(late)
             axes.set_ylim(low - 0.05 * (high - low + 1e-3), high + 0.05 * (high - low + 1e-3))
         _tidy(axes).set(title=plain(title), xlabel="update", ylabel=ylabel)
-        if axes.lines:
+        if axes.lines and not below:
             axes.legend(frameon=False, fontsize=7)
+    if below:  # so many labels would cover the lines
+        lines_of = {line.get_label(): line for axes in all_axes for line in axes.lines}
+        figure.set_figheight(3.4 + 0.2 * math.ceil(len(lines_of) / 2))
+        figure.legend(
+            lines_of.values(), lines_of.keys(), loc="outside lower center", ncols=2, frameon=False, fontsize=7
+        )  # fmt: skip
     return figure
 
 

@@ -194,6 +194,11 @@ def test_bands() -> None:
         {"a": {"x": [(range(100), [-1e6, *[float(i) for i in range(99)]])]}}, ""
     )
     assert figure.axes[0].get_ylim()[0] > 0, "the scale ignores the first updates"
+    many = {f"system {i}": [(range(9), list(range(9)))] for i in range(7)}
+    figure = bound_in_training({"a": many, "b": many}, "")
+    assert not any(axes.get_legend() for axes in figure.axes)
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == list(many)
     assert drawn(sampling_against_mean({"prior": runs[:1], "mean": runs[:2]}, "bits"))
 
 
