@@ -137,14 +137,16 @@ def bound_sign(runs: list[dict[str, Any]]) -> tuple[int, str, str]:
     return (1, "", "higher") if runs[0]["kind"] == "real" else (-1, "-", "lower")
 
 
-def published(name: str, dataset: str) -> str:
-    """The numbers that a paper prints."""
+def printed_by(name: str, dataset: str) -> dict[str, str]:
+    """The test results that a table of a paper prints for a data set, by system."""
     section = next(s for s in TABLES[name].sections if s.dataset == dataset)
-    return ", ".join(
-        f"{row.label} {row.published['test'].replace('<=', '≤')}"
-        for row in section.rows
-        if row.published
-    )
+    rows = [row for row in section.rows if row.published]
+    return {row.label: row.published["test"].replace("<=", "≤") for row in rows}
+
+
+def published(name: str, dataset: str) -> str:
+    """The numbers that a paper prints, as a list."""
+    return ", ".join(f"{label} {number}" for label, number in printed_by(name, dataset).items())
 
 
 def generated_runs(section: str) -> str:
@@ -200,8 +202,7 @@ def generated_summary() -> str:
     """Ours beside the papers' results."""
     lines = []
     runs = runs_of("mnist")
-    printed = {row.label: row.published["test"].replace("<=", "≤")
-               for s in TABLES["vbl-table2"].sections for row in s.rows if row.published}  # fmt: skip
+    printed = printed_by("vbl-table2", "mnist")
     for system, paper in (
         ("Z-Forcing", "Z-Forcing"),
         ("Variational Bi-LSTM", "Variational Bi-LSTM"),
@@ -218,12 +219,10 @@ def generated_summary() -> str:
             f"{bound}, N = {run['test']['num_sequences']:,}",
             f"{run['updates']:,} updates, {run['minutes']:g} minutes, seed {run['seed']}",
         ])  # fmt: skip
-    printed = {row.label: row.published["test"]
-               for s in TABLES["vbl-table4"].sections for row in s.rows if row.published}  # fmt: skip
+    printed = printed_by("vbl-table4", "ptb")
+    names = {"rnn": "Unregularized LSTM", "zforcing": "Z-Forcing", "variational-bilstm": "Variational Bi-LSTM"}  # fmt: skip
     for run in runs_of("ptb"):
-        paper = {"rnn": "Unregularized LSTM", "zforcing": "Z-Forcing", "variational-bilstm": "Variational Bi-LSTM"}[
-            run["label"]
-        ]  # fmt: skip
+        paper = names[run["label"]]
         bound = "ELBO, k = 1" if run["has_latents"] else "exact"
         lines.append([
             "Penn Treebank, bits per character, lower is better", f"{paper}: {printed[paper]}",

@@ -269,10 +269,7 @@ FORMAT = 3
 _ANYWHERE = ("output_dir", "resume", "data_dir", "device", "workers")
 _LIMITS = ("max_updates", "max_epochs", "max_minutes")
 #: Settings of where and how a run is computed, which do not define the run.
-NOT_OF_RUN = (
-    "output_dir", "resume", "data_dir", "data", "workers", "device", "checkpoint_minutes",
-    "num_figures",
-)  # fmt: skip
+NOT_OF_RUN = (*_ANYWHERE, "data", "checkpoint_minutes", "num_figures")
 
 
 def resolve(config: TrainConfig) -> TrainConfig:
