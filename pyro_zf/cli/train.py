@@ -41,10 +41,11 @@ from pyro_zf.training import (
     train,
 )
 from pyro_zf.training.checks import check_name
-from pyro_zf.training.config import check_same_settings, command_of
+from pyro_zf.training.config import command_of
 from pyro_zf.training.data import check_data, data_record
+from pyro_zf.training.loop import train_unless_finished
 from pyro_zf.training.options import docs_of, misplaced, model_class, option_types
-from pyro_zf.training.record import json_text, read_json, write_text
+from pyro_zf.training.record import json_text, write_text
 
 __all__ = ["prepare_main", "train_main"]
 
@@ -198,17 +199,8 @@ def _train_all(configs: list[TrainConfig]) -> None:
     """Train or resume runs one after the other, and print and write the mean and standard deviation."""
     summaries = []
     for config in configs:
-        run = config.output_dir
-        assert run is not None
-        if (run / "config.json").is_file():
-            check_same_settings(run, resolve(config))
-        if (run / "summary.json").is_file():
-            summaries.append(read_json(run / "summary.json"))
-        elif (run / "config.json").is_file():
-            summaries.append(train(TrainConfig(resume=run)))
-        else:
-            summaries.append(train(config))
-        print(f"{run}: {headline(summaries[-1])}")
+        summaries.append(train_unless_finished(config))
+        print(f"{config.output_dir}: {headline(summaries[-1])}")
     folder = configs[0].output_dir.parent  # type: ignore[union-attr]
     content: dict[str, Any] = {"runs": [str(c.output_dir) for c in configs]}
     for name in sorted(set.intersection(*(set(s) for s in summaries))):

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
 from pyro_zf.reproduce.systems import Scale, Training
-from pyro_zf.training import TrainConfig, resolve, train
-from pyro_zf.training.config import NOT_OF_RUN, check_same_settings
+from pyro_zf.training.loop import train_unless_finished
 
 __all__ = ["trained"]
-
-log = logging.getLogger(__name__)
 
 
 def trained(training: Training, scale: Scale, folder: Path, **options: Any) -> Path:
@@ -35,11 +31,5 @@ def trained(training: Training, scale: Scale, folder: Path, **options: Any) -> P
     run.parent.mkdir(parents=True, exist_ok=True)
     config = training.config(scale, run, **options)
     with FileLock(run.parent / f".{training.name}.lock"):
-        if (run / "config.json").is_file():
-            check_same_settings(run, resolve(config))
-            if not (run / "summary.json").is_file():
-                where = {name: value for name, value in options.items() if name in NOT_OF_RUN}
-                train(TrainConfig(resume=run, **where))
-        else:
-            train(config)
+        train_unless_finished(config)
     return run

@@ -49,6 +49,7 @@ from pyro_zf.training.checkpoint import (
 from pyro_zf.training.checks import UsageError, without_effect
 from pyro_zf.training.config import (
     TrainConfig,
+    check_same_settings,
     command_of,
     preset_note,
     resolve,
@@ -60,7 +61,14 @@ from pyro_zf.training.distributed import Processes, parts_of, started
 from pyro_zf.training.memory import keep_freed_memory
 from pyro_zf.training.numbers import brief, marginal_numbers, training_numbers
 from pyro_zf.training.recipe import averaged_weights, averages_of, rate_factor, set_rate
-from pyro_zf.training.record import NoRecord, Record, json_text, read_metrics, write_text
+from pyro_zf.training.record import (
+    NoRecord,
+    Record,
+    json_text,
+    read_json,
+    read_metrics,
+    write_text,
+)
 from pyro_zf.training.setup import build_model, prepare_model
 from pyro_zf.training.signals import stop_on_signal
 from pyro_zf.training.validation import (
@@ -71,7 +79,7 @@ from pyro_zf.training.validation import (
     without_posterior,
 )
 
-__all__ = ["Interrupted", "TrainingError", "train"]
+__all__ = ["Interrupted", "TrainingError", "train", "train_unless_finished"]
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -154,6 +162,26 @@ def train(
     else:
         logging.getLogger("pyro_zf").setLevel(logging.ERROR)
     return _train(config, model, data, processes)
+
+
+def train_unless_finished(config: TrainConfig) -> dict[str, Any]:
+    """Train a run in ``config.output_dir``, resume it if it was interrupted, or take it as it is.
+
+    Returns:
+        dict: the content of ``summary.json``.
+
+    Raises:
+        UsageError: if the folder has a run with other settings.
+    """
+    run = config.output_dir
+    assert run is not None
+    if not (run / "config.json").is_file():
+        return train(config)
+    check_same_settings(run, resolve(config))
+    if (run / "summary.json").is_file():
+        return read_json(run / "summary.json")
+    where = {name: getattr(config, name) for name in ("device", "data_dir", "data", "workers")}
+    return train(TrainConfig(resume=run, **where))
 
 
 def _train(
