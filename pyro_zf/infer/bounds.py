@@ -195,10 +195,12 @@ class Bounds:
 
     @property
     def num_sequences(self) -> int:
+        """Number of sequences that were evaluated."""
         return sum(len(x) for x in self._values.get("lengths", []))
 
     @property
     def num_steps(self) -> int:
+        """Number of steps of all sequences, without padding."""
         return int(self._all("lengths").sum())
 
     def per_sequence(self, name: str) -> Estimate:

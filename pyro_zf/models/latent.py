@@ -372,12 +372,14 @@ class LatentSequenceModel(SequenceModel, RecurrentSystem):
     # The programs
 
     def model(self, batch: SequenceBatch) -> State:
+        """Run the model program. If ``latent_source`` is ``"prior-mean"``, z is the mean of its prior."""
         if self.latent_source != "prior-mean":
             return super().model(batch)
         with _PriorsAtMean(self.latents):
             return super().model(batch)
 
     def guide(self, batch: SequenceBatch) -> None:
+        """Run the guide program, or sample z from the prior if ``latent_source`` says so."""
         if self.latent_source == "posterior":
             super().guide(batch)
         else:  # draw from the model itself, which sees the inputs but not the targets
@@ -385,15 +387,19 @@ class LatentSequenceModel(SequenceModel, RecurrentSystem):
                 self.model(batch)
 
     def model_steps(self, batch: SequenceBatch) -> State:
+        """Run the model step by step, as derived from :attr:`latents`."""
         return derived.model_steps(self, batch)
 
     def guide_steps(self, batch: SequenceBatch) -> None:
+        """Run the guide step by step, as derived from :attr:`latents`."""
         derived.guide_steps(self, batch)
 
     def model_time(self, batch: SequenceBatch) -> State:
+        """Run the model with one site for all steps, as derived from :attr:`latents`."""
         return derived.model_time(self, batch)
 
     def guide_time(self, batch: SequenceBatch) -> None:
+        """Run the guide with one site for all steps, as derived from :attr:`latents`."""
         derived.guide_time(self, batch)
 
     @property

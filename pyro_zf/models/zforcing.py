@@ -243,6 +243,7 @@ class ZForcing(LatentSequenceModel):
         return states._replace(z=states.z.detach(), h_prev=states.h_prev.detach())
 
     def weighted_aux(self, name: str, states: StepStates) -> Tensor:
+        """The weighted cost of one step. ``detach`` determines which states are constants."""
         return super().weighted_aux(
             name, self.seen_by_reconstruction(states) if name == "b" else states
         )

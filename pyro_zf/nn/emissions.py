@@ -313,6 +313,7 @@ class AutoregressiveBernoulliEmission(_AutoregressiveEmission):
     support: ClassVar[constraints.Constraint] = constraints.boolean
 
     def conditional(self, parameters: Float[Tensor, "*samples data"]) -> Distribution:
+        """Bernoulli distributions of all bits, given their logits."""
         return dist.Bernoulli(logits=parameters)
 
 
@@ -355,6 +356,7 @@ class AutoregressiveGaussianEmission(_AutoregressiveEmission):
         self.form = form or GaussianForm()
 
     def conditional(self, parameters: Float[Tensor, "*samples parameters"]) -> Distribution:
+        """Normal distributions of all values, given their means and log scales."""
         mean, log_scale = self.form.split(parameters)
         return dist.Normal(mean, torch.exp(log_scale))
 

@@ -63,6 +63,7 @@ class Record:
                 self._board.add_scalar(f"{event}/{name}", value, update)
 
     def close(self) -> None:
+        """Close the file of TensorBoard, if there is one."""
         if self._board:
             self._board.close()
 
