@@ -136,14 +136,14 @@ class Diagnostics:
         if self.active_units is not None:
             active = f"; {self.active_units} of {self.latent_size} units active"
         verb = "gains" if self.shuffled_loss <= -0.05 else "loses"
-        told = "".join(
-            f"; z tells {max(gain.gain, 0.0):.1f} nats of {name} a step"
+        gains = "".join(
+            f"; z improves the prediction of {name} by {max(gain.gain, 0.0):.1f} nats per step"
             for name, gain in self.aux.items()
         )
         return (
             f"{'the latents have collapsed: ' if self.collapsed else ''}z carries about "
             f"{max(self.kl, 0.0):.1f} nats per {unit}{active}; the decoder {verb} "
-            f"{abs(self.shuffled_loss):.1f} nats when z is shuffled{told}"
+            f"{abs(self.shuffled_loss):.1f} nats when z is shuffled{gains}"
         )
 
 

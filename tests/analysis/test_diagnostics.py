@@ -320,7 +320,7 @@ def test_padding_is_invisible(lengths: list[int], more: int) -> None:
     assert found[1].kl_at_steps[:width] == pytest.approx(found[0].kl_at_steps)
 
 
-def test_what_z_tells_of_b() -> None:
+def test_how_much_z_improves_the_prediction_of_b() -> None:
     """The best Gaussian without z gains nothing; a network trained on z does."""
     model = ZForcing(DATA, **SIZES).eval()
     batch = random_batch(num_sequences=30)

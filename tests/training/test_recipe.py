@@ -218,6 +218,14 @@ def test_the_command_of_a_run_gives_its_settings(settings: dict[str, Any]) -> No
             "--decay-start requires --learning-rate-decay linear or cosine, not plateau",
         ),
         (
+            {"kl_increment": 0.01},
+            "--kl-increment requires a --kl-start below 1",
+        ),
+        (
+            {"aux_increment": 0.01, "aux_start": 0.5, "aux_stop": 0.5},
+            "--aux-increment requires --aux-start and --aux-stop to differ",
+        ),
+        (
             {"decay_patience": 3},
             "--decay-patience requires --learning-rate-decay plateau, not none",
         ),
