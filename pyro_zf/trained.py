@@ -193,7 +193,7 @@ class Evaluation(Mapping[str, Any]):
 
 
 def evaluate(model: SequenceModel, data: Any = None, **options: Any) -> Evaluation:
-    """Compute bounds, diagnostics of the latents and the score in generation mode.
+    """Compute bounds, diagnostics of the latents and the free-running score.
 
     Args:
         model: a model that :func:`load` has returned, or any other model with ``data``.

@@ -98,9 +98,11 @@ class ZForcingOptions(LatentOptions):
 class ZForcing(LatentSequenceModel):
     r"""Z-Forcing: a recurrent model whose latents are trained to reconstruct the backward states.
 
-    The defaults are those of the paper for sequential MNIST. Where the paper gives no value, the option
-    states the choice. The paper mentions no layer on the data or on z, does not specify the initialisation of
-    recurrent weights (orthogonal here, as in the released code), and gives no bias to the forget gate.
+    By default, the LSTMs have the size that the paper uses for sequential MNIST, z has the size of its speech
+    models, and the weights of the costs are those of its table 2 (IMDB). The presets of the data sets have
+    other weights. Where the paper gives no value, the option states the choice. The paper mentions no layer
+    on the data or on z, does not specify the initialisation of recurrent weights (orthogonal here, as in the
+    released code), and gives no bias to the forget gate.
 
     Args:
         data_size: number of values per step, or of symbols for a categorical emission.

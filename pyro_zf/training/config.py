@@ -74,9 +74,9 @@ class TrainConfig(DataConfig):
     aux_start: float = 1.0
     """Initial value of the factor that multiplies the weights of all auxiliary costs."""
     aux_stop: float = 1.0
-    """Final value of that factor."""
+    """Final value of the factor that multiplies the weights of all auxiliary costs."""
     aux_increment: float = 5e-5
-    """Change of that factor per update."""
+    """Change per update of the factor that multiplies the weights of all auxiliary costs."""
     kl_start: float = 1.0
     """Initial weight of the KL term. The annealing in the papers starts at 0.2."""
     kl_increment: float = 5e-5
@@ -116,7 +116,8 @@ class TrainConfig(DataConfig):
     """Number of updates in a row whose loss or gradient is not finite, after which training has diverged. Such
     updates are skipped and counted."""
     on_divergence: Literal["stop", "rewind"] = "stop"
-    """What to do then: stop, or go back to the last checkpoint with half the learning rate."""
+    """What to do when training has diverged (see --max-skipped): stop, or go back to the last
+    checkpoint with half the learning rate."""
     max_updates: int | None = None
     """Stop after this number of updates."""
     max_epochs: int | None = None

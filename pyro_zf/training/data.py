@@ -43,7 +43,8 @@ class DataConfig:
     """Path of your own data: a folder of sound files (wav), a UTF-8 text file (text) or an HDF5 file
     (hdf5)."""
     data_dir: Path | None = None
-    """Folder with the data sets of the papers. It is searched before $PYRO_ZF_DATA and the user cache."""
+    """Folder with the data sets of the papers. It is searched before $PYRO_ZF_DATA and the user cache
+    (mnist and ptb), or instead of them (timit, blizzard and imdb)."""
     protocol: str = "default"
     """How the data are split and segmented. default avoids leakage between splits; srnn (timit), vrnn
     (blizzard) and sentences (imdb) are the protocols behind the published results."""

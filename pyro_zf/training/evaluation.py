@@ -54,7 +54,7 @@ class EvaluationConfig:
     """Maximum number of sequences to evaluate: a fixed random subset of the split, or for a stream
     approximately that many segments, taken from the start of each part of the text. Default: all."""
     diagnosed_sequences: int = 200
-    """Number of sequences for the diagnostics of the latents and for the score in generation mode; 0
+    """Number of sequences for the diagnostics of the latents and for the free-running score; 0
     disables both."""
     batch_size: int = 100
     """Number of sequences per batch."""
@@ -72,7 +72,7 @@ def evaluate_model(
     device: torch.device,
     processes: Processes | None = None,
 ) -> dict[str, Any]:
-    """Compute bounds with standard errors, diagnostics of the latents and the score in generation mode.
+    """Compute bounds with standard errors, diagnostics of the latents and the free-running score.
 
     Bounds are reported in total and for each step. Several processes share the batches of the bounds; the
     result is the same.
@@ -149,7 +149,7 @@ def _closer_look(
     number: int,
     device: torch.device,
 ) -> dict[str, Any]:
-    """Diagnostics and the score in generation mode on a few sequences, each read from its start."""
+    """Diagnostics and the free-running score on a few sequences, each read from its start."""
     # The generator is seeded again so that the result does not depend on the number of samples above.
     torch.manual_seed(config.seed)
     most = max(config.batch_size, 2)  # z is shuffled within a batch, which needs two sequences
