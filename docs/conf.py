@@ -39,6 +39,7 @@ nb_execution_mode = "off"  # notebooks are committed with their outputs, and run
 nb_render_markdown_format = "gfm"  # tables in outputs
 nb_merge_streams = True
 smartquotes = False  # "--lr" is a flag
+myst_heading_anchors = 2  # links such as training.md#optimisation, as on GitHub
 myst_enable_extensions = ["dollarmath", "amsmath"]
 autodoc_typehints = "signature"  # shapes are in the signatures
 autodoc_typehints_format = "short"
