@@ -33,6 +33,9 @@ run() {
     fi
   fi
   python scripts/evaluate.py "$run" --num-samples 25 --max-sequences 1000
+  if [ "$section" = mnist ]; then
+    python scripts/evaluate.py "$run" --split train --num-samples 1 --max-sequences 10000 --diagnosed-sequences 0
+  fi
   python docs/results.py --run "$section" "$label" "$run"
 }
 

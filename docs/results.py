@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from pyro_zf.analysis import bound_in_training
-from pyro_zf.analysis.report import summary_diagnostics, test_evaluations, with_error
+from pyro_zf.analysis.report import best_evaluations, summary_diagnostics, with_error
 from pyro_zf.reproduce import TABLES
 from pyro_zf.reproduce.results import markdown_table
 from pyro_zf.training import read_config, read_metrics
@@ -46,7 +46,8 @@ def content_of(run: Path, section: str, label: str) -> dict[str, Any]:
     """What is kept of a run."""
     summary, config = read_json(run / "summary.json"), read_config(run)
     test = summary_diagnostics(summary)
-    evaluations = test_evaluations(summary, read_evaluations(run))
+    every = read_evaluations(run)
+    evaluations, train = best_evaluations(summary, every), best_evaluations(summary, every, "train")
     return {
         "section": section,
         "label": label,
@@ -62,6 +63,7 @@ def content_of(run: Path, section: str, label: str) -> dict[str, Any]:
         "minutes": round(summary["training_seconds"] / 60, 1),
         "test": {k: test[k] for k in KEPT if test.get(k) is not None},
         "evaluations": [{k: e[k] for k in KEPT if e.get(k) is not None} for e in evaluations],
+        "train": [{k: e[k] for k in KEPT if e.get(k) is not None} for e in train],
         "curve": [
             [
                 e["update"],
@@ -107,16 +109,19 @@ def bounds_table(runs: list[dict[str, Any]]) -> str:
     )
     sign, minus, better = bound_sign(runs)
     bits = "elbo_bits_per_character" in runs[0]["test"]
+    trained = {(e["num_samples"], e["num_sequences"]) for run in runs for e in run.get("train", [])}
     heads = [
         f"nats per {runs[0]['unit']}, {better} is better",
         f"{minus}ELBO, k = 1, N = {runs[0]['test']['num_sequences']:,}",
         *(["the same in bits per character"] if bits else []), "KL",
-        *(f"{minus}IWAE, k = {k:,}, N = {n:,}" for k, n in columns), "active units of z", "parameters", "updates",
+        *(f"{minus}IWAE, k = {k:,}, N = {n:,}" for k, n in columns),
+        *(f"{minus}ELBO of training data, k = {k:,}, N = {n:,}" for k, n in sorted(trained)), "active units of z", "parameters", "updates",
         "minutes", "seed",
     ]  # fmt: skip
     lines = []
     for run in runs:
         of = {(e["num_samples"], e["num_sequences"]): e for e in run["evaluations"]}
+        fit = {(e["num_samples"], e["num_sequences"]): e for e in run.get("train", [])}
         test = run["test"]
         active = f"{test['active_units']} of {test['latent_units']}" if run["has_latents"] else ""
         lines.append([
@@ -124,6 +129,7 @@ def bounds_table(runs: list[dict[str, Any]]) -> str:
             *([f"{test['elbo_bits_per_character']:.3f}"] if bits else []),
             with_error(test, "kl_nats_per_sequence") if run["has_latents"] else "",
             *(with_error(of[c], "iwae_nats_per_sequence", sign) if c in of and run["has_latents"] else "" for c in columns),
+            *(with_error(fit[c], "elbo_nats_per_sequence", sign) if c in fit else "" for c in sorted(trained)),
             active, f"{run['parameters']:,}", f"{run['updates']:,}", f"{run['minutes']:g}", str(run["seed"]),
         ])  # fmt: skip
     return "\n".join(markdown_table(heads, lines))

@@ -244,6 +244,12 @@ def test_results_of_a_run_are_stored(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert main(["train", *small]) == 0
     assert main(["evaluate", str(run), "--num-samples", "3", "--max-sequences", "6"]) == 0
+    assert (
+        main(
+            ["evaluate", str(run), "--split", "train", "--num-samples", "1", "--max-sequences", "7"]
+        )
+        == 0
+    )
     script = runpy.run_path(str(ROOT / "docs" / "results.py"))
     content = script["content_of"](run, "digits", "tiny")
     assert content["command"].startswith("python scripts/svi_train.py --dataset mnist")
@@ -252,9 +258,12 @@ def test_results_of_a_run_are_stored(tmp_path: Path) -> None:
     heads, _, row = script["bounds_table"]([content]).splitlines()
     assert "-ELBO, k = 1, N = 8" in heads
     assert "-IWAE, k = 3, N = 6" in heads
+    assert "-ELBO of training data, k = 1, N = 7" in heads
     evaluated = json.loads(next(run.glob("evaluation-test-*.json")).read_text())
     assert f"| {-evaluated['iwae_nats_per_sequence']:.2f} ±" in row
     assert f"| {-content['test']['elbo_nats_per_sequence']:.2f} ±" in row
+    fitted = json.loads(next(run.glob("evaluation-train-*.json")).read_text())
+    assert f"| {-fitted['elbo_nats_per_sequence']:.2f} ±" in row
 
 
 @pytest.mark.usefixtures("single_precision")

@@ -23,7 +23,7 @@ from pyro_zf.analysis.figures import (
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["RunContent", "report_page", "summary_diagnostics", "test_evaluations", "with_error"]
+__all__ = ["RunContent", "best_evaluations", "report_page", "summary_diagnostics", "with_error"]
 
 _STYLE = """
 :root { color-scheme: light; }
@@ -164,18 +164,18 @@ def summary_diagnostics(summary: Mapping[str, Any]) -> dict[str, Any]:
 
 def _richest(run: RunContent) -> Mapping[str, Any] | None:
     """Test evaluation of the best checkpoint with the most sequences and then the most samples."""
-    usual = test_evaluations(run.summary, run.evaluations)
+    usual = best_evaluations(run.summary, run.evaluations)
     return max(usual, key=lambda e: (e["num_sequences"], e["num_samples"]), default=None)
 
 
-def test_evaluations(
-    summary: Mapping[str, Any], evaluations: Sequence[Mapping[str, Any]]
+def best_evaluations(
+    summary: Mapping[str, Any], evaluations: Sequence[Mapping[str, Any]], split: str = "test"
 ) -> list[Mapping[str, Any]]:
-    """The evaluations of the best checkpoint on test data with z from the posterior."""
+    """The evaluations of the best checkpoint on one split with z from the posterior."""
     return [
         e
         for e in evaluations
-        if e["split"] == "test"
+        if e["split"] == split
         and e["latents"] == "posterior"
         and e.get("update") == summary.get("best_update")
     ]
@@ -262,7 +262,7 @@ def _diagnostics(found: Mapping[str, Any], run: RunContent) -> str:
 def _test_bounds(run: RunContent) -> dict[tuple[int, int, int], str]:
     """Bounds on test data by index in ``_BOUNDS`` and numbers of samples and sequences."""
     found: dict[tuple[int, int, int], str] = {}
-    for e in [*_tested(run), *test_evaluations(run.summary, run.evaluations)]:
+    for e in [*_tested(run), *best_evaluations(run.summary, run.evaluations)]:
         for i, (key, _) in enumerate(_BOUNDS):
             if key != "log_likelihood" and (shown := with_error(e, f"{key}_nats_per_sequence")):
                 found.setdefault((i, e["num_samples"], e["num_sequences"]), shown)

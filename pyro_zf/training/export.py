@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_zf.analysis.report import summary_diagnostics, test_evaluations, with_error
+from pyro_zf.analysis.report import best_evaluations, summary_diagnostics, with_error
 from pyro_zf.data.datasets import DataError
 from pyro_zf.training.checkpoint import load_checkpoint
 from pyro_zf.training.checks import UsageError
@@ -101,7 +101,7 @@ def card(
 ) -> str:
     """The model card."""
     unit, bounds = summary["unit"], []
-    for found in (summary_diagnostics(summary), *test_evaluations(summary, evaluations)):
+    for found in (summary_diagnostics(summary), *best_evaluations(summary, evaluations)):
         for name, shown in _BOUNDS.items():
             sign = 1 if name == "kl" else -1
             if value := with_error(found, f"{name}_nats_per_sequence", sign):
