@@ -88,8 +88,8 @@ def load(
 ) -> SequenceModel:
     """Load a trained model, ready to evaluate and to generate.
 
-    The data are not needed to load a model or to generate from it; :func:`evaluate` and :func:`diagnose`
-    read them when they are called.
+    The data are not needed to load a model or to generate from it, unless they were given to ``train()`` in
+    Python; :func:`evaluate` and :func:`diagnose` read them when they are called.
 
     Args:
         path: a run folder, a checkpoint file, or what :func:`~pyro_zf.training.export` has written: the file or
@@ -245,7 +245,10 @@ def diagnose(
         UsageError: if the model has no latents, or there are fewer than two sequences.
     """
     if not isinstance(model, LatentSequenceModel):
-        raise UsageError(f"{type(model).__name__} has no latents to diagnose")
+        name = type(model).__name__
+        if model.has_latents:
+            raise UsageError(f"the diagnostics require a LatentSequenceModel, which {name} is not")
+        raise UsageError(f"{name} has no latents to diagnose")
     dataset = _splits(model, data)[split]
     number = min(max_sequences, len(dataset))
     if number < 2:

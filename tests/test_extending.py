@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import torch
 
+import pyro_zf
 from pyro_zf import SequenceBatch, nn
 from pyro_zf.infer import Trace_ELBO, TraceFIVO, TraceIWAE, TraceMeanField_ELBO
 from pyro_zf.models import MODELS, LatentSequenceModel
+from pyro_zf.training import TrainConfig, UsageError, train
 from pyro_zf.training.evaluation import EvaluationConfig, evaluate_model
 from pyro_zf.training.record import read_metrics
 from pyro_zf.training.setup import load_run
@@ -22,7 +24,8 @@ from tests.helpers import layouts_agree
 PAGE = Path(__file__).parent.parent / "docs" / "extending.md"
 FIRST, *EXAMPLES = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S)
 NAMES = [
-    match.group(1) if (match := re.search(r'fit\("([\w-]+)"', x)) else "own-loop" for x in EXAMPLES
+    match.group(1) if (match := re.search(r'(?:fit\(|"runs"\) / )"([\w-]+)"', x)) else "own-loop"
+    for x in EXAMPLES
 ]
 REGISTRIES = (nn.PRIORS, nn.POSTERIORS, nn.EMISSIONS, nn.AUX_COSTS, nn.CELLS, MODELS)
 
@@ -36,6 +39,9 @@ def test_example(name: str, example: str, tmp_path: Path, monkeypatch: pytest.Mo
     names: dict[str, Any] = {}
     try:
         exec(FIRST + example, names)
+        if name == "own-model":
+            own_model_is_a_model(tmp_path / "runs" / name, names)
+            return
         if name == "own-loop":
             assert names["images"].shape == (4, 28, 28)
             model = names["model"]
@@ -81,6 +87,26 @@ def used_after_training(run: Path, name: str) -> LatentSequenceModel:
     )
     assert images.shape == (3, 28, 28)
     return model
+
+
+def own_model_is_a_model(run: Path, names: dict[str, Any]) -> None:
+    """Training has helped; the bounds are in order, and so are loading, resuming and generation."""
+    elbo = [e["elbo_nats_per_sequence"] for e in read_metrics(run) if e["event"] == "train"]
+    assert elbo[-1] > elbo[0]
+    digits, make = names["digits"], names["DeepMarkovModel"]
+    assert names["images"].sequences.shape == (4, 28, 28)
+    loaded = pyro_zf.load(run, model=make(28), data=digits)
+    found = pyro_zf.evaluate(loaded, num_samples=4, max_sequences=40)
+    assert found["elbo_nats_per_sequence"] <= found["iwae_nats_per_sequence"]
+    assert found["kl_nats_per_sequence"] > 0
+    with pytest.raises(UsageError, match="require a LatentSequenceModel, which DeepMarkovModel is"):
+        pyro_zf.diagnose(loaded)
+    again = train(TrainConfig(resume=run, max_updates=42), model=make(28), data=digits)
+    assert again["updates"] == 42
+    model, batch = names["model"], digits.test.batch(np.arange(2))
+    wrong = pytest.raises(NotImplementedError, match=r'not define model_time: .* layout="steps"')
+    with model.using_layout("time"), wrong:
+        model.model(batch)
 
 
 def agrees_in_both_layouts(model: LatentSequenceModel, particles: bool) -> None:

@@ -207,10 +207,11 @@ def test_errors(tmp_path: Path) -> None:
         ({"model": VRNN(4, emission="gaussian", **SIZES)}, UsageError, "is for real data, but .* binary"),
         ({"model": VRNN(4, covariate_size=1, **SIZES)}, UsageError, "on 1 covariates, but .* has 0"),
         ({"data": list(BITS)}, DataError, "a list of tensors may be of batches or of sequences"),
-        ({"data": "x.h5"}, DataError, "the data cannot be a str: give Splits, a DataLoader, a tensor"),
+        ({"data": "x.h5"}, DataError, "the data cannot be of type str: give Splits, a DataLoader, a tensor"),
+        ({"data": BITS.numpy()}, DataError, r"are a NumPy array: give torch\.from_numpy"),
         ({"data": {"train": loader}}, DataError, "data has no valid, test"),
         ({"data": DataLoader(BITS.reshape(60, 6, 2, 2))}, DataError, r"has shape \(1, 6, 2, 2\)"),
-        ({"data": DataLoader(BITS / 0)}, DataError, "contain values that are not finite"),
+        ({"data": DataLoader(BITS / 0)}, DataError, "not finite: sequence 0 has .* at step 0"),
         (
             {"data": DataLoader(TensorDataset(BITS, LENGTHS * 9))}, DataError,
             r"a batch of 1 sequences of 6 steps has lengths \[9\]",

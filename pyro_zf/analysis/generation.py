@@ -79,6 +79,7 @@ def continue_prefix(
     prefix: SequenceBatch,
     num_steps: int,
     decoding: Decoding | None = None,
+    covariates: Float[Tensor, "batch time size"] | None = None,
 ) -> Shaped[Tensor, "batch time ..."]:
     """Continue given beginnings of sequences, each from its own end.
 
@@ -87,33 +88,37 @@ def continue_prefix(
 
     Args:
         model: the model.
-        prefix: the beginnings, whose lengths may differ. Covariates must be per sequence.
+        prefix: the beginnings, whose lengths may differ.
         num_steps: number of steps to add to the longest prefix; a shorter one is continued to the same
             number of steps in total.
         decoding: how the added steps are decoded.
+        covariates: covariates of all steps, those of the prefix included, if they change in time.
 
     Returns:
         Tensor: prefix and continuation, (batch, steps of the longest prefix + num_steps, ...).
 
     Raises:
-        ValueError: if the covariates are per step, or a prefix is empty.
+        ValueError: if covariates of the added steps are missing, or a prefix is empty.
     """
     assert prefix.targets is not None
-    if prefix.covariates is not None and prefix.covariates.dim() == 3:
+    total = prefix.num_steps + num_steps
+    if covariates is None:
+        covariates = prefix.covariates
+    if covariates is not None and covariates.dim() == 3 and covariates.shape[1] != total:
         raise ValueError(
-            "covariates per step do not say what follows a prefix: give covariates per sequence"
+            f"the covariates change in time, so those of all {total} steps are needed: "
+            f"continue_prefix(..., covariates=...) of shape (batch, {total}, {covariates.shape[-1]})"
         )
     if prefix.lengths is not None and bool((prefix.lengths < 1).any()):
         raise ValueError("a prefix must have at least one step; one of them has length 0")
     known: dict[str, Tensor] = _latents(model, _posterior(model, prefix))
     known |= {f"y_{t + 1}": y for t, y in enumerate(prefix.targets.unbind(1))}
-    total = prefix.num_steps + num_steps
-    if prefix.mask is None:
-        return _decoded(model, prefix, total, known, decoding)
+    given: Any = poutine.condition(data=known)
+    if prefix.mask is not None:
+        given = _KnownRows(known, prefix.mask)
     return model.generate(
-        prefix.inputs[:, 0], total, _KnownRows(known, prefix.mask), decoding or Decoding(),
-        covariates=prefix.covariates,
-    )  # fmt: skip
+        prefix.inputs[:, 0], total, given, decoding or Decoding(), covariates=covariates
+    )
 
 
 class _KnownRows(Messenger):

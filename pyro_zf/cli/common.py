@@ -147,6 +147,6 @@ def run_command(command: Callable[[], None]) -> int:
             print(error, file=sys.stderr)
         return 130
     except KeyboardInterrupt:
-        print("interrupted; the last checkpoint remains valid", file=sys.stderr)
+        print("interrupted", file=sys.stderr)
         return 130
     return 0

@@ -40,7 +40,7 @@ from pyro_zf.training import (
     resolve,
     train,
 )
-from pyro_zf.training.checks import check_name
+from pyro_zf.training.checks import check_corruption, check_name
 from pyro_zf.training.config import command_of
 from pyro_zf.training.data import check_data, data_record
 from pyro_zf.training.loop import train_unless_finished
@@ -159,6 +159,7 @@ def _describe(config: TrainConfig) -> None:
         raise UsageError("--dry-run is for new runs: the settings of a run are in its config.json")
     config = resolve(config)
     splits = build_data(config)
+    check_corruption(config, splits.kind)
     model = build_model(config, data_record(splits))
     assert config.batch_size
     batches = make_batches(

@@ -172,6 +172,8 @@ def load_hdf5(
             )  # fmt: skip
     except OSError as error:
         otherwise = f"{path} is damaged or not an HDF5 file"
+        if path.suffix in (".npy", ".npz", ".csv"):
+            otherwise = f"{path} is not an HDF5 file; h5py.File(NAME, 'w')['x'] = array writes one"
         raise DataError(_why(path, error, otherwise)) from error
     notes = stored.notes
     raw = Values(notes["kind"], notes["size"])

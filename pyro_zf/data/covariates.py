@@ -128,5 +128,5 @@ def covariates_of(
         return one_hot([str(x) for x in array], names), names
     values = array.astype(np.float32)
     if not np.isfinite(values).all():
-        raise DataError(f"{where} contains values that are not finite")
+        raise DataError(f"{where}: some values are not finite")
     return values if values.ndim > 1 else values[:, None], None

@@ -23,7 +23,7 @@ from pyro_zf.data.datasets import (
     held_out,
 )
 from pyro_zf.data.store import SPLITS
-from pyro_zf.data.values import Kind, Values
+from pyro_zf.data.values import Kind, Statistics, Values
 
 __all__ = ["splits_of"]
 
@@ -124,8 +124,10 @@ def _read(data: Any, what: str) -> _Found:
             "and the lengths as [(values, lengths)]"
         )
     elif not isinstance(data, (DataLoader, list, tuple)):
+        if isinstance(data, np.ndarray):
+            raise DataError(f"{what} are a NumPy array: give torch.from_numpy(array)")
         raise DataError(
-            f"{what} cannot be a {type(data).__name__}: give Splits, a DataLoader, a tensor, or a mapping of "
+            f"{what} cannot be of type {type(data).__name__}: give Splits, a DataLoader, a tensor, or a mapping of "
             "train, valid and test to these"
         )
     found = _Found([])
@@ -248,7 +250,11 @@ def _values(
     extremes, sampled, whole = (Extreme(-1), Extreme(1)), Sampled(), True
     for i, row in enumerate(rows):
         if row.dtype.kind == "f" and not np.isfinite(row).all():
-            raise DataError("the data contain values that are not finite")
+            flat = row.reshape(len(row), -1)
+            step, place = np.argwhere(~np.isfinite(flat))[0]
+            raise DataError(
+                f"the data contain values that are not finite: sequence {i} has {flat[step, place]} at step {step}"
+            )
         sampled.add(row)
         for extreme in extremes:
             extreme.add(row, "sequence ", i, [row])
@@ -271,6 +277,13 @@ def _values(
         assert start is not None
         return Values("categorical", max(int(high), start) + 1, start=start), why, []
     warnings = sampled.far(extremes) if found in ("real", "counts") else []
+    if found == "real":
+        mean, std = Statistics.of("real", shape[0] if shape else 1, rows).moments_by_dimension()
+        if max(abs(mean).max(), std.max()) > 10 or std.min() < 0.01:
+            warnings.append(
+                f"means of the values are up to {abs(mean).max():.3g} and standard deviations {std.min():.3g} to "
+                f"{std.max():.3g}; they are not normalised here, and training works best near 0 and 1"
+            )
     size = shape[0] if shape else 1
     return Values(found, size, high=int(high) if found == "counts" else 0), why, warnings
 
@@ -294,7 +307,8 @@ def _covariates(
         if any(len(c) < len(row) for c, row in zip(given, rows, strict=True)):
             raise DataError("there are covariates for fewer steps than a sequence has")
         most = max(len(c) for c in given)
-        given = [np.pad(c, ((0, most - len(c)), (0, 0))) for c in given]
+        steps = [len(row) for row in rows]  # what follows is padding and may be anything
+        given = [np.pad(c[:n], ((0, most - n), (0, 0))) for c, n in zip(given, steps, strict=True)]
     values, names = covariates_of(np.stack(given), "covariates of the data")
     ends = np.cumsum([len(part) for part in parts.values()])[:-1]
     return dict(zip(parts, np.split(values, ends), strict=True)), names

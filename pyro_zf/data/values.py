@@ -43,6 +43,11 @@ class Values:
     start: int = 0
     high: int = 0
 
+    @property
+    def normalises(self) -> bool:
+        """Whether real numbers are shifted or scaled."""
+        return bool(np.any(self.mean != 0.0) or np.any(self.std != 1.0))
+
     def targets(
         self, stored: Shaped[np.ndarray, "..."], dtype: torch.dtype | None = None
     ) -> Tensor:
@@ -150,7 +155,8 @@ class Statistics:
 
         Symbols use the frequencies with add-one smoothing, and bits a separate frequency for each value of a
         step. Counts use a geometric distribution with the mean of each value of a step, smoothed in the same
-        way. Real numbers use a Gaussian that is standard normal after normalisation.
+        way. Real numbers use a Gaussian with the mean and standard deviation by which they are normalised, or,
+        if they are not, with those of each value of a step in ``train``.
         """
         if self.kind == "categorical":
             p = (train.sums + 1) / (train.sums + 1).sum()
@@ -163,11 +169,17 @@ class Statistics:
         if self.kind == "counts":
             q = (train.sums + 1) / (train.sums + train.num_steps + 2)  # p(y) = (1 - q) q^y
             return float(-(self.num_steps * np.log1p(-q) + self.sums * np.log(q)).sum())
-        n = self.num_steps
-        mean = values.mean - self.shift
+        n, mean, std = self.num_steps, values.mean, values.std
+        log_std: Any = np.zeros(
+            self.size
+        )  # of the normalised numbers, to which the likelihood refers
+        if not values.normalises:
+            mean, std = train.moments_by_dimension()
+            log_std = np.log(std)
+        mean = mean - self.shift
         deviation = self.squares - 2 * mean * self.sums + n * np.square(mean)
         return float(
-            (0.5 * deviation / np.square(values.std) + 0.5 * n * math.log(2 * math.pi)).sum()
+            (0.5 * deviation / np.square(std) + n * (log_std + 0.5 * math.log(2 * math.pi))).sum()
         )
 
     @classmethod

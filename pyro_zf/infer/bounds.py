@@ -21,6 +21,7 @@ from pyro_zf.infer.fivo import owner_of, particle_filter
 from pyro_zf.infer.sites import (
     Program,
     cancels,
+    check_programs,
     log_prob_of_site,
     sample_sites,
     step_of_site,
@@ -77,10 +78,32 @@ def batch_bounds(
         carry: whether to return the state after the last step, for a batch that continues this one.
 
     Raises:
-        ValueError: if a number is below one, or ``fivo`` is set and the batch has a carried state.
+        ValueError: if a number is below one, if ``fivo`` is set and the batch has a carried state, or if a
+            latent is missing in the guide or counts steps past the end of a sequence.
         TypeError: if ``fivo`` is set and the programs are not those of one model; see
             :class:`~pyro_zf.infer.TraceFIVO`.
     """
+    if batch.lengths is not None:
+        _check(model, guide, batch)
+    return _batch_bounds(model, guide, batch, num_samples, chunk, fivo, carry)
+
+
+def _check(model: Program, guide: Program, batch: SequenceBatch) -> None:
+    """Check the programs, without an effect on the noise of the bounds."""
+    device = batch.inputs.device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        check_programs(model, guide, batch)
+
+
+def _batch_bounds(
+    model: Program,
+    guide: Program,
+    batch: SequenceBatch,
+    num_samples: int,
+    chunk: int,
+    fivo: bool,
+    carry: bool,
+) -> BatchBounds:
     if num_samples < 1 or chunk < 1:
         raise ValueError(f"num_samples and chunk must be at least 1: {num_samples}, {chunk}")
     if fivo and batch.carried is not None:
@@ -280,7 +303,7 @@ def evaluate(
     if isinstance(batches, SequenceBatch):
         raise TypeError("batches are a list or an iterator of SequenceBatch, not one: give [batch]")
     bounds = Bounds(num_samples)
-    end = None
+    end, checked = None, False
     seed = int(torch.randint(2**62, ()))
     for i, (batch, following) in enumerate(itertools.pairwise(itertools.chain(batches, [None]))):
         if i % part[1] != part[0]:
@@ -291,7 +314,10 @@ def evaluate(
         device = batch.inputs.device
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(seed + i)
-            result = batch_bounds(model, guide, batch, num_samples, chunk, fivo, carry)
+            if batch.lengths is not None and not checked:
+                _check(model, guide, batch)
+                checked = True
+            result = _batch_bounds(model, guide, batch, num_samples, chunk, fivo, carry)
         bounds.add(batch, result)
         end = result.end
     return bounds

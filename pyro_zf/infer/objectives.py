@@ -20,7 +20,7 @@ from pyro.util import warn_if_nan
 from torch import Tensor
 
 from pyro_zf.batch import masked
-from pyro_zf.infer.sites import CarriedStates, cancels, check_layouts, is_free_of_kl
+from pyro_zf.infer.sites import CarriedStates, cancels, check_sites, is_free_of_kl
 from pyro_zf.models.base import AUX_PREFIX
 from pyro_zf.sequence import LatentPath, kl_per_step
 
@@ -40,7 +40,7 @@ class Trace_ELBO(pyro.infer.Trace_ELBO):
     ) -> tuple[Trace, Trace]:
         with CarriedStates():
             traces = super()._get_trace(model, guide, args, kwargs)
-        check_layouts(*traces)
+        check_sites(*traces)
         return traces
 
     def differentiable_loss(
@@ -119,7 +119,7 @@ class TraceMeanField_ELBO(pyro.infer.TraceMeanField_ELBO):
         if not _reparametrised(guide_trace):
             raise ValueError(
                 "TraceMeanField_ELBO needs a guide whose latent sites are reparametrised; "
-                "Trace_ELBO does not"
+                "Trace_ELBO (objective elbo-mc) does not"
             )
         # The same sum over sites as in the base class, which cannot be used since it calls .item() on
         # the total.
@@ -143,13 +143,13 @@ class TraceMeanField_ELBO(pyro.infer.TraceMeanField_ELBO):
         with CarriedStates():
             if is_validation_enabled() or isinstance(unwrapped, Messenger):
                 traces = super()._get_trace(model, guide, args, kwargs)
-                check_layouts(*traces)
+                check_sites(*traces)
                 return traces
             # As in the base class, but without the densities of latents, which the KL does not need.
             guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
             replayed = poutine.replay(model, trace=guide_trace)
             model_trace = prune_subsample_sites(poutine.trace(replayed).get_trace(*args, **kwargs))
-        check_layouts(model_trace, guide_trace)
+        check_sites(model_trace, guide_trace)
         model_trace.compute_log_prob(lambda _, site: site["is_observed"])
         return model_trace, prune_subsample_sites(guide_trace)
 
@@ -191,9 +191,11 @@ class TraceIWAE(ELBO):
     Args:
         num_particles: K.
         max_plate_nesting: number of plates of the model; one, over sequences, for the models here.
+        vectorize_particles: as for Pyro's objectives; the particles are always drawn together here.
 
     Raises:
-        ValueError: if K is below one, or a latent site of the guide is not reparametrised.
+        ValueError: if K is below one, ``vectorize_particles`` is False, or a latent site of the guide is not
+            reparametrised.
 
     Example:
         >>> import torch
@@ -204,9 +206,15 @@ class TraceIWAE(ELBO):
         torch.Size([])
     """
 
-    def __init__(self, num_particles: int = 25, max_plate_nesting: int = 1) -> None:
+    def __init__(
+        self, num_particles: int = 25, max_plate_nesting: int = 1, vectorize_particles: bool = True
+    ) -> None:
         if num_particles < 1:
             raise ValueError(f"num_particles must be at least 1, not {num_particles}")
+        if not vectorize_particles:
+            raise ValueError(
+                "TraceIWAE draws its particles together: leave out vectorize_particles"
+            )
         super().__init__(
             num_particles=num_particles,
             max_plate_nesting=max_plate_nesting,
@@ -219,7 +227,10 @@ class TraceIWAE(ELBO):
         """Negative bound minus the auxiliary costs, summed over sequences, in nats."""
         (model_trace, guide_trace) = next(self._get_traces(model, guide, args, kwargs))
         if not _reparametrised(guide_trace):
-            raise ValueError("TraceIWAE needs a guide whose latent sites are reparametrised")
+            raise ValueError(
+                "TraceIWAE needs a guide whose latent sites are reparametrised; Trace_ELBO (objective "
+                "elbo-mc) does not"
+            )
         log_weight, aux = _sums_per_sequence(model_trace, guide_trace)
         if self.num_particles == 1:
             return -(log_weight + aux).sum()
@@ -241,7 +252,7 @@ class TraceIWAE(ELBO):
             traces = get_importance_trace(
                 "flat", self.max_plate_nesting, model, guide, args, kwargs
             )
-        check_layouts(*traces)
+        check_sites(*traces)
         return traces
 
 

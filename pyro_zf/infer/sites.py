@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-import pyro
 import torch
 from jaxtyping import Float
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 
 from pyro_zf.batch import SequenceBatch
@@ -23,7 +23,9 @@ __all__ = [
     "CarriedStates",
     "Program",
     "cancels",
-    "check_layouts",
+    "check_padding",
+    "check_programs",
+    "check_sites",
     "is_free_of_kl",
     "latent_sites",
     "log_prob_of_data",
@@ -85,17 +87,17 @@ def trace_programs(
         if latents is not None:
             program = poutine.condition(model, data=dict(latents))
         model_trace = poutine.trace(program).get_trace(batch)
-    check_layouts(model_trace, guide_trace)
+    check_sites(model_trace, guide_trace)
     return guide_trace, model_trace
 
 
-def check_layouts(model_trace: Trace, guide_trace: Trace) -> None:
-    """Reject a guide with sites per step for a model with one site per path, or the reverse.
+def check_sites(model_trace: Trace, guide_trace: Trace) -> None:
+    """Reject a guide that lacks a latent of the model, or has it in the other layout.
 
-    Pyro would draw the latents of the model from their prior, and warn.
+    Pyro would draw such a latent from its prior, and warn.
 
     Raises:
-        ValueError: for the first latent of the model that the guide has in the other layout.
+        ValueError: for the first latent of the model that the guide lacks.
     """
     for name, site in model_trace.nodes.items():
         if site["type"] != "sample" or site["is_observed"] or name in guide_trace.nodes:
@@ -109,14 +111,69 @@ def check_layouts(model_trace: Trace, guide_trace: Trace) -> None:
                     f"the guide has the site {other} and the model {name}, so the model would ignore the "
                     f'guide: use both in one layout, as by model.using_layout("{layout}")'
                 )
+        if not is_free_of_kl(site) and not isinstance(site["fn"], _Subsample):
+            has = ", ".join(other for other, _ in sample_sites(guide_trace)) or "none"
+            raise ValueError(
+                f"the guide has no site {name}, which is a latent of the model; its sites: {has}"
+            )
+
+
+def check_programs(model: Program, guide: Program, batch: SequenceBatch) -> None:
+    """Run both programs once on a batch, and check their sites.
+
+    Raises:
+        ValueError: as in :func:`check_sites` and :func:`check_padding`.
+    """
+    guide_trace, model_trace = trace_programs(model, guide, batch)
+    check_padding(guide_trace, batch, "guide")
+    check_padding(model_trace, batch, "model")
+
+
+def check_padding(trace: Trace, batch: SequenceBatch, program: str) -> None:
+    """Reject a program in which steps past the end of a sequence have a probability.
+
+    The bound would then contain terms of steps that do not exist, and could exceed the log-likelihood.
+
+    Args:
+        trace: trace of the program on this batch.
+        batch: the sequences.
+        program: "model" or "guide".
+
+    Raises:
+        ValueError: for the first such site.
+    """
+    real = batch.mask
+    if real is None or bool(real.all()):
+        return
+    for name, site in sample_sites(trace):
+        log_prob, event_shape = log_prob_of_site(site), site["fn"].event_shape
+        step = step_of_site(name)
+        if log_prob.shape[-1:] != real.shape[:1]:
+            continue
+        if step is not None and step < batch.num_steps:
+            counted = ((log_prob != 0) & ~real[:, step]).any()
+            way = "enter the context model.real_steps(batch, t) around the site"
+        # A vector of one value per step, other than y, may as well be a latent of the whole sequence.
+        elif event_shape[:1] == real.shape[1:] and (len(event_shape) > 1 or name == "y"):
+            value = site["value"]
+            kept = real.reshape(real.shape + (1,) * (len(event_shape) - 1))
+            changed = torch.where(kept, value, value.flip(-len(event_shape)))
+            # Of a copy, so that both are computed from the values and not from states that a path carries.
+            same, other = (log_prob_of_site({**site, "value": v}) for v in (value.clone(), changed))
+            counted = ~torch.isclose(same, other, rtol=1e-4, equal_nan=True).all()
+            way = "give the mask to its distribution, as in OverTime(distribution, batch.mask)"
+        else:
+            continue
+        if counted:
+            raise ValueError(
+                f"the site {name} of the {program} has a probability at steps past the end of a sequence: {way}"
+            )
 
 
 def sample_sites(trace: Trace) -> Iterator[tuple[str, Any]]:
     """The sample sites of a trace, except plates."""
     for name, site in trace.nodes.items():
-        if site["type"] == "sample" and not isinstance(
-            site["fn"], pyro.poutine.subsample_messenger._Subsample
-        ):
+        if site["type"] == "sample" and not isinstance(site["fn"], _Subsample):
             yield name, site
 
 

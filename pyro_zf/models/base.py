@@ -178,19 +178,19 @@ class SequenceModel(nn.Module):
 
     def model_steps(self, batch: SequenceBatch) -> State:
         """The generative program with one site for each step."""
-        raise NotImplementedError
+        raise _not_defined(self, "model_steps")
 
     def model_time(self, batch: SequenceBatch) -> State:
         """The generative program with one site for the whole sequence."""
-        raise NotImplementedError
+        raise _not_defined(self, "model_time")
 
     def guide_steps(self, batch: SequenceBatch) -> None:
         """The approximate posterior with one site for each step."""
-        raise NotImplementedError
+        raise _not_defined(self, "guide_steps")
 
     def guide_time(self, batch: SequenceBatch) -> None:
         """The approximate posterior with one site for the whole sequence."""
-        raise NotImplementedError
+        raise _not_defined(self, "guide_time")
 
     # Building blocks of the programs
 
@@ -316,7 +316,7 @@ class SequenceModel(nn.Module):
             ValueError: if ``start`` has the wrong shape, or ``num_steps`` is below one.
         """
         batch = SequenceBatch.to_generate(start, num_steps, covariates=covariates)
-        if self.data_size is not None and not emits_symbols(self.emission):
+        if self.data_size is not None and not emits_symbols(getattr(self, "emission", None)):
             if start.dim() != 2 or start.shape[1] != self.data_size:
                 raise ValueError(
                     f"start must be (batch, {self.data_size}), the input of the first step of each "
@@ -376,7 +376,7 @@ class SequenceModel(nn.Module):
             )
         if self.data_size is None:
             return
-        x, symbols = batch.inputs, emits_symbols(self.emission)
+        x, symbols = batch.inputs, emits_symbols(getattr(self, "emission", None))
         if symbols and (x.dim() != 2 or x.is_floating_point()):
             raise ValueError(
                 f"{name} takes symbols, (batch, time) whole numbers, not {tuple(x.shape)} {x.dtype}"
@@ -394,10 +394,13 @@ class SequenceModel(nn.Module):
                 f"the batch holds {x.dtype}, not floating-point numbers: call batch.numeric() for bits, "
                 "or convert the targets with .float()"
             )
-        if x.dtype != expected and not torch.is_autocast_enabled(x.device.type):
-            raise TypeError(
-                f"the batch holds {x.dtype} and the model {expected}: call batch.to(dtype={expected})"
-            )
+        for values in (x, batch.covariates):
+            if values is None or values.dtype == expected or not values.is_floating_point():
+                continue
+            if not torch.is_autocast_enabled(x.device.type):
+                raise TypeError(
+                    f"the batch holds {values.dtype} and the model {expected}: call batch.to(dtype={expected})"
+                )
 
     def __getstate__(self) -> dict[str, Any]:
         # Pyro's parameter store attaches weak references to parameters. They cannot be pickled, and the store
@@ -405,6 +408,13 @@ class SequenceModel(nn.Module):
         for parameter in self.parameters():
             vars(parameter).pop("unconstrained", None)
         return super().__getstate__()  # type: ignore[no-any-return]
+
+
+def _not_defined(model: SequenceModel, name: str) -> NotImplementedError:
+    other = "time" if name.endswith("steps") else "steps"
+    return NotImplementedError(
+        f'{type(model).__name__} does not define {name}: define it, or use layout="{other}"'
+    )
 
 
 class LossModule(nn.Module):

@@ -78,12 +78,17 @@ class LatentPath(TorchDistribution):
         module, kind = self._module
         conditionals = module(*inputs)
         batch_shape, event_shape = inputs[0].shape[:-1], self.event_shape[1:]
+        if not isinstance(conditionals, TorchDistributionMixin):
+            raise TypeError(
+                f"the {kind} {type(module).__name__} gives an object of type {type(conditionals).__name__}, "
+                "not a distribution of pyro.distributions"
+            )
         if (conditionals.batch_shape, conditionals.event_shape) != (batch_shape, event_shape):
             raise ValueError(
                 f"the {kind} {type(module).__name__} gives batch shape "
                 f"{tuple(conditionals.batch_shape)} and event shape {tuple(conditionals.event_shape)} "
-                f"for all steps at once, not {tuple(batch_shape)} and {tuple(event_shape)}; is a "
-                ".to_event(1) missing?"
+                f"for all steps at once, not {tuple(batch_shape)} and {tuple(event_shape)}"
+                + ("" if conditionals.event_shape else "; is a .to_event(1) missing?")
             )
         return conditionals
 

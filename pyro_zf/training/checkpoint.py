@@ -132,8 +132,22 @@ def load_weights(model: torch.nn.Module, checkpoint: dict[str, Any], path: Path)
         model.load_state_dict(checkpoint["model"])
     except (KeyError, RuntimeError, TypeError, AttributeError) as error:
         raise DataError(
-            f"{path} and its config.json belong to different models, or an earlier version has written them"
+            f"{path} does not fit this {type(model).__name__}{_difference(model, checkpoint)}: the settings or "
+            "the model argument are those of another model, or an earlier version has written the file"
         ) from error
+
+
+def _difference(model: torch.nn.Module, checkpoint: dict[str, Any]) -> str:
+    """The first parameter that differs, in parentheses."""
+    saved, own = checkpoint.get("model"), model.state_dict()
+    if not isinstance(saved, dict):
+        return ""
+    for name in [*own, *saved]:
+        shapes = [tuple(x[name].shape) if name in x else None for x in (saved, own)]
+        if shapes[0] != shapes[1]:
+            there, here = ("is missing" if s is None else f"has shape {s}" for s in shapes)
+            return f" ({name} {there} there and {here} here)"
+    return ""
 
 
 def random_state() -> dict[str, Any]:

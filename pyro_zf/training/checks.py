@@ -18,6 +18,7 @@ from pyro_zf.training.options import has_type, misplaced, model_class, option_ty
 __all__ = [
     "UsageError",
     "aux_weights",
+    "check_corruption",
     "check_name",
     "check_names",
     "check_numbers",
@@ -128,6 +129,18 @@ def check_options(
             raise UsageError(
                 f"--{flag} is an option of {', '.join(choices)}, not of {shown}{hints.get(option, '')}"
             )
+
+
+def check_corruption(config: Any, kind: str) -> None:
+    """Reject a corruption of the inputs that does not apply to the kind of the data.
+
+    Raises:
+        UsageError: if numeric inputs are to be dropped, and the data are symbols.
+    """
+    if config.input_dropout and kind == "categorical":
+        raise UsageError(
+            "--input-dropout is for numeric inputs, and those of this data are symbols: use --word-dropout"
+        )
 
 
 def check_names(config: Any) -> None:

@@ -392,7 +392,8 @@ def read_config(run: Path) -> TrainConfig:
     """
     path = run / "config.json"
     if not path.is_file():
-        raise DataError(f"{run} is not a run folder: it has no config.json")
+        export = "; pyro_zf.load reads an export" if (run / "model.safetensors").is_file() else ""
+        raise DataError(f"{run} is not a run folder: it has no config.json{export}")
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:

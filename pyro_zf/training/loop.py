@@ -16,6 +16,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import pyro
 import torch
 from filelock import FileLock, Timeout
@@ -25,6 +26,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from pyro_zf.analysis import save_run_figures
 from pyro_zf.batch import SequenceBatch
 from pyro_zf.data import DataError, Splits, StreamBatches, make_batches, splits_of
+from pyro_zf.data.datasets import SequenceDataset
 from pyro_zf.infer import (
     OBJECTIVES,
     SVI,
@@ -36,7 +38,9 @@ from pyro_zf.infer import (
     WordDropout,
     batch_bounds,
 )
+from pyro_zf.infer.sites import check_programs
 from pyro_zf.models import LatentSequenceModel, SequenceModel
+from pyro_zf.models.base import local_parameters
 from pyro_zf.nn.cells import cpu_has_bfloat16
 from pyro_zf.sequence import recurrence_in_use
 from pyro_zf.training.checkpoint import (
@@ -46,7 +50,7 @@ from pyro_zf.training.checkpoint import (
     restore_random_state,
     save_checkpoint,
 )
-from pyro_zf.training.checks import UsageError, without_effect
+from pyro_zf.training.checks import UsageError, check_corruption, without_effect
 from pyro_zf.training.config import (
     TrainConfig,
     check_same_settings,
@@ -220,6 +224,27 @@ def _train(
         return _train_in(run, resuming, config, model, data, processes, held)
 
 
+def _check_model(
+    model: SequenceModel, objective: Any, dataset: SequenceDataset, device: torch.device
+) -> None:
+    """Run the programs and the objective once on two sequences, if possible of different lengths.
+
+    Raises:
+        UsageError: if the guide lacks a latent or does not suit the objective, or if steps past the end of a
+            sequence count.
+    """
+    lengths = dataset.lengths
+    pair = [0, len(dataset) - 1] if lengths is None else [lengths.argmin(), lengths.argmax()]
+    batch = dataset.batch(np.array(pair)).to(device)
+    noise = torch.random.fork_rng([device] if device.type == "cuda" else [])
+    with torch.no_grad(), noise, local_parameters():
+        try:
+            check_programs(model.model, model.guide, batch)
+            objective.differentiable_loss(model.model, model.guide, batch)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+
+
 def _train_in(
     run: Path,
     resuming: bool,
@@ -253,15 +278,17 @@ def _train_in(
         raise UsageError(
             "--objective fivo filters whole sequences: use --carry-state False for independent segments"
         )
-    if config.input_dropout and splits.kind == "categorical":
-        raise UsageError(
-            "--input-dropout is for numeric inputs, and those of this data are symbols: use --word-dropout"
-        )
+    check_corruption(config, splits.kind)
     # Without gradients, a larger batch fits into the same memory. The number of streams stays the same, since
     # a few long streams are better than many short ones.
     eval_batch = config.batch_size if carried else 4 * config.batch_size
     valid_batches = make_batches(splits.valid, eval_batch, limit=config.valid_sequences)
     test_batches = make_batches(splits.test, eval_batch, limit=config.test_sequences)
+    free_bits = {"free_bits": config.free_bits} if config.free_bits else {}
+    objective = OBJECTIVES[config.objective](config.num_particles, **free_bits)
+    if not resuming and carried is None:
+        # Before there is a folder, so that a model that does not run leaves none.
+        _check_model(model, objective, splits.train, device)
     if processes.size > 1 and config.cuda_graph == "on":
         raise UsageError("--cuda-graph on is for a single process")
     by_graphs = (
@@ -281,9 +308,7 @@ def _train_in(
         carried.model if carried else model.model,
         model.guide,
         optimiser,
-        OBJECTIVES[config.objective](
-            config.num_particles, **({"free_bits": config.free_bits} if config.free_bits else {})
-        ),
+        objective,
         clip_norm=config.clip_norm,
         loss_context=bf16 if config.precision == "bf16" else None,
         skip_non_finite=not by_graphs,
@@ -532,6 +557,10 @@ def _train_in(
     with stop_on_signal() as stop, redirected, bar:
         if progress.validating:  # the validation at which the run was interrupted
             validate()
+        if resuming and _finished(config, progress):
+            log.info(
+                "update %d is at or past the limit: there is nothing left to train", progress.update
+            )
         batches = train_batches.epoch(progress.epoch, progress.batch, device)
         while not _finished(config, progress):
             batch = next(batches, None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from pyro_zf.training.data import build_data, check_data, check_same_data, data_
 from pyro_zf.training.options import model_class
 
 __all__ = ["build_model", "load_run", "prepare_model"]
+
+log = logging.getLogger(__name__)
 
 _EMISSIONS = {
     "binary": "bernoulli", "real": "gaussian", "counts": "negative-binomial",
@@ -89,13 +92,18 @@ def prepare_model(config: TrainConfig, model: SequenceModel, data: Mapping[str, 
     """
     if not isinstance(model, SequenceModel):
         how = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
-        raise TypeError(f"model must be an instance of a SequenceModel, not {how}")
+        raise TypeError(
+            f"model must be an instance of a SequenceModel, not {how}: derive your class from "
+            "pyro_zf.models.SequenceModel or one of its subclasses"
+        )
     name, size = type(model).__name__, model.data_size
-    kinds = declared(model.emission, "kinds", None)
+    emission = getattr(model, "emission", None)  # a model of one's own may do without
+    kinds = declared(emission, "kinds", None) if emission is not None else None
     if kinds is not None and data["kind"] not in kinds:
         raise UsageError(
             f"the emission of {name} is for {' and '.join(kinds)} data, but the values in {data['name']} are "
             f"{data['kind']}"
+            + ("; splits_of(data, kind=...) sets their kind" if config.own_data else "")
         )
     fits = size == data["size"] or (data["kind"] == "categorical" and (size or 0) > data["size"])
     if size is not None and not fits:
@@ -114,8 +122,18 @@ def prepare_model(config: TrainConfig, model: SequenceModel, data: Mapping[str, 
             ("objective", config.objective == "fivo"),
         ):
             if given:
+                if model.has_latents:
+                    raise UsageError(
+                        f"--{flag} requires a LatentSequenceModel, which {name} is not"
+                    )
                 raise UsageError(f"--{flag} applies to latents, but {name} has none")
-    _check_max_count(getattr(model.emission, "max_count", None), data)
+    for weight, start in (("kl_weight", config.kl_start), ("aux_weight", config.aux_start)):
+        if (own := float(getattr(model, weight))) not in (1.0, start):
+            log.warning(
+                "%s of the model is %g; training sets it, from %g on (--%s-start)",
+                weight, own, start, weight.split("_")[0],
+            )  # fmt: skip
+    _check_max_count(getattr(emission, "max_count", None), data)
     if config.time_chunk is not None:
         model.time_chunk = config.time_chunk
     if isinstance(model, LatentSequenceModel) and config.core != "auto":

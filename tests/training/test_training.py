@@ -597,5 +597,5 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
     config = (run / "config.json").read_text()
     (run / "config.json").write_text(config.replace('"hidden_size": 8', '"hidden_size": 9'))
     for action in (lambda: train(TrainConfig.of(resume=run)), lambda: load_run(run)):
-        with pytest.raises(DataError, match=r"its config\.json belong to different models"):
+        with pytest.raises(DataError, match=r"does not fit this \w+ \(.* shape .*\): the settings"):
             action()
