@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyro
 import pytest
 import torch
 from torch import Tensor
@@ -520,3 +522,99 @@ def test_an_export_overwrites_nothing(tmp_path: Path) -> None:
     ours = pyro_zf.load(file, model=VRNN(4, **SIZES)).state_dict()
     theirs = pyro_zf.load(tmp_path / "run", model=VRNN(4, **SIZES)).state_dict()
     assert all(torch.equal(ours[k], x) for k, x in theirs.items())
+
+
+class Plain(SequenceModel):
+    """A model of one's own, of one layout and without an emission."""
+
+    def __init__(self) -> None:
+        super().__init__(layout="steps")
+        self.rate = torch.nn.Parameter(torch.zeros(4))
+
+    def model_steps(self, batch: SequenceBatch) -> Any:
+        with self.sequences(batch):
+            for t in range(batch.num_steps):
+                with self.real_steps(batch, t):
+                    y = pyro.distributions.Bernoulli(logits=self.rate).to_event(1)
+                    pyro.sample(f"y_{t + 1}", y, obs=self.target_at(batch, t))
+        return ()
+
+    def guide_steps(self, batch: SequenceBatch) -> None:
+        pass
+
+
+class Forgetful(Plain):
+    """The same, but it counts the steps past the end."""
+
+    def real_steps(self, batch: SequenceBatch, t: int) -> Any:
+        return contextlib.nullcontext()
+
+
+def test_a_model_without_an_emission(tmp_path: Path) -> None:
+    """It is trained; a mistake in it is found before there is a folder, so the next try has its name."""
+    data = DataLoader(TensorDataset(BITS, LENGTHS), batch_size=7)
+    with pytest.raises(
+        UsageError, match="the site y_2 of the model has a probability at steps past"
+    ):
+        train(config(tmp_path), model=Forgetful(), data=data)
+    other = Plain()
+    other.layout = "time"
+    with pytest.raises(NotImplementedError, match=r'not define guide_time: .* layout="steps"'):
+        train(config(tmp_path), model=other, data=data)
+    assert not (tmp_path / "run").exists()
+    summary = train(config(tmp_path, learning_rate=0.1), model=Plain(), data=data)
+    assert summary["test_elbo_nats_per_step"] == pytest.approx(-4 * math.log(2), rel=0.1)
+
+
+def test_weights_of_a_model_that_training_sets_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING, "pyro_zf")
+    train(config(tmp_path, kl_start=0.2), model=VRNN(4, **SIZES), data=BITS)
+    assert not [x for x in caplog.messages if "kl_weight" in x]
+    train(config(tmp_path / "other"), model=VRNN(4, kl_weight=0.5, **SIZES), data=BITS)
+    assert (
+        "kl_weight of the model is 0.5; training sets it, from 1 on (--kl-start)" in caplog.messages
+    )
+
+
+def test_the_baseline_of_values_that_are_not_normalised(caplog: pytest.LogCaptureFixture) -> None:
+    """A Gaussian with the moments of the training data; its entropy if the test data are the same."""
+    caplog.set_level(logging.WARNING, "pyro_zf")
+    values = torch.tensor([20.0, -300.0]) + torch.tensor([4.0, 0.5]) * torch.randn(30, 8, 2)
+    splits = splits_of({"train": values, "valid": values, "test": values})
+    steps = values.reshape(-1, 2).double()
+    normal = torch.distributions.Normal(steps.mean(0), steps.std(0, correction=0))
+    assert splits.marginal_nats() == pytest.approx(
+        -normal.log_prob(steps).sum().item() / 30, rel=1e-4
+    )
+    assert any("not normalised here" in x for x in caplog.messages)
+    caplog.clear()
+    splits_of({"train": values[:20] / 400, "valid": values[20:25] / 400, "test": values[25:] / 400})
+    assert any("standard deviations 0.00" in x for x in caplog.messages)
+    caplog.clear()
+    splits_of(torch.randn(30, 8, 2))
+    assert not caplog.messages
+
+
+def test_padding_of_covariates_may_be_anything() -> None:
+    covariates = torch.randn(60, 6, 2)
+    past = torch.arange(6) >= LENGTHS[:, None]
+    covariates[past] = math.nan
+    splits = splits_of(DataLoader(TensorDataset(BITS, LENGTHS, covariates), batch_size=7))
+    given = splits.train.batch(np.arange(len(splits.train))).covariates
+    assert given is not None
+    assert given.isfinite().all()
+    covariates[3, 0] = math.nan
+    with pytest.raises(DataError, match="covariates of the data: some values are not finite"):
+        splits_of(DataLoader(TensorDataset(BITS, LENGTHS, covariates), batch_size=7))
+
+
+def test_a_finished_run_that_is_resumed_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    train(config(tmp_path), model=VRNN(4, **SIZES), data=BITS)
+    caplog.set_level(logging.INFO, "pyro_zf")
+    again = TrainConfig(resume=tmp_path / "run", max_updates=3)
+    assert train(again, model=VRNN(4, **SIZES), data=BITS)["updates"] == 6
+    assert "update 6 is at or past the limit: there is nothing left to train" in caplog.messages

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pyro.distributions as dist
@@ -329,6 +330,31 @@ def test_prefixes_of_several_lengths_are_continued_from_their_own_end() -> None:
         assert far.tolist() == [True] * n + [False] * (9 - n)
     with pytest.raises(ValueError, match="one of them has length 0"):
         continue_prefix(model, random_batch(num_sequences=2, lengths=[3, 0]), 2)
+
+
+def test_a_prefix_with_covariates_that_change_in_time() -> None:
+    """Constant covariates give what covariates of the sequence give; later ones change later steps alone."""
+    model = ZForcing(DATA, covariate_size=2, **SIZES).eval()
+    prefix = random_batch(num_sequences=3, num_steps=4, lengths=[4, 2, 3])
+    c = torch.randn(3, 2)
+
+    def continued(covariates: Any, later: Any = None) -> Any:
+        torch.manual_seed(1)
+        batch = dataclasses.replace(prefix, covariates=covariates)
+        return continue_prefix(model, batch, 3, covariates=later)
+
+    steady = c.unsqueeze(1).expand(-1, 7, -1)
+    expected = continued(c)
+    torch.testing.assert_close(continued(steady[:, :4], steady), expected)
+    changed = steady.clone()
+    changed[:, 5:] = 100.0
+    other = continued(steady[:, :4], changed)
+    torch.testing.assert_close(other[:, :5], expected[:, :5])
+    assert (other[:, 5:] != expected[:, 5:]).any()
+    with pytest.raises(
+        ValueError, match=r"those of all 7 steps are needed: .* shape \(batch, 7, 2\)"
+    ):
+        continued(steady[:, :4])
 
 
 def test_handlers_around_a_call_see_no_sites() -> None:
