@@ -24,10 +24,9 @@ from pyro_zf.analysis import bound_in_training
 from pyro_zf.analysis.report import best_evaluations, summary_diagnostics, with_error
 from pyro_zf.reproduce import TABLES
 from pyro_zf.reproduce.results import markdown_table
-from pyro_zf.training import read_config, read_metrics
+from pyro_zf.training import TrainConfig, read_config, read_metrics, resolve
 from pyro_zf.training.config import command_of
 from pyro_zf.training.evaluation import read_evaluations
-from pyro_zf.training.presets import PRESETS
 from pyro_zf.training.record import json_text, read_json
 
 FOLDER = Path(__file__).parent
@@ -194,7 +193,7 @@ def generated_defaults() -> str:
                 cells.append("")
                 continue
             gain = of["bound"] - of["baseline"]
-            earlier = of["learning_rate"] != PRESETS[dataset]["small"]["learning_rate"]
+            earlier = of["learning_rate"] != default_rate(dataset, model)
             cells.append(f"{gain:+,.1f}{'*' * earlier} (KL {of['KL']:,.1f}; {of['updates']:,})")
         lines.append(cells)
     heads = [
@@ -202,6 +201,11 @@ def generated_defaults() -> str:
         for d in datasets
     ]
     return "\n".join(markdown_table(["system", *heads], lines))
+
+
+def default_rate(dataset: str, model: str) -> float | None:
+    """The learning rate of the preset without a GPU."""
+    return resolve(TrainConfig.of(dataset=dataset, model=model, device="cpu")).learning_rate
 
 
 def generated_summary() -> str:

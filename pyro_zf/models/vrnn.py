@@ -89,6 +89,13 @@ class VRNN(LatentSequenceModel):
         given = {k: x for k, x in options.items() if x is not None}
         super().__init__(data_size, name=name, **{**layers, **given})
 
+    @classmethod
+    def preset(cls, dataset: str, preset: str, settings: dict[str, Any]) -> dict[str, Any]:
+        """The learning rate for speech: at the 4e-3 of other systems, training diverges after a thousand updates."""
+        if preset == "small" and dataset in ("timit", "blizzard", "wav"):
+            return {"learning_rate": 1e-3}
+        return {}
+
     def build_cell(self, input_size: int, latent_size: int) -> Cell:
         return ReadsPreviousLatent(super().build_cell(input_size, latent_size), latent_size)
 

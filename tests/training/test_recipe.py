@@ -234,3 +234,15 @@ def test_the_command_of_a_run_gives_its_settings(settings: dict[str, Any]) -> No
 def test_settings_of_a_recipe(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         resolve(TrainConfig.of(**settings))
+
+
+def test_the_learning_rate_of_vrnn_on_speech() -> None:
+    """Lower than that of other systems, with which it diverges; settings and other presets are kept."""
+
+    def rate(**settings: Any) -> float | None:
+        return resolve(TrainConfig.of(device="cpu", **settings)).learning_rate
+
+    assert rate(dataset="blizzard", model="vrnn") == rate(dataset="timit", model="vrnn-i") == 1e-3
+    assert rate(dataset="blizzard", model="srnn") == rate(dataset="mnist", model="vrnn") == 4e-3
+    assert rate(dataset="timit", model="vrnn", learning_rate=2e-3) == 2e-3
+    assert rate(dataset="blizzard", model="vrnn", preset="paper") == 3e-4
