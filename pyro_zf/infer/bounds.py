@@ -57,7 +57,6 @@ class BatchBounds:
     end: tuple[Tensor, ...] | None = None
 
 
-@torch.no_grad()
 def batch_bounds(
     model: Program,
     guide: Program,
@@ -88,6 +87,7 @@ def batch_bounds(
     return _batch_bounds(model, guide, batch, num_samples, chunk, fivo, carry)
 
 
+@torch.no_grad()
 def _check(model: Program, guide: Program, batch: SequenceBatch) -> None:
     """Check the programs, without an effect on the noise of the bounds."""
     device = batch.inputs.device
@@ -95,6 +95,7 @@ def _check(model: Program, guide: Program, batch: SequenceBatch) -> None:
         check_programs(model, guide, batch)
 
 
+@torch.no_grad()
 def _batch_bounds(
     model: Program,
     guide: Program,

@@ -237,7 +237,7 @@ def _check_model(
     pair = [0, len(dataset) - 1] if lengths is None else [lengths.argmin(), lengths.argmax()]
     batch = dataset.batch(np.array(pair)).to(device)
     noise = torch.random.fork_rng([device] if device.type == "cuda" else [])
-    with torch.no_grad(), noise, local_parameters():
+    with noise, local_parameters():
         try:
             check_programs(model.model, model.guide, batch)
             objective.differentiable_loss(model.model, model.guide, batch)

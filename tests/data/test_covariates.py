@@ -96,7 +96,7 @@ def test_columns_of_hdf5(kind: str, tmp_path: Path) -> None:
         ({}, "d", "has no array data_d or d to condition on; it has data"),
         ({"c": np.zeros(3)}, "c", "c has 3 rows, but data has 4"),
         ({"c": np.array([0, 1, -1, 2])}, "c", "classes must be whole numbers from 0 to 999"),
-        ({"c": np.array([0.0, 1.0, np.nan, 2.0])}, "c", "values that are not finite"),
+        ({"c": np.array([0.0, 1.0, np.nan, 2.0])}, "c", "c: some values are not finite"),
         ({"c": np.zeros((4, 3, 2))}, "c", "c has 3 steps, but data has 5"),
         ({"c": np.zeros((4, 2, 2, 2))}, "c", r"covariates must be numbers of shape \(N,\)"),
     ],

@@ -90,6 +90,8 @@ def test_no_graph_is_kept() -> None:
     model, batch = MODELS["paper"](), random_batch()
     bounds = batch_bounds(model.model, model.guide, batch)
     assert not any(getattr(bounds, name).requires_grad for name in ("elbo", "iwae", "kl"))
+    whole = evaluate(model.model, model.guide, [batch])
+    assert not any(x.requires_grad for values in whole._values.values() for x in values)
 
 
 class LargestTensor(TorchDispatchMode):
