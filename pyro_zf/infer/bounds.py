@@ -57,6 +57,7 @@ class BatchBounds:
     end: tuple[Tensor, ...] | None = None
 
 
+@torch.no_grad()
 def batch_bounds(
     model: Program,
     guide: Program,
@@ -83,16 +84,8 @@ def batch_bounds(
             :class:`~pyro_zf.infer.TraceFIVO`.
     """
     if batch.lengths is not None:
-        _check(model, guide, batch)
-    return _batch_bounds(model, guide, batch, num_samples, chunk, fivo, carry)
-
-
-@torch.no_grad()
-def _check(model: Program, guide: Program, batch: SequenceBatch) -> None:
-    """Check the programs, without an effect on the noise of the bounds."""
-    device = batch.inputs.device
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
         check_programs(model, guide, batch)
+    return _batch_bounds(model, guide, batch, num_samples, chunk, fivo, carry)
 
 
 @torch.no_grad()
@@ -316,7 +309,8 @@ def evaluate(
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(seed + i)
             if batch.lengths is not None and not checked:
-                _check(model, guide, batch)
+                with torch.no_grad():
+                    check_programs(model, guide, batch)
                 checked = True
             result = _batch_bounds(model, guide, batch, num_samples, chunk, fivo, carry)
         bounds.add(batch, result)

@@ -119,14 +119,22 @@ def check_sites(model_trace: Trace, guide_trace: Trace) -> None:
 
 
 def check_programs(model: Program, guide: Program, batch: SequenceBatch) -> None:
-    """Run both programs once on a batch, and check their sites.
+    """Run both programs once on a batch, and check their sites. The random numbers that follow are unaffected.
 
     Raises:
         ValueError: as in :func:`check_sites` and :func:`check_padding`.
     """
-    guide_trace, model_trace = trace_programs(model, guide, batch)
-    check_padding(guide_trace, batch, "guide")
-    check_padding(model_trace, batch, "model")
+    device = batch.inputs.device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        guide_trace, model_trace = trace_programs(model, guide, batch)
+        check_padding(guide_trace, batch, "guide")
+        check_padding(model_trace, batch, "model")
+
+
+def _log_prob_of(site: Any, value: Tensor) -> Tensor:
+    """Log-probability of a value at a site, with the same dropout at each call."""
+    torch.manual_seed(0)
+    return log_prob_of_site({**site, "value": value})
 
 
 def check_padding(trace: Trace, batch: SequenceBatch, program: str) -> None:
@@ -159,7 +167,7 @@ def check_padding(trace: Trace, batch: SequenceBatch, program: str) -> None:
             kept = real.reshape(real.shape + (1,) * (len(event_shape) - 1))
             changed = torch.where(kept, value, value.flip(-len(event_shape)))
             # Of a copy, so that both are computed from the values and not from states that a path carries.
-            same, other = (log_prob_of_site({**site, "value": v}) for v in (value.clone(), changed))
+            same, other = (_log_prob_of(site, v) for v in (value.clone(), changed))
             counted = ~torch.isclose(same, other, rtol=1e-4, equal_nan=True).all()
             way = "give the mask to its distribution, as in OverTime(distribution, batch.mask)"
         else:

@@ -82,6 +82,13 @@ def test_a_model_that_counts_steps_past_the_end_is_refused() -> None:
         batch_bounds(model.model, model.guide, random_batch(lengths=[7, 3, 1, 5, 2]))
 
 
+def test_dropout_is_no_probability() -> None:
+    """In training mode densities are random, also where every step past the end is masked."""
+    model = ZForcing(DATA, emission="autoregressive-bernoulli", dropout=0.5, **SIZES).train()
+    for _ in range(5):
+        batch_bounds(model.model, model.guide, random_batch(lengths=[7, 3, 1, 5, 2]))
+
+
 def test_the_check_leaves_the_noise_as_it_is() -> None:
     model, batch = ZForcing(DATA, **SIZES), random_batch(lengths=[7, 3, 1, 5, 2])
     torch.manual_seed(3)
