@@ -101,26 +101,28 @@ def table_of(stem: str) -> dict[str, Any]:
     return read_json(STORED / f"{stem}.json")
 
 
+def by_size(evaluations: list[dict[str, Any]]) -> dict[tuple[int, int], dict[str, Any]]:
+    """Evaluations by their numbers of samples and sequences."""
+    return {(e["num_samples"], e["num_sequences"]): e for e in evaluations}
+
+
 def bounds_table(runs: list[dict[str, Any]]) -> str:
     """Bounds of each run on test data, with a column for each kind of bound."""
-    columns = sorted(
-        {(e["num_samples"], e["num_sequences"]) for run in runs for e in run["evaluations"]}
-    )
+    columns = sorted({size for run in runs for size in by_size(run["evaluations"])})
+    fits = sorted({size for run in runs for size in by_size(run["train"])})
     sign, minus, better = bound_sign(runs)
     bits = "elbo_bits_per_character" in runs[0]["test"]
-    trained = {(e["num_samples"], e["num_sequences"]) for run in runs for e in run.get("train", [])}
     heads = [
         f"nats per {runs[0]['unit']}, {better} is better",
         f"{minus}ELBO, k = 1, N = {runs[0]['test']['num_sequences']:,}",
         *(["the same in bits per character"] if bits else []), "KL",
         *(f"{minus}IWAE, k = {k:,}, N = {n:,}" for k, n in columns),
-        *(f"{minus}ELBO of training data, k = {k:,}, N = {n:,}" for k, n in sorted(trained)), "active units of z", "parameters", "updates",
-        "minutes", "seed",
+        *(f"{minus}ELBO of training data, k = {k:,}, N = {n:,}" for k, n in fits),
+        "active units of z", "parameters", "updates", "minutes", "seed",
     ]  # fmt: skip
     lines = []
     for run in runs:
-        of = {(e["num_samples"], e["num_sequences"]): e for e in run["evaluations"]}
-        fit = {(e["num_samples"], e["num_sequences"]): e for e in run.get("train", [])}
+        of, fit = by_size(run["evaluations"]), by_size(run["train"])
         test = run["test"]
         active = f"{test['active_units']} of {test['latent_units']}" if run["has_latents"] else ""
         lines.append([
@@ -128,7 +130,7 @@ def bounds_table(runs: list[dict[str, Any]]) -> str:
             *([f"{test['elbo_bits_per_character']:.3f}"] if bits else []),
             with_error(test, "kl_nats_per_sequence") if run["has_latents"] else "",
             *(with_error(of[c], "iwae_nats_per_sequence", sign) if c in of and run["has_latents"] else "" for c in columns),
-            *(with_error(fit[c], "elbo_nats_per_sequence", sign) if c in fit else "" for c in sorted(trained)),
+            *(with_error(fit[c], "elbo_nats_per_sequence", sign) if c in fit else "" for c in fits),
             active, f"{run['parameters']:,}", f"{run['updates']:,}", f"{run['minutes']:g}", str(run["seed"]),
         ])  # fmt: skip
     return "\n".join(markdown_table(heads, lines))

@@ -192,7 +192,7 @@ def resample_latents(
 
 @torch.no_grad()
 def free_running(model: SequenceModel, batch: SequenceBatch) -> FreeRunning:
-    """Score sequences under teacher forcing and in free running; see :class:`FreeRunning`."""
+    """Score sequences under teacher forcing and free running; see :class:`FreeRunning`."""
     assert batch.targets is not None
     latents = _latents(model, _posterior(model, batch))
     with model.using_layout("steps"):

@@ -23,7 +23,7 @@ from pyro_zf.data.datasets import (
     held_out,
 )
 from pyro_zf.data.store import SPLITS
-from pyro_zf.data.values import Kind, Statistics, Values
+from pyro_zf.data.values import Kind, Values
 
 __all__ = ["splits_of"]
 
@@ -94,12 +94,21 @@ def splits_of(data: Any, kind: Kind | None = None) -> Splits:
     findings += [f"{split}: {len(dataset):,} sequences" for split, dataset in datasets.items()]
     if empty:
         findings.append(f"{empty:,} sequences of length 0 were left out")
-    for warning in warnings:
-        log.warning("the data: %s", warning)
-    return Splits.of(
+    splits = Splits.of(
         datasets, DataSource("data given in Python", how, False), findings=tuple(findings),
         covariate_names=names,
     )  # fmt: skip
+    if splits.kind == "real":
+        mean, std = splits.statistics("train").moments_by_dimension()
+        if max(abs(mean).max(), std.max()) > 10 or std.min() < 0.01:
+            warnings.append(
+                f"the means of the values are up to {abs(mean).max():.3g} and their standard deviations "
+                f"{std.min():.3g} to {std.max():.3g}; they are not normalised here, and training works best "
+                "near 0 and 1"
+            )
+    for warning in warnings:
+        log.warning("the data: %s", warning)
+    return splits
 
 
 Row = tuple[np.ndarray, "np.ndarray | None"]
@@ -277,13 +286,6 @@ def _values(
         assert start is not None
         return Values("categorical", max(int(high), start) + 1, start=start), why, []
     warnings = sampled.far(extremes) if found in ("real", "counts") else []
-    if found == "real":
-        mean, std = Statistics.of("real", shape[0] if shape else 1, rows).moments_by_dimension()
-        if max(abs(mean).max(), std.max()) > 10 or std.min() < 0.01:
-            warnings.append(
-                f"means of the values are up to {abs(mean).max():.3g} and standard deviations {std.min():.3g} to "
-                f"{std.max():.3g}; they are not normalised here, and training works best near 0 and 1"
-            )
     size = shape[0] if shape else 1
     return Values(found, size, high=int(high) if found == "counts" else 0), why, warnings
 

@@ -170,9 +170,7 @@ class Statistics:
             q = (train.sums + 1) / (train.sums + train.num_steps + 2)  # p(y) = (1 - q) q^y
             return float(-(self.num_steps * np.log1p(-q) + self.sums * np.log(q)).sum())
         n, mean, std = self.num_steps, values.mean, values.std
-        log_std: Any = np.zeros(
-            self.size
-        )  # of the normalised numbers, to which the likelihood refers
+        log_std: Any = 0.0  # of the normalised numbers, to which the likelihood refers
         if not values.normalises:
             mean, std = train.moments_by_dimension()
             log_std = np.log(std)

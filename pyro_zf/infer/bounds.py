@@ -21,7 +21,7 @@ from pyro_zf.infer.fivo import owner_of, particle_filter
 from pyro_zf.infer.sites import (
     Program,
     cancels,
-    check_programs,
+    check_padding,
     log_prob_of_site,
     sample_sites,
     step_of_site,
@@ -83,21 +83,21 @@ def batch_bounds(
         TypeError: if ``fivo`` is set and the programs are not those of one model; see
             :class:`~pyro_zf.infer.TraceFIVO`.
     """
-    if batch.lengths is not None:
-        check_programs(model, guide, batch)
-    return _batch_bounds(model, guide, batch, num_samples, chunk, fivo, carry)
+    check_padding(model, guide, batch)
+    return unchecked_bounds(model, guide, batch, num_samples, chunk, fivo, carry)
 
 
 @torch.no_grad()
-def _batch_bounds(
+def unchecked_bounds(
     model: Program,
     guide: Program,
     batch: SequenceBatch,
-    num_samples: int,
-    chunk: int,
-    fivo: bool,
-    carry: bool,
+    num_samples: int = 1,
+    chunk: int = 25,
+    fivo: bool = False,
+    carry: bool = False,
 ) -> BatchBounds:
+    """:func:`batch_bounds` of programs that were checked on another batch."""
     if num_samples < 1 or chunk < 1:
         raise ValueError(f"num_samples and chunk must be at least 1: {num_samples}, {chunk}")
     if fivo and batch.carried is not None:
@@ -310,9 +310,9 @@ def evaluate(
             torch.manual_seed(seed + i)
             if batch.lengths is not None and not checked:
                 with torch.no_grad():
-                    check_programs(model, guide, batch)
+                    check_padding(model, guide, batch)
                 checked = True
-            result = _batch_bounds(model, guide, batch, num_samples, chunk, fivo, carry)
+            result = unchecked_bounds(model, guide, batch, num_samples, chunk, fivo, carry)
         bounds.add(batch, result)
         end = result.end
     return bounds

@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import pyro
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 
 from pyro_zf.batch import SequenceBatch
@@ -24,7 +24,6 @@ __all__ = [
     "Program",
     "cancels",
     "check_padding",
-    "check_programs",
     "check_sites",
     "is_free_of_kl",
     "latent_sites",
@@ -99,8 +98,8 @@ def check_sites(model_trace: Trace, guide_trace: Trace) -> None:
     Raises:
         ValueError: for the first latent of the model that the guide lacks.
     """
-    for name, site in model_trace.nodes.items():
-        if site["type"] != "sample" or site["is_observed"] or name in guide_trace.nodes:
+    for name, site in sample_sites(model_trace):
+        if site["is_observed"] or name in guide_trace.nodes:
             continue
         whole, _, number = name.rpartition("_")
         if not number.isdecimal():
@@ -111,24 +110,56 @@ def check_sites(model_trace: Trace, guide_trace: Trace) -> None:
                     f"the guide has the site {other} and the model {name}, so the model would ignore the "
                     f'guide: use both in one layout, as by model.using_layout("{layout}")'
                 )
-        if not is_free_of_kl(site) and not isinstance(site["fn"], _Subsample):
+        if not is_free_of_kl(site):
             has = ", ".join(other for other, _ in sample_sites(guide_trace)) or "none"
             raise ValueError(
                 f"the guide has no site {name}, which is a latent of the model; its sites: {has}"
             )
 
 
-def check_programs(model: Program, guide: Program, batch: SequenceBatch) -> None:
-    """Run both programs once on a batch, and check their sites. The random numbers that follow are unaffected.
+def check_padding(model: Program, guide: Program, batch: SequenceBatch) -> None:
+    """Reject programs in which steps past the end of a sequence have a probability.
+
+    A bound would then contain terms of steps that do not exist, and could exceed the log-likelihood. Both
+    programs are run once, unless the batch has no padding. The random numbers that follow are unaffected.
 
     Raises:
-        ValueError: as in :func:`check_sites` and :func:`check_padding`.
+        ValueError: for the first such site; or as in :func:`check_sites`.
     """
+    real = batch.mask
+    if real is None or bool(real.all()):
+        return
     device = batch.inputs.device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         guide_trace, model_trace = trace_programs(model, guide, batch)
-        check_padding(guide_trace, batch, "guide")
-        check_padding(model_trace, batch, "model")
+        for program, trace in (("guide", guide_trace), ("model", model_trace)):
+            for name, site in sample_sites(trace):
+                if way := _counts_padding(name, site, real):
+                    raise ValueError(
+                        f"the site {name} of the {program} has a probability at steps past the end of a "
+                        f"sequence: {way}"
+                    )
+
+
+def _counts_padding(name: str, site: Any, real: Bool[Tensor, "batch time"]) -> str | None:
+    """What to do if the log-probability of a site depends on steps past the end, or None."""
+    log_prob, event_shape = log_prob_of_site(site), site["fn"].event_shape
+    if log_prob.shape[-1:] != real.shape[:1]:
+        return None
+    step = step_of_site(name)
+    if step is not None and step < real.shape[1]:
+        if ((log_prob != 0) & ~real[:, step]).any():
+            return "enter the context model.real_steps(batch, t) around the site"
+    # A vector of one value per step, other than y, may as well be a latent of the whole sequence.
+    elif event_shape[:1] == real.shape[1:] and (len(event_shape) > 1 or name == "y"):
+        value = site["value"]
+        kept = real.reshape(real.shape + (1,) * (len(event_shape) - 1))
+        changed = torch.where(kept, value, value.flip(-len(event_shape)))
+        # Of a copy, so that both are computed from the values and not from states that a path carries.
+        same, other = (_log_prob_of(site, v) for v in (value.clone(), changed))
+        if not torch.isclose(same, other, rtol=1e-4, equal_nan=True).all():
+            return "give the mask to its distribution, as in OverTime(distribution, batch.mask)"
+    return None
 
 
 def _log_prob_of(site: Any, value: Tensor) -> Tensor:
@@ -137,51 +168,12 @@ def _log_prob_of(site: Any, value: Tensor) -> Tensor:
     return log_prob_of_site({**site, "value": value})
 
 
-def check_padding(trace: Trace, batch: SequenceBatch, program: str) -> None:
-    """Reject a program in which steps past the end of a sequence have a probability.
-
-    The bound would then contain terms of steps that do not exist, and could exceed the log-likelihood.
-
-    Args:
-        trace: trace of the program on this batch.
-        batch: the sequences.
-        program: "model" or "guide".
-
-    Raises:
-        ValueError: for the first such site.
-    """
-    real = batch.mask
-    if real is None or bool(real.all()):
-        return
-    for name, site in sample_sites(trace):
-        log_prob, event_shape = log_prob_of_site(site), site["fn"].event_shape
-        step = step_of_site(name)
-        if log_prob.shape[-1:] != real.shape[:1]:
-            continue
-        if step is not None and step < batch.num_steps:
-            counted = ((log_prob != 0) & ~real[:, step]).any()
-            way = "enter the context model.real_steps(batch, t) around the site"
-        # A vector of one value per step, other than y, may as well be a latent of the whole sequence.
-        elif event_shape[:1] == real.shape[1:] and (len(event_shape) > 1 or name == "y"):
-            value = site["value"]
-            kept = real.reshape(real.shape + (1,) * (len(event_shape) - 1))
-            changed = torch.where(kept, value, value.flip(-len(event_shape)))
-            # Of a copy, so that both are computed from the values and not from states that a path carries.
-            same, other = (_log_prob_of(site, v) for v in (value.clone(), changed))
-            counted = ~torch.isclose(same, other, rtol=1e-4, equal_nan=True).all()
-            way = "give the mask to its distribution, as in OverTime(distribution, batch.mask)"
-        else:
-            continue
-        if counted:
-            raise ValueError(
-                f"the site {name} of the {program} has a probability at steps past the end of a sequence: {way}"
-            )
-
-
 def sample_sites(trace: Trace) -> Iterator[tuple[str, Any]]:
     """The sample sites of a trace, except plates."""
     for name, site in trace.nodes.items():
-        if site["type"] == "sample" and not isinstance(site["fn"], _Subsample):
+        if site["type"] == "sample" and not isinstance(
+            site["fn"], pyro.poutine.subsample_messenger._Subsample
+        ):
             yield name, site
 
 

@@ -134,6 +134,7 @@ class SequenceModel(nn.Module):
         self.name = name
         self.covariate_size = covariate_size
         self.deterministic = None
+        self.emission = None  # type: ignore[assignment]  # every system of the package sets it
 
     @classmethod
     def preset(cls, dataset: str, preset: str, settings: dict[str, Any]) -> dict[str, Any]:
@@ -316,7 +317,7 @@ class SequenceModel(nn.Module):
             ValueError: if ``start`` has the wrong shape, or ``num_steps`` is below one.
         """
         batch = SequenceBatch.to_generate(start, num_steps, covariates=covariates)
-        if self.data_size is not None and not emits_symbols(getattr(self, "emission", None)):
+        if self.data_size is not None and not emits_symbols(self.emission):
             if start.dim() != 2 or start.shape[1] != self.data_size:
                 raise ValueError(
                     f"start must be (batch, {self.data_size}), the input of the first step of each "
@@ -376,7 +377,7 @@ class SequenceModel(nn.Module):
             )
         if self.data_size is None:
             return
-        x, symbols = batch.inputs, emits_symbols(getattr(self, "emission", None))
+        x, symbols = batch.inputs, emits_symbols(self.emission)
         if symbols and (x.dim() != 2 or x.is_floating_point()):
             raise ValueError(
                 f"{name} takes symbols, (batch, time) whole numbers, not {tuple(x.shape)} {x.dtype}"

@@ -159,12 +159,6 @@ def check_names(config: Any) -> None:
                 f"--{name.replace('_', '-')} requires --learning-rate-decay {' or '.join(decays)}, not "
                 f"{config.learning_rate_decay}"
             )
-    if config.kl_increment != type(config).kl_increment and config.kl_start >= 1:
-        raise UsageError(
-            "--kl-increment requires a --kl-start below 1; the KL weight is 1 from the first update"
-        )
-    if config.aux_increment != type(config).aux_increment and config.aux_start == config.aux_stop:
-        raise UsageError("--aux-increment requires --aux-start and --aux-stop to differ")
     if config.own_model:
         if given := [*config.options, *["aux"] * (config.aux is not None)]:
             raise UsageError(
@@ -292,6 +286,12 @@ def check_numbers(config: Any) -> None:
         )
     if config.seed >= 2**63:
         raise UsageError(f"--seed must be below 2**63, got {config.seed}")
+    if config.kl_increment != type(config).kl_increment and config.kl_start >= 1:
+        raise UsageError(
+            "--kl-increment requires a --kl-start below 1; the KL weight is 1 from the first update"
+        )
+    if config.aux_increment != type(config).aux_increment and config.aux_start == config.aux_stop:
+        raise UsageError("--aux-increment requires --aux-start and --aux-stop to differ")
     if config.cuda_graph == "on":
         if not config.device.startswith("cuda"):
             raise UsageError(f"--cuda-graph on needs a GPU, but the device is {config.device}")

@@ -36,9 +36,9 @@ from pyro_zf.infer import (
     InputDropout,
     LinearSchedule,
     WordDropout,
-    batch_bounds,
 )
-from pyro_zf.infer.sites import check_programs
+from pyro_zf.infer.bounds import unchecked_bounds
+from pyro_zf.infer.sites import check_padding
 from pyro_zf.models import LatentSequenceModel, SequenceModel
 from pyro_zf.models.base import local_parameters
 from pyro_zf.nn.cells import cpu_has_bfloat16
@@ -239,7 +239,7 @@ def _check_model(
     noise = torch.random.fork_rng([device] if device.type == "cuda" else [])
     with noise, local_parameters():
         try:
-            check_programs(model.model, model.guide, batch)
+            check_padding(model.model, model.guide, batch)
             objective.differentiable_loss(model.model, model.guide, batch)
         except ValueError as error:
             raise UsageError(str(error)) from error
@@ -538,7 +538,7 @@ def _train_in(
             with own_noise(config.seed + progress.update, device):
                 for share, part in zip(shares, parts, strict=True):
                     with processes.noise(part, shared=False):
-                        found.add(share, batch_bounds(model.model, model.guide, share))
+                        found.add(share, unchecked_bounds(model.model, model.guide, share))
             return found
 
         return Bounds.joined(processes.results(own_terms))

@@ -97,8 +97,7 @@ def prepare_model(config: TrainConfig, model: SequenceModel, data: Mapping[str, 
             "pyro_zf.models.SequenceModel or one of its subclasses"
         )
     name, size = type(model).__name__, model.data_size
-    emission = getattr(model, "emission", None)  # a model of one's own may do without
-    kinds = declared(emission, "kinds", None) if emission is not None else None
+    kinds = declared(model.emission, "kinds", None)
     if kinds is not None and data["kind"] not in kinds:
         raise UsageError(
             f"the emission of {name} is for {' and '.join(kinds)} data, but the values in {data['name']} are "
@@ -133,7 +132,7 @@ def prepare_model(config: TrainConfig, model: SequenceModel, data: Mapping[str, 
                 "%s of the model is %g; training sets it, from %g on (--%s-start)",
                 weight, own, start, weight.split("_")[0],
             )  # fmt: skip
-    _check_max_count(getattr(emission, "max_count", None), data)
+    _check_max_count(getattr(model.emission, "max_count", None), data)
     if config.time_chunk is not None:
         model.time_chunk = config.time_chunk
     if isinstance(model, LatentSequenceModel) and config.core != "auto":

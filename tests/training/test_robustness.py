@@ -243,7 +243,7 @@ def test_updates_that_are_not_finite_are_skipped(
     caplog.set_level(logging.WARNING)
 
     def run(name: str, bad: tuple[int, ...], **options: Any) -> Any:
-        SometimesNaN.updates, SometimesNaN.bad = -2, bad  # two checks precede the first update
+        SometimesNaN.updates, SometimesNaN.bad = -1, bad  # a check precedes the first update
         settings = {
             "max_updates": 12,
             "num_figures": 0,
