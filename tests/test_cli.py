@@ -351,6 +351,18 @@ def test_commands_are_listed_with_a_line_each(capsys: pytest.CaptureFixture[str]
     assert capsys.readouterr().out.startswith(f"pyro_zf {__version__}, torch ")
 
 
+@pytest.mark.parametrize("flags", [[], ["--dry-run"]])
+def test_dropout_of_symbols_is_refused(
+    flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By a dry run, too."""
+    (tmp_path / "text.txt").write_text("a text of a few words\n" * 40)
+    data = ["--dataset", "text", "--data", str(tmp_path / "text.txt"), "--input-dropout", "0.5"]
+    assert train_main([*data, "--output-dir", str(tmp_path / "run"), *flags]) == 2
+    assert "--input-dropout is for numeric inputs" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_dry_run_trains_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
     assert train_main(["--output-dir", str(run), *FLAGS, "--max-updates", "6", "--dry-run"]) == 0

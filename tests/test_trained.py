@@ -347,6 +347,7 @@ def test_what_batches_and_models_refuse() -> None:
         (lambda: SequenceBatch.from_targets(BITS[:2], covariates=np.ones((2, 1))), TypeError, r"covariates must be a tensor"),
         (lambda: zf.model(SequenceBatch.from_targets(BITS.to(torch.uint8))), TypeError, r"call batch\.numeric\(\)"),
         (lambda: zf.model(SequenceBatch.from_targets(BITS.double())), TypeError, r"call batch\.to\(dtype=torch\.float32\)"),
+        (lambda: ZForcing(4, covariate_size=1, **SIZES).model(SequenceBatch.from_targets(BITS, covariates=torch.ones(60, 1).double())), TypeError, r"holds torch\.float64 and the model torch\.float32"),
         (lambda: zf.model(SequenceBatch.from_targets(BITS[..., :3])), ValueError, r"takes 4 values per step, \(batch, time, 4\), but the batch is \(60, 6, 3\)"),
         (lambda: zf.model(SequenceBatch.from_targets(BITS[..., 0])), ValueError, r"takes 4 values per step"),
         (lambda: ZForcing(4, emission="categorical", **SIZES).model(SequenceBatch.from_targets(BITS)), ValueError, r"takes symbols, \(batch, time\) whole numbers"),
@@ -519,6 +520,8 @@ def test_an_export_overwrites_nothing(tmp_path: Path) -> None:
         pyro_zf.export(tmp_path / "run", tmp_path / "out")
     with pytest.raises(UsageError, match="trained on a model object of the class VRNN"):
         pyro_zf.load(file)
+    with pytest.raises(DataError, match=r"has no config\.json; pyro_zf\.load reads an export"):
+        load_run(tmp_path / "out")
     ours = pyro_zf.load(file, model=VRNN(4, **SIZES)).state_dict()
     theirs = pyro_zf.load(tmp_path / "run", model=VRNN(4, **SIZES)).state_dict()
     assert all(torch.equal(ours[k], x) for k, x in theirs.items())
@@ -554,7 +557,7 @@ def test_a_model_without_an_emission(tmp_path: Path) -> None:
     """It is trained; a mistake in it is found before there is a folder, so the next try has its name."""
     data = DataLoader(TensorDataset(BITS, LENGTHS), batch_size=7)
     with pytest.raises(
-        UsageError, match="the site y_2 of the model has a probability at steps past"
+        UsageError, match="the log-probability of site y_2 in the model includes steps past"
     ):
         train(config(tmp_path), model=Forgetful(), data=data)
     other = Plain()
@@ -574,7 +577,8 @@ def test_weights_of_a_model_that_training_sets_are_named(
     assert not [x for x in caplog.messages if "kl_weight" in x]
     train(config(tmp_path / "other"), model=VRNN(4, kl_weight=0.5, **SIZES), data=BITS)
     assert (
-        "kl_weight of the model is 0.5; training sets it, from 1 on (--kl-start)" in caplog.messages
+        "the model's kl_weight of 0.5 is replaced by the schedule of the settings, which starts at 1 (--kl-start)"
+        in caplog.messages
     )
 
 
@@ -588,7 +592,7 @@ def test_the_baseline_of_values_that_are_not_normalised(caplog: pytest.LogCaptur
     assert splits.marginal_nats() == pytest.approx(
         -normal.log_prob(steps).sum().item() / 30, rel=1e-4
     )
-    assert any("not normalised here" in x for x in caplog.messages)
+    assert any("not normalised automatically" in x for x in caplog.messages)
     caplog.clear()
     splits_of({"train": values[:20] / 400, "valid": values[20:25] / 400, "test": values[25:] / 400})
     assert any("standard deviations 0.00" in x for x in caplog.messages)

@@ -102,9 +102,9 @@ def splits_of(data: Any, kind: Kind | None = None) -> Splits:
         mean, std = splits.statistics("train").moments_by_dimension()
         if max(abs(mean).max(), std.max()) > 10 or std.min() < 0.01:
             warnings.append(
-                f"the means of the values are up to {abs(mean).max():.3g} and their standard deviations "
-                f"{std.min():.3g} to {std.max():.3g}; they are not normalised here, and training works best "
-                "near 0 and 1"
+                f"the values have means of up to {abs(mean).max():.3g} and standard deviations {std.min():.3g} to "
+                f"{std.max():.3g}; they are not normalised automatically, and training works best with means near "
+                "0 and standard deviations near 1"
             )
     for warning in warnings:
         log.warning("the data: %s", warning)

@@ -118,10 +118,11 @@ def check_sites(model_trace: Trace, guide_trace: Trace) -> None:
 
 
 def check_padding(model: Program, guide: Program, batch: SequenceBatch) -> None:
-    """Reject programs in which steps past the end of a sequence have a probability.
+    """Reject programs whose log-probability includes steps past the end of a sequence.
 
     A bound would then contain terms of steps that do not exist, and could exceed the log-likelihood. Both
-    programs are run once, unless the batch has no padding. The random numbers that follow are unaffected.
+    programs are run once, unless the batch has no padding. The state of the random number generators is
+    restored.
 
     Raises:
         ValueError: for the first such site; or as in :func:`check_sites`.
@@ -136,8 +137,8 @@ def check_padding(model: Program, guide: Program, batch: SequenceBatch) -> None:
             for name, site in sample_sites(trace):
                 if way := _counts_padding(name, site, real):
                     raise ValueError(
-                        f"the site {name} of the {program} has a probability at steps past the end of a "
-                        f"sequence: {way}"
+                        f"the log-probability of site {name} in the {program} includes steps past the end of "
+                        f"a sequence: {way}"
                     )
 
 

@@ -129,7 +129,7 @@ def prepare_model(config: TrainConfig, model: SequenceModel, data: Mapping[str, 
     for weight, start in (("kl_weight", config.kl_start), ("aux_weight", config.aux_start)):
         if (own := float(getattr(model, weight))) not in (1.0, start):
             log.warning(
-                "%s of the model is %g; training sets it, from %g on (--%s-start)",
+                "the model's %s of %g is replaced by the schedule of the settings, which starts at %g (--%s-start)",
                 weight, own, start, weight.split("_")[0],
             )  # fmt: skip
     _check_max_count(getattr(model.emission, "max_count", None), data)

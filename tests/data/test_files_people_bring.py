@@ -77,6 +77,12 @@ def test_a_value_beyond_the_range(value: float, tmp_path: Path) -> None:
         load_hdf5(array(tmp_path / "a.h5", x=x))
 
 
+def test_a_numpy_file(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", REAL)
+    with pytest.raises(DataError, match=r"a\.npy is not an HDF5 file; h5py\.File"):
+        load_hdf5(tmp_path / "a.npy")
+
+
 def test_constants(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"all values of x are 0\.7: there is nothing to learn"):
         load_hdf5(array(tmp_path / "a.h5", x=np.full((40, 8, 5), 0.7, "f4")))

@@ -70,7 +70,7 @@ def test_a_guide_that_counts_steps_past_the_end_is_refused(layout: Any, way: str
         lambda: evaluate(model.model, model.guide, [whole, batch]),
     ):
         with pytest.raises(
-            ValueError, match=f"site {site} of the guide has a probability at steps"
+            ValueError, match=f"log-probability of site {site} in the guide includes steps past"
         ):
             bounds()
     batch_bounds(model.model, model.guide, whole)  # without padding there is nothing to forget
@@ -78,11 +78,13 @@ def test_a_guide_that_counts_steps_past_the_end_is_refused(layout: Any, way: str
 
 def test_a_model_that_counts_steps_past_the_end_is_refused() -> None:
     model = UnmaskedModel(DATA, **SIZES)
-    with pytest.raises(ValueError, match="site y_again of the model has a probability at steps"):
+    with pytest.raises(
+        ValueError, match="log-probability of site y_again in the model includes steps past"
+    ):
         batch_bounds(model.model, model.guide, random_batch(lengths=[7, 3, 1, 5, 2]))
 
 
-def test_dropout_is_no_probability() -> None:
+def test_dropout_is_not_mistaken_for_padding() -> None:
     """In training mode densities are random, also where every step past the end is masked."""
     model = ZForcing(DATA, emission="autoregressive-bernoulli", dropout=0.5, **SIZES).train()
     for _ in range(5):
