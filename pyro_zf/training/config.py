@@ -105,6 +105,8 @@ class TrainConfig(DataConfig):
     """Number of validations in a row without improvement after which plateau halves the learning rate."""
     weight_decay: float = 0.0
     """Decoupled weight decay (AdamW)."""
+    recurrent_dropout: float = 0.0
+    """Probability that a recurrent weight of an LSTM or GRU is set to zero for an update (DropConnect)."""
     average_decay: float = 0.0
     """Decay of an exponential moving average of the weights, such as 0.999. Validation, the best checkpoint and
     the test use the averages; 0 uses the weights themselves."""

@@ -58,6 +58,11 @@ class DataConfig:
     binarization: Binarization = "fixed"
     """fixed uses Larochelle's binarisation; stochastic resamples the bits from grey levels each epoch
     (mnist)."""
+    shift: int = 0
+    """Number of pixels by which each training image is moved at most, in both directions, at random in each
+    epoch (mnist)."""
+    shift_epochs: int | None = None
+    """Number of epochs after which training images are no longer moved (mnist)."""
     level: Level | None = None
     """Unit that one step of your own text consists of (text)."""
     vocabulary_size: int | None = None
@@ -89,6 +94,8 @@ _ONLY_OF: dict[str, tuple[str, ...]] = {
     "carry_state": ("ptb", "text"),
     "frame": ("mnist",),
     "binarization": ("mnist",),
+    "shift": ("mnist",),
+    "shift_epochs": ("mnist",),
     "level": ("text",),
     "vocabulary_size": ("imdb", "text"),
     "sample_rate": ("wav",),
@@ -128,6 +135,12 @@ def check_data(config: DataConfig) -> None:
             raise UsageError(f"{flag} must be at least 1, got {value}")
         if value is not None and value > 10**7:
             raise UsageError(f"{flag} must be at most 10,000,000, got {value}")
+    if not 0 <= config.shift < 28:
+        raise UsageError(f"--shift must be from 0 to 27 pixels, got {config.shift}")
+    if config.shift_epochs is not None and not config.shift:
+        raise UsageError("--shift-epochs requires --shift")
+    if config.shift_epochs is not None and config.shift_epochs < 1:
+        raise UsageError(f"--shift-epochs must be at least 1, got {config.shift_epochs}")
     if config.workers is not None and config.workers < 0:
         raise UsageError(f"--workers must not be negative, got {config.workers}")
     if config.workers is not None and config.workers > 1000:

@@ -64,7 +64,14 @@ from pyro_zf.training.data import build_data, check_same_data, data_record
 from pyro_zf.training.distributed import Processes, parts_of, started
 from pyro_zf.training.memory import keep_freed_memory
 from pyro_zf.training.numbers import brief, marginal_numbers, training_numbers
-from pyro_zf.training.recipe import averaged_weights, averages_of, rate_factor, set_rate
+from pyro_zf.training.recipe import (
+    averaged_weights,
+    averages_of,
+    rate_factor,
+    recurrent_dropout,
+    recurrent_weights,
+    set_rate,
+)
 from pyro_zf.training.record import (
     NoRecord,
     Record,
@@ -289,12 +296,15 @@ def _train_in(
     if not resuming and carried is None:
         # Before there is a folder, so that a model that does not run leaves none.
         _check_model(model, objective, splits.train, device)
+    if config.recurrent_dropout and not recurrent_weights(model):
+        raise UsageError("--recurrent-dropout: the model has no LSTM or GRU")
     if processes.size > 1 and config.cuda_graph == "on":
         raise UsageError("--cuda-graph on is for a single process")
     by_graphs = (
         device.type == "cuda"
         and config.cuda_graph != "off"
         and config.accumulate == 1
+        and not config.recurrent_dropout
         and processes.size == 1
     )
     rate = config.learning_rate
@@ -311,6 +321,15 @@ def _train_in(
         objective,
         clip_norm=config.clip_norm,
         loss_context=bf16 if config.precision == "bf16" else None,
+        gradient_context=(
+            (
+                lambda: recurrent_dropout(
+                    model, config.recurrent_dropout, config.seed + progress.update
+                )
+            )
+            if config.recurrent_dropout
+            else None
+        ),
         skip_non_finite=not by_graphs,
         reduce=processes.summed if processes.size > 1 else None,
     )

@@ -1,4 +1,4 @@
-"""Learning rate over a training, and averages of its weights."""
+"""Learning rate over a training, averages of its weights, and dropout of recurrent weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from torch.optim.swa_utils import AveragedModel
 
 from pyro_zf.training.config import TrainConfig
 
-__all__ = ["averaged_weights", "averages_of", "rate_factor", "set_rate"]
+__all__ = [
+    "averaged_weights", "averages_of", "rate_factor", "recurrent_dropout", "recurrent_weights", "set_rate",
+]  # fmt: skip
 
 
 def rate_factor(config: TrainConfig, update: int, done: float, halvings: int = 0) -> float:
@@ -84,3 +86,54 @@ def averaged_weights(model: nn.Module, averages: AveragedModel | None) -> Iterat
 def _copy(values: list[Tensor] | list[nn.Parameter], model: nn.Module) -> None:
     for p, value in zip(model.parameters(), values, strict=True):
         p.copy_(value)
+
+
+def recurrent_weights(model: nn.Module) -> list[nn.Parameter]:
+    """The weights between the states of LSTMs and GRUs, whose names begin with ``weight_hh`` in PyTorch."""
+    return [
+        weight for name, weight in model.named_parameters()
+        if name.rpartition(".")[2].startswith("weight_hh")
+    ]  # fmt: skip
+
+
+@contextmanager
+def recurrent_dropout(model: nn.Module, p: float, seed: int) -> Iterator[None]:
+    """Context in which a part of the recurrent weights is zero, for the gradients of one update.
+
+    This is DropConnect (Wan et al. 2013) of the weights between the states of LSTMs and GRUs, as in Merity et al.
+    2018 (https://arxiv.org/abs/1708.02182): each weight is zero with probability ``p`` for all steps of all
+    sequences, and the others are multiplied by 1 / (1 - p). Afterwards the weights are as before, and
+    the gradients are those with respect to them.
+
+    Args:
+        model: a model with :func:`recurrent_weights`.
+        p: probability that a weight is zero, below 1.
+        seed: seed of the masks. Several processes with the same seed have the same masks.
+
+    Example:
+        >>> rnn = nn.GRU(1, 2)
+        >>> before = rnn.weight_hh_l0.clone()
+        >>> with recurrent_dropout(rnn, 0.5, seed=0):
+        ...     ratios = rnn.weight_hh_l0 / before
+        >>> sorted(set(ratios.flatten().tolist()))
+        [0.0, 2.0]
+        >>> torch.equal(rnn.weight_hh_l0, before)
+        True
+    """
+    weights = recurrent_weights(model)
+    own = [weight.detach().clone() for weight in weights]
+    generator = torch.Generator(weights[0].device).manual_seed(seed)
+    masks = []
+    with torch.no_grad():
+        for weight in weights:
+            noise = torch.rand(weight.shape, generator=generator, device=weight.device)
+            masks.append((noise >= p).to(weight.dtype) / (1 - p))
+            weight.mul_(masks[-1])
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for weight, value, mask in zip(weights, own, masks, strict=True):
+                weight.copy_(value)
+                if weight.grad is not None:
+                    weight.grad.mul_(mask)

