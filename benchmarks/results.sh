@@ -3,7 +3,7 @@
 #
 #     OMP_NUM_THREADS=1 benchmarks/results.sh SECTION FOLDER
 #
-# SECTION is mnist (six trainings of 150 minutes), imdb (three of 36 minutes), ptb (three of 120 minutes), speech
+# SECTION is mnist (one training of 98 minutes, one of 49 and six of 8), imdb (three of 36 minutes), ptb (three of 120 minutes), speech
 # (twelve of 45 minutes), defaults (35 of 5 minutes) or small (all tables at scale small). Runs that FOLDER already
 # contains are kept, and interrupted ones are resumed. MINUTES sets the minutes of each run, CORES the number of runs
 # side by side. Section mnist also exports the best models to FOLDER/weights. Afterwards, look at `git diff docs`.
@@ -49,19 +49,24 @@ card() {
 
 case $section in
 mnist)
-  minutes=${MINUTES:-150}
-  common=(--dataset mnist --hidden-size 512 --emission autoregressive-bernoulli --emission-mlp-size 512
-    --emission-depth 2 --dropout 0.3 --weight-decay 0.01 --average-decay 0.999 --learning-rate 0.004
-    --warmup-updates 200 --learning-rate-decay linear --decay-start 0.5 --max-minutes "$minutes")
+  minutes=${MINUTES:-98}
+  common=(--dataset mnist --precision bf16 --hidden-size 512 --emission autoregressive-bernoulli
+    --emission-mlp-size 512 --emission-depth 2 --dropout 0.2 --weight-decay 0.1 --average-decay 0.999
+    --learning-rate 0.004 --warmup-updates 200 --learning-rate-decay linear --decay-start 0.5)
+  regular=("${common[@]}" --recurrent-dropout 0.3 --shift 1 --shift-epochs 20)
   latent=(--mlp-size 128 --backward-size 256)
-  run "RNN (LSTM), $minutes minutes" "${common[@]}" --model rnn
-  run "Z-Forcing, alpha = beta = 0.0005, $minutes minutes" "${common[@]}" "${latent[@]}" --alpha 0.0005 --beta 0.0005
-  run "Z-Forcing, no costs, $minutes minutes" "${common[@]}" "${latent[@]}" --alpha 0 --beta 0
-  run "Variational Bi-LSTM, $minutes minutes" "${common[@]}" "${latent[@]}" --model variational-bilstm
-  run "SRNN, $minutes minutes" "${common[@]}" "${latent[@]}" --model srnn
-  run "VRNN, $minutes minutes" "${common[@]}" --mlp-size 128 --model vrnn
-  card mnist-zforcing "Z-Forcing, alpha = beta = 0.0005, $minutes minutes"
-  card mnist-variational-bilstm "Variational Bi-LSTM, $minutes minutes"
+  run "Z-Forcing, alpha = beta = 0.0005" "${regular[@]}" "${latent[@]}" --max-minutes "$minutes" \
+    --model zforcing --alpha 0.0005 --beta 0.0005
+  run "RNN (LSTM)" "${regular[@]}" --max-minutes "$((minutes / 2))" --model rnn
+  card mnist-zforcing "Z-Forcing, alpha = beta = 0.0005"
+  section=mnist-short
+  common+=(--max-minutes 8)
+  run "Z-Forcing, alpha = beta = 0.0005" "${common[@]}" "${latent[@]}" --model zforcing --alpha 0.0005 --beta 0.0005
+  run "Z-Forcing, no costs" "${common[@]}" "${latent[@]}" --model zforcing --alpha 0 --beta 0
+  run "Variational Bi-LSTM" "${common[@]}" "${latent[@]}" --model variational-bilstm
+  run "SRNN" "${common[@]}" "${latent[@]}" --model srnn
+  run "VRNN" "${common[@]}" --mlp-size 128 --model vrnn
+  run "RNN (LSTM)" "${common[@]}" --model rnn
   ;;
 imdb)
   options=(--scale paper --max-minutes "${MINUTES:-36}" --max-sequences 1000 --output-dir "$folder")

@@ -63,7 +63,9 @@ class TrainedRun:
             raise DataError(
                 f"{self.path} was trained on data given in Python: give them as load(..., data=...)"
             )
-        splits = build_data(self.config) if self.data is None else splits_of(self.data)
+        splits = (
+            build_data(self.config, evaluated=True) if self.data is None else splits_of(self.data)
+        )
         check_same_data(self.path, self.record, data_record(splits))
         return splits
 

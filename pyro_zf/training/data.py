@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,12 +148,18 @@ def check_data(config: DataConfig) -> None:
         raise UsageError(f"--workers must be at most 1,000, got {config.workers}")
 
 
-def build_data(config: DataConfig) -> Splits:
+def build_data(config: DataConfig, evaluated: bool = False) -> Splits:
     """Load the data of a resolved configuration.
+
+    Args:
+        config: the configuration.
+        evaluated: whether the data are for a trained model, and training images are therefore not moved.
 
     Raises:
         DataError: if the data are missing or malformed.
     """
+    if evaluated:
+        config = dataclasses.replace(config, shift=0, shift_epochs=None)
     given: dict[str, Any] = {
         option: getattr(config, option)
         for option, datasets in _ONLY_OF.items()

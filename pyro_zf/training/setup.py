@@ -165,7 +165,7 @@ def load_run(
     path = run / "checkpoints" / f"{which}.pt"
     if not path.is_file():
         raise DataError(f"{run} has no checkpoint {which!r} (looked for {path})")
-    splits = build_data(config)
+    splits = build_data(config, evaluated=True)
     checkpoint = load_checkpoint(path, torch.device(device))
     record = data_record(splits)
     check_same_data(run, checkpoint["data"], record)

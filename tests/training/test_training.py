@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 
+import pyro_zf
 from pyro_zf.cli import main
 from pyro_zf.data import DataError, load_mnist
 from pyro_zf.data.mnist import SIZES
@@ -139,11 +140,14 @@ def test_a_run_folder(tmp_path: Path) -> None:
     assert last["loss_nats_per_sequence"] < first["loss_nats_per_sequence"]
 
 
-@pytest.mark.parametrize("binarization", ["fixed", "stochastic"])
-def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path, binarization: str) -> None:
+@pytest.mark.parametrize(
+    "images",
+    [{"binarization": "fixed"}, {"binarization": "stochastic"}, {"shift": 2, "shift_epochs": 1}],
+)
+def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path, images: dict[str, Any]) -> None:
     # With 20 batches per epoch, the run ends in the second epoch and is stopped in the first.
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    options = {"binarization": binarization, "kl_start": 0.2, "batch_size": 200, "max_updates": 25}
+    options = {**images, "kl_start": 0.2, "batch_size": 200, "max_updates": 25}
     train(tiny(whole, **options))
     train(tiny(parts, **{**options, "max_updates": 7}))
     train(TrainConfig.of(resume=parts, max_updates=25))
@@ -151,6 +155,17 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path, binarization: st
     assert_same(weights(parts, "best"), weights(whole, "best"))
     stop = {"event": "valid", "update": 7}  # each session validates before it ends
     assert [e for e in curve(parts) if not stop.items() <= e.items()] == curve(whole)
+
+
+def test_shifted_images_are_for_training_only(tmp_path: Path) -> None:
+    """A trained run has the images themselves, on which its training split is evaluated."""
+    runs = [tmp_path / "shifted", tmp_path / "whole"]
+    train(tiny(runs[0], shift=3, max_updates=1))
+    train(tiny(runs[1], max_updates=1))
+    first, second = (pyro_zf.load(run).trained.splits.train for run in runs)
+    assert np.array_equal(first.at_epoch(0).targets, second.at_epoch(0).targets)
+    first, second = (load_run(run)[1].train for run in runs)
+    assert np.array_equal(first.at_epoch(0).targets, second.at_epoch(0).targets)
 
 
 def test_resuming_a_run_that_has_ended_repeats_its_test(tmp_path: Path) -> None:
