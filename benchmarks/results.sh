@@ -58,6 +58,11 @@ mnist)
   run "Z-Forcing, alpha = beta = 0.0005" "${regular[@]}" "${latent[@]}" --max-minutes "$minutes" \
     --model zforcing --alpha 0.0005 --beta 0.0005
   run "RNN (LSTM)" "${regular[@]}" --max-minutes "$((minutes / 2))" --model rnn
+  for label in "Z-Forcing, alpha = beta = 0.0005" "RNN (LSTM)"; do
+    python scripts/evaluate.py "$(run_of "$label")" --num-samples 25 --diagnosed-sequences 0
+    python scripts/evaluate.py "$(run_of "$label")" --num-samples 1000 --max-sequences 100 --diagnosed-sequences 0
+    python docs/results.py --run "$section" "$label" "$(run_of "$label")"
+  done
   card mnist-zforcing "Z-Forcing, alpha = beta = 0.0005"
   section=mnist-short
   common+=(--max-minutes 8)

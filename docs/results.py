@@ -123,13 +123,13 @@ def bounds_table(runs: list[dict[str, Any]]) -> str:
     lines = []
     for run in runs:
         of, fit = by_size(run["evaluations"]), by_size(run["train"])
-        test = run["test"]
+        test, exact = run["test"], "" if run["has_latents"] else " (exact)"
         active = f"{test['active_units']} of {test['latent_units']}" if run["has_latents"] else ""
         lines.append([
-            run["label"], with_error(test, "elbo_nats_per_sequence", sign) + ("" if run["has_latents"] else " (exact)"),
+            run["label"], with_error(test, "elbo_nats_per_sequence", sign) + exact,
             *([f"{test['elbo_bits_per_character']:.3f}"] if bits else []),
             with_error(test, "kl_nats_per_sequence") if run["has_latents"] else "",
-            *(with_error(of[c], "iwae_nats_per_sequence", sign) if c in of and run["has_latents"] else "" for c in columns),
+            *(with_error(of[c], "iwae_nats_per_sequence", sign) + exact if c in of else "" for c in columns),
             *(with_error(fit[c], "elbo_nats_per_sequence", sign) if c in fit else "" for c in fits),
             active, f"{run['parameters']:,}", f"{run['updates']:,}", f"{run['minutes']:g}", str(run["seed"]),
         ])  # fmt: skip
