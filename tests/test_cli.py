@@ -141,6 +141,13 @@ def test_train_then_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         (["train", "--core", "fused", "--posterior", "flow"], "FlowPosterior; take core='auto'"),
         (["train", "--time-chunk", "0"], "--time-chunk must be a positive finite number"),
         (["train", "--cuda-graph", "on", "--device", "cpu"], "--cuda-graph on needs a GPU"),
+        (["train", "--shift", "28"], "--shift must be from 0 to 27 pixels, got 28"),
+        (["train", "--shift-epochs", "2"], "--shift-epochs requires --shift"),
+        (
+            ["train", "--shift", "1", "--shift-epochs", "0"],
+            "--shift-epochs must be at least 1, got 0",
+        ),
+        (["train", "--dataset", "ptb", "--shift", "1"], "--shift is an option of mnist, not of"),
         (["learn"], "error: learn: must be one of train, evaluate"),
         (["evaluat"], "did you mean evaluate?"),
         (["train", "--lr", "1"], "did you mean --learning-rate?"),

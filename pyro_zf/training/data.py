@@ -60,10 +60,10 @@ class DataConfig:
     """fixed uses Larochelle's binarisation; stochastic resamples the bits from grey levels each epoch
     (mnist)."""
     shift: int = 0
-    """Number of pixels by which each training image is moved at most, in both directions, at random in each
-    epoch (mnist)."""
+    """Largest number of pixels by which training images are shifted in each direction, at random in each epoch
+    (mnist)."""
     shift_epochs: int | None = None
-    """Number of epochs after which training images are no longer moved (mnist)."""
+    """Number of epochs with shifts. Default: all (mnist)."""
     level: Level | None = None
     """Unit that one step of your own text consists of (text)."""
     vocabulary_size: int | None = None
@@ -153,7 +153,7 @@ def build_data(config: DataConfig, evaluated: bool = False) -> Splits:
 
     Args:
         config: the configuration.
-        evaluated: whether the data are for a trained model, and training images are therefore not moved.
+        evaluated: whether the data are for evaluating a trained model; training images are then not shifted.
 
     Raises:
         DataError: if the data are missing or malformed.

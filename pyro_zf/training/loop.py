@@ -321,14 +321,8 @@ def _train_in(
         objective,
         clip_norm=config.clip_norm,
         loss_context=bf16 if config.precision == "bf16" else None,
-        gradient_context=(
-            (
-                lambda: recurrent_dropout(
-                    model, config.recurrent_dropout, config.seed + progress.update
-                )
-            )
-            if config.recurrent_dropout
-            else None
+        gradient_context=lambda: recurrent_dropout(
+            model, config.recurrent_dropout, config.seed + progress.update
         ),
         skip_non_finite=not by_graphs,
         reduce=processes.summed if processes.size > 1 else None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -75,16 +75,16 @@ def averaged_weights(model: nn.Module, averages: AveragedModel | None) -> Iterat
         yield
         return
     own = [p.detach().clone() for p in model.parameters()]
-    _copy(list(averages.module.parameters()), model)
+    _copy(averages.module.parameters(), model.parameters())
     try:
         yield
     finally:
-        _copy(own, model)
+        _copy(own, model.parameters())
 
 
 @torch.no_grad()
-def _copy(values: list[Tensor] | list[nn.Parameter], model: nn.Module) -> None:
-    for p, value in zip(model.parameters(), values, strict=True):
+def _copy(values: Iterable[Tensor], parameters: Iterable[Tensor]) -> None:
+    for p, value in zip(parameters, values, strict=True):
         p.copy_(value)
 
 
@@ -98,16 +98,16 @@ def recurrent_weights(model: nn.Module) -> list[nn.Parameter]:
 
 @contextmanager
 def recurrent_dropout(model: nn.Module, p: float, seed: int) -> Iterator[None]:
-    """Context in which a part of the recurrent weights is zero, for the gradients of one update.
+    """Context in which some recurrent weights are zero while the gradients of an update are computed.
 
     This is DropConnect (Wan et al. 2013) of the weights between the states of LSTMs and GRUs, as in Merity et al.
     2018 (https://arxiv.org/abs/1708.02182): each weight is zero with probability ``p`` for all steps of all
-    sequences, and the others are multiplied by 1 / (1 - p). Afterwards the weights are as before, and
-    the gradients are those with respect to them.
+    sequences, and the others are multiplied by 1 / (1 - p). On exit, the weights are restored, and their
+    gradients are corrected for the masks.
 
     Args:
         model: a model with :func:`recurrent_weights`.
-        p: probability that a weight is zero, below 1.
+        p: probability that a weight is zero, below 1; 0 changes nothing.
         seed: seed of the masks. Several processes with the same seed have the same masks.
 
     Example:
@@ -120,6 +120,9 @@ def recurrent_dropout(model: nn.Module, p: float, seed: int) -> Iterator[None]:
         >>> torch.equal(rnn.weight_hh_l0, before)
         True
     """
+    if not p:
+        yield
+        return
     weights = recurrent_weights(model)
     own = [weight.detach().clone() for weight in weights]
     generator = torch.Generator(weights[0].device).manual_seed(seed)
@@ -132,8 +135,7 @@ def recurrent_dropout(model: nn.Module, p: float, seed: int) -> Iterator[None]:
     try:
         yield
     finally:
-        with torch.no_grad():
-            for weight, value, mask in zip(weights, own, masks, strict=True):
-                weight.copy_(value)
-                if weight.grad is not None:
-                    weight.grad.mul_(mask)
+        _copy(own, weights)
+        for weight, mask in zip(weights, masks, strict=True):
+            if weight.grad is not None:
+                weight.grad.mul_(mask)

@@ -173,9 +173,19 @@ def test_the_gradient_under_recurrent_dropout() -> None:
             assert torch.allclose((ends[0] - ends[1]) / 2e-5, exact[i, j], rtol=1e-5, atol=1e-7)
 
 
-def test_recurrent_dropout_is_for_training_only(tmp_path: Path) -> None:
-    """Each update has masks of its own, and validation and the checkpoints have the whole weights."""
+def test_recurrent_dropout_is_for_training_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each update has its own masks; validation and checkpoints use the complete weights."""
+    seeds = []
+
+    def recorded(model: torch.nn.Module, p: float, seed: int) -> Any:
+        seeds.append(seed)
+        return recurrent_dropout(model, p, seed)
+
+    monkeypatch.setattr("pyro_zf.training.loop.recurrent_dropout", recorded)
     content = trained(tmp_path / "run", recurrent_dropout=0.5)
+    assert len(set(seeds)) == len(seeds) == 12
     assert all((x != 0).all() for name, x in content["model"].items() if "weight_hh" in name)
     without = trained(tmp_path / "without")
     assert any(not torch.equal(without["model"][k], x) for k, x in content["model"].items())
