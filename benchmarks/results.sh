@@ -3,10 +3,11 @@
 #
 #     OMP_NUM_THREADS=1 benchmarks/results.sh SECTION FOLDER
 #
-# SECTION is mnist (one training of 98 minutes, one of 49 and six of 8), imdb (three of 36 minutes), ptb (three of 120 minutes), speech
-# (twelve of 45 minutes), defaults (35 of 5 minutes) or small (all tables at scale small). Runs that FOLDER already
-# contains are kept, and interrupted ones are resumed. MINUTES sets the minutes of each run, CORES the number of runs
-# side by side. Section mnist also exports the best models to FOLDER/weights. Afterwards, look at `git diff docs`.
+# SECTION is mnist (trainings of 98 and 49 minutes, and six of 8), imdb (three of 36 minutes), ptb (three of 120
+# minutes), speech (twelve of 45 minutes), defaults (35 of 5 minutes) or small (all tables at scale small). Runs that
+# FOLDER already contains are kept, and interrupted ones are resumed. MINUTES sets the minutes of each run (mnist: of
+# the longest), CORES the number of runs side by side. Section mnist also exports the best model to FOLDER/weights.
+# Afterwards, look at `git diff docs`.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 section=$1
