@@ -1,13 +1,13 @@
-"""The page ``docs/results.md``, from the files that the commands write.
+"""The pages ``docs/results.md`` and ``docs/small_results.md``, from the files that the commands write.
 
     python docs/results.py --run SECTION LABEL RUN    # store the results of a run folder
     python docs/results.py --table TABLE.md           # store a table of reproduce.py, with its JSON and its picture
     python docs/results.py --defaults FILE.json       # store the figures of benchmarks/defaults.py, of some or all systems
-    python docs/results.py                            # write the page and its pictures anew
+    python docs/results.py                            # write the pages and their pictures anew
 
 ``benchmarks/results.sh`` trains the models.
 
-What the page needs is stored in ``docs/results/``: ``runs.json`` has the command, curve, test and evaluations of each
+What the pages need is stored in ``docs/results/``: ``runs.json`` has the command, curve, test and evaluations of each
 run, and a run with the section and label of an earlier one replaces it.
 """
 
@@ -17,6 +17,7 @@ import argparse
 import json
 import re
 import shutil
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ from pyro_zf.training.evaluation import read_evaluations
 from pyro_zf.training.record import json_text, read_json
 
 FOLDER = Path(__file__).parent
-STORED, PICTURES, PAGE = FOLDER / "results", FOLDER / "_static", FOLDER / "results.md"
+STORED, PICTURES = FOLDER / "results", FOLDER / "_static"
+PAGES = (FOLDER / "results.md", FOLDER / "small_results.md")
 RUNS, DEFAULTS = STORED / "runs.json", STORED / "defaults.json"
 KEPT = (
     "num_sequences", "num_samples", "elbo_nats_per_sequence", "elbo_nats_per_sequence_stderr",
@@ -159,14 +161,52 @@ def published(name: str, dataset: str) -> str:
 def generated_runs(section: str) -> str:
     """Bounds, curves and commands of the runs of a section."""
     runs = runs_of(section)
-    commands = [f"{run['command']}  # {run['label']}, {run['minutes']:g} minutes" for run in runs]
     picture = [
         f"![Validation of the runs of this table](_static/results-{section}.png)",
         f"*Validation during training{', up to the best one' * (runs[0]['kind'] == 'real')}, without the first third "
         "of each curve.*",
     ]  # fmt: skip
-    code = "```bash\n" + "\n".join(commands) + "\n```"
-    return "\n\n".join([bounds_table(runs), *(picture if has_curves(runs) else []), code])
+    return "\n\n".join(
+        [bounds_table(runs), *(picture if has_curves(runs) else []), commands_of(runs)]
+    )
+
+
+def seeds_table(every: list[dict[str, Any]]) -> str:
+    """Bounds and KL of systems that were trained with several seeds, whose labels end with ", seed N"."""
+    systems: dict[str, list[dict[str, Any]]] = {}
+    for run in sorted(every, key=lambda run: run["seed"]):
+        systems.setdefault(run["label"].rpartition(", seed ")[0], []).append(run)
+    first = every[0]
+    sign, minus, better = bound_sign(every)
+    heads = [
+        f"nats per {first['unit']}, {better} is better",
+        f"{minus}ELBO by seed, k = 1, N = {first['test']['num_sequences']:,}",
+        "mean ± standard deviation of the seeds", "KL by seed", "active units", "updates", "minutes",
+    ]  # fmt: skip
+    lines = []
+    for label, runs in systems.items():
+        bounds = [sign * run["test"]["elbo_nats_per_sequence"] for run in runs]
+        latent = runs[0]["has_latents"]
+        lines.append([
+            label, ", ".join(f"{x:,.2f}" for x in bounds) + ("" if latent else " (exact)"),
+            f"{statistics.mean(bounds):,.2f} ± {statistics.stdev(bounds):,.2f}",
+            ", ".join(f"{run['test']['kl_nats_per_sequence']:.2f}" for run in runs) if latent else "",
+            ", ".join(str(run["test"]["active_units"]) for run in runs) if latent else "",
+            ", ".join(f"{run['updates']:,}" for run in runs),
+            ", ".join(f"{run['minutes']:g}" for run in runs),
+        ])  # fmt: skip
+    return "\n".join(markdown_table(heads, lines))
+
+
+def generated_seeds(section: str) -> str:
+    """Bounds of several seeds, and the commands of their runs."""
+    runs = runs_of(section)
+    return f"{seeds_table(runs)}\n\n{commands_of(runs)}"
+
+
+def commands_of(runs: list[dict[str, Any]]) -> str:
+    lines = [f"{run['command']}  # {run['label']}, {run['minutes']:g} minutes" for run in runs]
+    return "```bash\n" + "\n".join(lines) + "\n```"
 
 
 def has_curves(runs: list[dict[str, Any]]) -> bool:
@@ -267,19 +307,19 @@ def generated_summary() -> str:
 
 
 GENERATED = {
-    "summary": generated_summary, "runs": generated_runs, "published": published,
+    "summary": generated_summary, "runs": generated_runs, "seeds": generated_seeds, "published": published,
     "table": generated_table, "defaults": generated_defaults,
 }  # fmt: skip
 
 
-def page() -> str:
-    """The page with its generated parts made anew."""
+def page(path: Path) -> str:
+    """A page with its generated parts made anew."""
 
     def filled(match: re.Match[str]) -> str:
         name, *arguments = match[1].split()
         return f"<!-- generated: {match[1]} -->\n{GENERATED[name](*arguments)}\n<!-- end -->"
 
-    text = PAGE.read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8")
     return re.sub(r"<!-- generated: (.+?) -->\n.*?<!-- end -->", filled, text, flags=re.S)
 
 
@@ -317,10 +357,11 @@ def main() -> None:
         store_table(options.table)
     if options.defaults:
         store_defaults(options.defaults)
-    text = page()
-    PAGE.write_text(text, encoding="utf-8")
-    for section in re.findall(r"<!-- generated: runs (\S+) -->", text):
-        draw(section)
+    for path in PAGES:
+        text = page(path)
+        path.write_text(text, encoding="utf-8")
+        for section in re.findall(r"<!-- generated: runs (\S+) -->", text):
+            draw(section)
 
 
 if __name__ == "__main__":

@@ -226,11 +226,11 @@ def test_the_benchmark_of_a_gpu_says_where_there_is_none(
     assert capsys.readouterr().err.strip() == message
 
 
-def test_the_tables_of_results_are_those_of_the_stored_runs() -> None:
-    page = runpy.run_path(str(ROOT / "docs" / "results.py"))["page"]()
-    assert page == (ROOT / "docs" / "results.md").read_text(encoding="utf-8"), (
-        "run python docs/results.py"
-    )
+@pytest.mark.parametrize("name", ["results.md", "small_results.md"])
+def test_the_tables_of_results_are_those_of_the_stored_runs(name: str) -> None:
+    path = ROOT / "docs" / name
+    page = runpy.run_path(str(ROOT / "docs" / "results.py"))["page"](path)
+    assert page == path.read_text(encoding="utf-8"), "run python docs/results.py"
 
 
 @pytest.mark.usefixtures("single_precision")
@@ -264,6 +264,13 @@ def test_results_of_a_run_are_stored(tmp_path: Path) -> None:
     assert f"| {-content['test']['elbo_nats_per_sequence']:.2f} ±" in row
     fitted = json.loads(next(run.glob("evaluation-train-*.json")).read_text())
     assert f"| {-fitted['elbo_nats_per_sequence']:.2f} ±" in row
+
+    def with_seed(seed: int, bound: float) -> dict[str, Any]:
+        test = {**content["test"], "elbo_nats_per_sequence": bound}
+        return {**content, "label": f"tiny, seed {seed}", "seed": seed, "test": test}
+
+    _, _, row = script["seeds_table"]([with_seed(1, -82.0), with_seed(0, -81.0)]).splitlines()
+    assert row.startswith("| tiny | 81.00, 82.00 | 81.50 ± 0.71 | ")
 
 
 @pytest.mark.usefixtures("single_precision")

@@ -52,6 +52,9 @@ class ReproduceConfig:
     """Folder with the data sets of the papers. It is searched before $PYRO_ZF_DATA and the user cache."""
     device: str = "auto"
     """Device to run on: auto, cpu, cuda or cuda:N."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Precision of the training: fp32, or bf16 (automatic mixed precision). Evaluations are in single
+    precision."""
     jobs: int = 1
     """Number of runs that are trained side by side."""
     launcher: Launcher = "none"
@@ -89,6 +92,7 @@ def _reproduce(config: ReproduceConfig) -> None:
             max_sequences=config.max_sequences,
             data_dir=config.data_dir,
             device=config.device,
+            precision=config.precision,
             jobs=config.jobs,
             launcher=config.launcher,
             collect=config.collect,

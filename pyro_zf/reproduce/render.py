@@ -59,6 +59,7 @@ def reproduce(
     max_sequences: int | None = None,
     data_dir: Path | None = None,
     device: str = "auto",
+    precision: str = "fp32",
     jobs: int = 1,
     launcher: Launcher = "none",
     collect: bool = False,
@@ -81,6 +82,8 @@ def reproduce(
             scale.
         data_dir: folder of the data.
         device: device for training and evaluation.
+        precision: precision of the training, as in :class:`~pyro_zf.training.TrainConfig`: ``"fp32"`` or
+            ``"bf16"``. Evaluations are in single precision.
         jobs: number of runs that are trained side by side.
         launcher: how they are started, see :func:`~pyro_zf.reproduce.jobs.run_all`.
         collect: whether to make the table from the runs that have finished, without training any.
@@ -98,6 +101,8 @@ def reproduce(
     settings = {**where, **({} if max_minutes is None else {"max_minutes": max_minutes})}
     if max_sequences:
         settings |= {"valid_sequences": max_sequences, "test_sequences": max_sequences}
+    if precision != "fp32":
+        settings["precision"] = precision
     results: Results = {}
     sections = [s for s in table.sections if dataset in (None, s.dataset)]
     every = [t for section in sections for t in section.trainings(seeds or table.seeds)]
@@ -126,10 +131,12 @@ def reproduce(
     command += f" --num-samples {num_samples}" if num_samples else ""
     command += f" --max-minutes {max_minutes:g}" if max_minutes else ""
     command += f" --max-sequences {max_sequences}" if max_sequences else ""
+    command += f" --precision {precision}" if precision != "fp32" else ""
     stem = f"{name}-{scale}" + (f"-{dataset}" if dataset else "")
     stem += (f"-seeds{seeds}" if seeds else "") + (f"-k{num_samples}" if num_samples else "")
     stem += f"-{max_minutes:g}min" if max_minutes else ""
     stem += f"-n{max_sequences}" if max_sequences else ""
+    stem += f"-{precision}" if precision != "fp32" else ""
     text = markdown(stem, table, results, k, command)
     content: dict[str, Any] = {
         "table": name, "title": table.title, "scale": scale, "command": command,
@@ -140,7 +147,7 @@ def reproduce(
         },
     }  # fmt: skip
     if table.kind == "interpolation":
-        figure, more, content["interpolations"] = _interpolated(results, device, where)
+        figure, more, content["interpolations"] = _interpolated(table, results, device, where)
         text = text.replace("\n![", f"\n{more}\n![")
     else:
         figure = _figure(table, results)
@@ -229,25 +236,33 @@ def _curve(result: Result, key: str, event: str = "valid", sign: float = 1.0) ->
 
 
 def _interpolated(
-    results: Results, device: str, where: dict[str, Any]
+    table: Table, results: Results, device: str, where: dict[str, Any]
 ) -> tuple[Figure, str, list[dict[str, Any]]]:
-    """Interpolations between sentences as in the paper's table, and a figure of their lengths."""
-    ((result, *_),) = results.values()
-    _, splits, model, _ = load_run(result.run, device=device, **where)
+    """Interpolations between sentences as in the paper's table, by each model, and a figure of their lengths."""
+    ((section, found),) = ((s, results[s.dataset]) for s in table.sections)
     weights = torch.linspace(0, 1, POINTS)
-    lines: list[str] = [f"The latents of this model: {result.evaluations['test']['verdict']}."]
+    lines: list[str] = []
     content: list[dict[str, Any]] = []
     lengths: dict[str, list[list[int]]] = {}
-    torch.manual_seed(0)
-    for ends in SENTENCES:
-        batch = splits.batch_of_texts(ends).to(device)
-        columns = {}
-        for name, decoding in argmax_and_sampling().items():
-            decoded = interpolate(model, batch, weights, decoding, splits.num_steps)
-            columns[name] = as_texts(decoded, splits)
-            lengths.setdefault(name, []).append([len(text.split()) for text in columns[name]])
-        table = interpolation_table(weights.tolist(), columns)
-        lines += ["", f"*{ends[0]}*", "", *table, "", f"*{ends[1]}*"]
-        content.append({"ends": ends, **columns})
+    for label, of_system in _by_label(section, found).items():
+        if not of_system:
+            continue
+        result = of_system[0]
+        lines += [
+            "",
+            f"**{label}**. The latents of this model: {result.evaluations['test']['verdict']}.",
+        ]
+        _, splits, model, _ = load_run(result.run, device=device, **where)
+        torch.manual_seed(0)
+        for ends in SENTENCES:
+            batch = splits.batch_of_texts(ends).to(device)
+            columns = {}
+            for name, decoding in argmax_and_sampling().items():
+                decoded = interpolate(model, batch, weights, decoding, splits.num_steps)
+                columns[name] = as_texts(decoded, splits)
+                lengths.setdefault(name, []).append([len(text.split()) for text in columns[name]])
+            rows = interpolation_table(weights.tolist(), columns)
+            lines += ["", f"*{ends[0]}*", "", *rows, "", f"*{ends[1]}*"]
+            content.append({"system": result.training.system, "ends": ends, **columns})
     figure = lengths_along(weights.tolist(), lengths)
-    return figure, "\n".join(lines) + "\n", content
+    return figure, "\n".join(lines[1:]) + "\n", content

@@ -69,7 +69,11 @@ def test_a_table(
     assert main([*command, "--data-dir", str(corpora)]) == 0
     content = is_complete(name, None, tmp_path, capsys.readouterr().out)
     if name == "zf-table3":
-        assert len(content["interpolations"]) == 3
+        # Three pairs of sentences by each of two models.
+        systems = [x["system"] for x in content["interpolations"]]
+        assert systems == ["zf-aux-0.005"] * 3 + ["vbl-mean"] * 3
+        page = (tmp_path / "zf-table3-smoke-seeds1.md").read_text()
+        assert page.count("The latents of this model: ") == 2
         assert all(len(x["argmax"]) == 11 for x in content["interpolations"])
 
 
@@ -121,15 +125,15 @@ def test_three_seeds(real_data: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert sorted(r["seed"] for r in content["runs"]) == [0, 0, 1, 1, 2, 2]
 
 
-def test_limits_of_time_and_sequences(real_data: Path, tmp_path: Path) -> None:
-    """Limits are part of the runs, of the command in the table and of its name; resuming keeps them."""
+def test_limits_and_precision(real_data: Path, tmp_path: Path) -> None:
+    """Limits and precision are part of the runs, of the command in the table and of its name; resuming keeps them."""
     command = ["reproduce", "vbl-table6", "--scale", "smoke", "--dataset", "mnist", "--data-dir"]
     command += [str(real_data), "--output-dir", str(tmp_path)]
-    command += ["--max-minutes", "60", "--max-sequences", "5"]
+    command += ["--max-minutes", "60", "--max-sequences", "5", "--precision", "bf16"]
     assert main(command) == 0
-    stem = "vbl-table6-smoke-mnist-60min-n5"
+    stem = "vbl-table6-smoke-mnist-60min-n5-bf16"
     text = (tmp_path / f"{stem}.md").read_text()
-    assert "--max-minutes 60 --max-sequences 5\n" in text
+    assert "--max-minutes 60 --max-sequences 5 --precision bf16\n" in text
     (run,) = json.loads((tmp_path / f"{stem}.json").read_text())["runs"]
     assert run["evaluations"]["valid"]["num_sequences"] == 5
     (tmp_path / "runs/smoke/mnist-vbl-seed0/summary.json").unlink()
@@ -137,6 +141,7 @@ def test_limits_of_time_and_sequences(real_data: Path, tmp_path: Path) -> None:
     assert (tmp_path / f"{stem}.md").read_text() == text
     config = json.loads((tmp_path / "runs/smoke/mnist-vbl-seed0/config.json").read_text())
     assert (config["max_minutes"], config["max_updates"], config["test_sequences"]) == (60, 4, 5)
+    assert config["precision"] == "bf16"
 
 
 @pytest.mark.parametrize("scale", SCALES)
