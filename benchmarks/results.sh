@@ -3,10 +3,11 @@
 #
 #     OMP_NUM_THREADS=1 benchmarks/results.sh SECTION FOLDER
 #
-# SECTION is mnist (trainings of 98 and 49 minutes, and six of 8), imdb (three of 36 minutes), ptb (three of 120
-# minutes), speech (twelve of 45 minutes), defaults (35 of 5 minutes) or small (all tables at scale small). Runs that
-# FOLDER already contains are kept, and interrupted ones are resumed. MINUTES sets the minutes of each run (mnist: of
-# the longest), CORES the number of runs side by side. Section mnist also exports the best model to FOLDER/weights.
+# SECTION is mnist (trainings of 98 and 49 minutes, and twelve of 8), imdb (three of 36 minutes), ptb (three of 12
+# minutes), speech (twelve of 45 minutes), defaults (35 of 5 minutes) or small (all tables at scale small, and four
+# short runs by pixel). Runs that FOLDER already contains are kept, and interrupted ones are resumed. MINUTES sets the
+# minutes of each run (mnist: of the longest), CORES the number of runs side by side. Section mnist also exports the
+# best model to FOLDER/weights.
 # Afterwards, look at `git diff docs`.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -20,12 +21,11 @@ run_of() {
   echo "$folder/$section-$(printf '%s' "$1" | tr -cs 'A-Za-z0-9.' '-')"
 }
 
-# run LABEL OPTIONS...: train, evaluate with k = 25 on 1,000 sequences, and store under the label.
-run() {
-  local label=$1
-  shift
+# train LABEL OPTIONS...: train, or resume, the run of the label.
+train() {
   local run
-  run=$(run_of "$label")
+  run=$(run_of "$1")
+  shift
   if [ ! -f "$run/summary.json" ]; then
     if [ -f "$run/config.json" ]; then
       python scripts/svi_train.py --resume "$run"
@@ -33,6 +33,14 @@ run() {
       python scripts/svi_train.py --output-dir "$run" "$@"
     fi
   fi
+}
+
+# run LABEL OPTIONS...: train, evaluate with k = 25 on 1,000 sequences, and store under the label.
+run() {
+  local label=$1
+  local run
+  run=$(run_of "$label")
+  train "$@"
   python scripts/evaluate.py "$run" --num-samples 25 --max-sequences 1000
   if [ "$section" = mnist ]; then
     python scripts/evaluate.py "$run" --split train --num-samples 1 --max-sequences 10000 --diagnosed-sequences 0
@@ -66,13 +74,26 @@ mnist)
   done
   card mnist-zforcing "Z-Forcing, alpha = beta = 0.0005"
   section=mnist-short
-  common+=(--max-minutes 8)
-  run "Z-Forcing, alpha = beta = 0.0005" "${common[@]}" "${latent[@]}" --model zforcing --alpha 0.0005 --beta 0.0005
-  run "Z-Forcing, no costs" "${common[@]}" "${latent[@]}" --model zforcing --alpha 0 --beta 0
-  run "Variational Bi-LSTM" "${common[@]}" "${latent[@]}" --model variational-bilstm
-  run "SRNN" "${common[@]}" "${latent[@]}" --model srnn
-  run "VRNN" "${common[@]}" --mlp-size 128 --model vrnn
-  run "RNN (LSTM)" "${common[@]}" --model rnn
+  short=("${common[@]}" --max-minutes 8)
+  run "Z-Forcing, alpha = beta = 0.0005" "${short[@]}" "${latent[@]}" --model zforcing --alpha 0.0005 --beta 0.0005
+  run "Z-Forcing, no costs" "${short[@]}" "${latent[@]}" --model zforcing --alpha 0 --beta 0
+  run "Variational Bi-LSTM" "${short[@]}" "${latent[@]}" --model variational-bilstm
+  run "SRNN" "${short[@]}" "${latent[@]}" --model srnn
+  run "VRNN" "${short[@]}" --mlp-size 128 --model vrnn
+  run "RNN (LSTM)" "${short[@]}" --model rnn
+  # The same numbers of updates as with seed 0.
+  for seed in 1 2; do
+    section=mnist-seeds
+    seeded=("${common[@]}" --seed "$seed")
+    run "RNN (LSTM), seed $seed" "${seeded[@]}" --model rnn --max-updates 3537
+    run "Z-Forcing, alpha = beta = 0.0005, seed $seed" "${seeded[@]}" "${latent[@]}" --model zforcing --alpha 0.0005 \
+      --beta 0.0005 --max-updates 2275
+    run "Variational Bi-LSTM, seed $seed" "${seeded[@]}" "${latent[@]}" --model variational-bilstm --max-updates 2303
+  done
+  section=mnist-short
+  for label in "RNN (LSTM)" "Z-Forcing, alpha = beta = 0.0005" "Variational Bi-LSTM"; do
+    python docs/results.py --run mnist-seeds "$label, seed 0" "$(run_of "$label")"
+  done
   ;;
 imdb)
   options=(--scale paper --max-minutes "${MINUTES:-36}" --max-sequences 1000 --output-dir "$folder")
@@ -82,8 +103,8 @@ imdb)
   done
   ;;
 ptb)
-  minutes=${MINUTES:-120}
-  common=(--dataset ptb --hidden-size 512 --mlp-size 512 --max-minutes "$minutes" --weight-decay 0.01
+  minutes=${MINUTES:-12}
+  common=(--dataset ptb --precision bf16 --hidden-size 512 --mlp-size 512 --max-minutes "$minutes" --weight-decay 0.01
     --learning-rate 0.004 --warmup-updates 200 --learning-rate-decay linear --decay-start 0.5)
   for model in rnn zforcing variational-bilstm; do
     run "$model" "${common[@]}" --model $model
@@ -106,9 +127,22 @@ defaults)
   python docs/results.py --defaults "$folder/defaults.json"
   ;;
 small)
-  python scripts/reproduce.py all --scale small --jobs "${CORES:-1}" --output-dir "$folder"
-  for table in "$folder"/*-small.md; do
+  python scripts/reproduce.py all --scale small --precision bf16 --jobs "${CORES:-1}" --output-dir "$folder"
+  for table in "$folder"/*-small-bf16.md; do
     python docs/results.py --table "$table"
+  done
+  tight=$folder/runs/small/mnist-zf-aux-seed0
+  for k in 1 5 25 100; do
+    python scripts/evaluate.py "$tight" --num-samples "$k" --max-sequences 1000 --diagnosed-sequences 0
+  done
+  python docs/results.py --run tightness "Z-Forcing" "$tight"
+  section=pixel
+  for weight in 0 2e-5 1e-4 5e-4; do
+    label="alpha = beta = $weight"
+    train "$label" --dataset mnist --frame pixel --precision bf16 --learning-rate 0.001 \
+      --batch-size 32 --hidden-size 128 --mlp-size 128 --alpha "$weight" --beta "$weight" --max-updates 150 \
+      --valid-interval 25 --valid-sequences 200 --test-sequences 500 --num-figures 0
+    python docs/results.py --run "$section" "$label" "$(run_of "$label")"
   done
   ;;
 *)

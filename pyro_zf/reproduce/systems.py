@@ -61,7 +61,7 @@ _SMALL: dict[str, Any] = {
     "preset": "small", "hidden_size": 128, "mlp_size": 128, "log_interval": 25,
     "valid_sequences": 500, "test_sequences": 1000, "num_figures": 16,
 }  # fmt: skip
-_UPDATES = {"mnist": 3000, "timit": 500, "blizzard": 750, "imdb": 750, "ptb": 750}
+_UPDATES = {"mnist": 3000, "timit": 300, "blizzard": 600, "imdb": 750, "ptb": 750}
 #: Options by scale and data set. Scale "paper" uses those of the preset.
 _SETTINGS: dict[Scale, dict[str, dict[str, Any]]] = {
     "smoke": {
