@@ -3,11 +3,11 @@
 #
 #     OMP_NUM_THREADS=1 benchmarks/results.sh SECTION FOLDER
 #
-# SECTION is mnist (trainings of 98 and 49 minutes, and twelve of 8), imdb (three of 36 minutes), ptb (three of 12
-# minutes), speech (twelve of 45 minutes), defaults (35 of 5 minutes) or small (all tables at scale small, and four
-# short runs by pixel). Runs that FOLDER already contains are kept, and interrupted ones are resumed. MINUTES sets the
-# minutes of each run (mnist: of the longest), CORES the number of runs side by side. Section mnist also exports the
-# best model to FOLDER/weights.
+# SECTION is mnist (trainings of 98 and 49 minutes, and twelve of 8), imdb (four of 36 minutes and three of 6), ptb
+# (three of 12 minutes), speech (twelve of 45 minutes), defaults (35 of 5 minutes) or small (all tables at scale small).
+# Runs that FOLDER already contains are kept, and interrupted ones are resumed. MINUTES sets the minutes of each run
+# (mnist: of the longest), CORES the number of runs side by side. Section mnist also exports the best model to
+# FOLDER/weights.
 # Afterwards, look at `git diff docs`.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -21,11 +21,12 @@ run_of() {
   echo "$folder/$section-$(printf '%s' "$1" | tr -cs 'A-Za-z0-9.' '-')"
 }
 
-# train LABEL OPTIONS...: train, or resume, the run of the label.
-train() {
-  local run
-  run=$(run_of "$1")
+# run LABEL OPTIONS...: train, evaluate with k = 25 on 1,000 sequences, and store under the label.
+run() {
+  local label=$1
   shift
+  local run
+  run=$(run_of "$label")
   if [ ! -f "$run/summary.json" ]; then
     if [ -f "$run/config.json" ]; then
       python scripts/svi_train.py --resume "$run"
@@ -33,14 +34,6 @@ train() {
       python scripts/svi_train.py --output-dir "$run" "$@"
     fi
   fi
-}
-
-# run LABEL OPTIONS...: train, evaluate with k = 25 on 1,000 sequences, and store under the label.
-run() {
-  local label=$1
-  local run
-  run=$(run_of "$label")
-  train "$@"
   python scripts/evaluate.py "$run" --num-samples 25 --max-sequences 1000
   if [ "$section" = mnist ]; then
     python scripts/evaluate.py "$run" --split train --num-samples 1 --max-sequences 10000 --diagnosed-sequences 0
@@ -101,6 +94,9 @@ imdb)
     python scripts/reproduce.py $table "${options[@]}"
     python docs/results.py --table "$(ls -t "$folder"/$table-paper*.md | head -1)"
   done
+  python scripts/reproduce.py vbl-table3 --scale paper --max-minutes 6 --max-sequences 1000 --precision bf16 \
+    --output-dir "$folder/bf16"
+  python docs/results.py --table "$folder/bf16/vbl-table3-paper-6min-n1000-bf16.md"
   ;;
 ptb)
   minutes=${MINUTES:-12}
@@ -136,14 +132,6 @@ small)
     python scripts/evaluate.py "$tight" --num-samples "$k" --max-sequences 1000 --diagnosed-sequences 0
   done
   python docs/results.py --run tightness "Z-Forcing" "$tight"
-  section=pixel
-  for weight in 0 2e-5 1e-4 5e-4; do
-    label="alpha = beta = $weight"
-    train "$label" --dataset mnist --frame pixel --precision bf16 --learning-rate 0.001 \
-      --batch-size 32 --hidden-size 128 --mlp-size 128 --alpha "$weight" --beta "$weight" --max-updates 150 \
-      --valid-interval 25 --valid-sequences 200 --test-sequences 500 --num-figures 0
-    python docs/results.py --run "$section" "$label" "$(run_of "$label")"
-  done
   ;;
 *)
   echo "there is no section $section: choose mnist, imdb, ptb, speech, defaults or small" >&2

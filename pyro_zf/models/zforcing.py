@@ -73,8 +73,8 @@ STRENGTH = {
     "timit": (5e-4, 1024), "blizzard": (5e-4, 2048), "wav": (5e-4, 1024), "imdb": (2.5e-3, 500),
     "ptb": (2.5e-3, 1024), "text": (2.5e-3, 500), "hdf5": (2.5e-3, 1024),
 }  # fmt: skip
-#: The weight for MNIST is not published. These were found in short runs on a CPU (docs/small_results.md has runs by pixel)
-#: and are alpha and beta times the size of b, over whose values the cost is a sum.
+#: The weight for MNIST is not published. These were found in short runs on a CPU (docs/small_results.md has those by
+#: pixel) and are alpha and beta times the size of b, over whose values the cost is a sum.
 STRENGTH_OF_FRAMES = {"row": 0.128, "pixel": 0.0128}
 
 
