@@ -198,10 +198,11 @@ def _row(
 
 def _with_spread(values: list[float], stderr: float | None, digits: int) -> str:
     """Format a mean with the standard deviation over runs, or the standard error of a single run."""
-    mean = f"{statistics.fmean(values):,.{digits}f}"
-    if len(values) > 1:
-        return f"{mean} ± {statistics.stdev(values):,.{digits}f}"
-    return mean if stderr is None else f"{mean} ± {stderr:,.{digits}f}"
+    mean = statistics.fmean(values)
+    # Perplexities of models that have not learnt the text can have thirty digits.
+    style = ".1e" if abs(mean) >= 1e9 else f",.{digits}f"
+    spread = statistics.stdev(values) if len(values) > 1 else stderr
+    return f"{mean:{style}}" if spread is None else f"{mean:{style}} ± {spread:{style}}"
 
 
 def _provenance(found: list[Result]) -> str:

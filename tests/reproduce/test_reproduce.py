@@ -13,7 +13,7 @@ from pyro_zf.cli import main
 from pyro_zf.models.variational_bilstm import PUBLISHED
 from pyro_zf.reproduce import SCALES, SYSTEMS, TABLES, Training
 from pyro_zf.reproduce.jobs import executor
-from pyro_zf.reproduce.results import Result, verdicts
+from pyro_zf.reproduce.results import Result, _with_spread, verdicts
 from pyro_zf.training import (
     PRESETS,
     UsageError,
@@ -201,6 +201,20 @@ def test_verdicts_count_the_seeds() -> None:
     (line,) = verdicts(table, {"timit": without[:1] + more[:1]})
     assert "too few seeds to conclude" in line
     assert verdicts(table, {"timit": without}) == []
+
+
+@pytest.mark.parametrize(
+    ("values", "stderr", "text"),
+    [
+        ([1234.5], None, "1,234.50"),
+        ([1234.5], 0.25, "1,234.50 ± 0.25"),
+        ([1.0, 3.0], None, "2.00 ± 1.41"),
+        ([2.3e27], None, "2.3e+27"),
+        ([2e10, 4e10], None, "3.0e+10 ± 1.4e+10"),
+    ],
+)
+def test_cells_of_a_table(values: list[float], stderr: float | None, text: str) -> None:
+    assert _with_spread(values, stderr, 2) == text
 
 
 @pytest.mark.parametrize(
