@@ -7,8 +7,7 @@
 # (three of 12 minutes), speech (twelve of 45 minutes), defaults (35 of 5 minutes) or small (all tables at scale small).
 # Runs that FOLDER already contains are kept, and interrupted ones are resumed. MINUTES sets the minutes of each run
 # (mnist: of the longest), CORES the number of runs side by side. Section mnist also exports the best model to
-# FOLDER/weights.
-# Afterwards, look at `git diff docs`.
+# FOLDER/weights. Afterwards, look at `git diff docs`.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 section=$1
@@ -57,34 +56,33 @@ mnist)
     --learning-rate 0.004 --warmup-updates 200 --learning-rate-decay linear --decay-start 0.5)
   regular=("${common[@]}" --recurrent-dropout 0.3 --shift 1 --shift-epochs 20)
   latent=(--mlp-size 128 --backward-size 256)
-  run "Z-Forcing, alpha = beta = 0.0005" "${regular[@]}" "${latent[@]}" --max-minutes "$minutes" \
-    --model zforcing --alpha 0.0005 --beta 0.0005
+  zforcing="Z-Forcing, alpha = beta = 0.0005"
+  with_costs=("${latent[@]}" --model zforcing --alpha 0.0005 --beta 0.0005)
+  run "$zforcing" "${regular[@]}" "${with_costs[@]}" --max-minutes "$minutes"
   run "RNN (LSTM)" "${regular[@]}" --max-minutes "$((minutes / 2))" --model rnn
-  for label in "Z-Forcing, alpha = beta = 0.0005" "RNN (LSTM)"; do
+  for label in "$zforcing" "RNN (LSTM)"; do
     python scripts/evaluate.py "$(run_of "$label")" --num-samples 25 --diagnosed-sequences 0
     python scripts/evaluate.py "$(run_of "$label")" --num-samples 1000 --max-sequences 100 --diagnosed-sequences 0
     python docs/results.py --run "$section" "$label" "$(run_of "$label")"
   done
-  card mnist-zforcing "Z-Forcing, alpha = beta = 0.0005"
+  card mnist-zforcing "$zforcing"
   section=mnist-short
   short=("${common[@]}" --max-minutes 8)
-  run "Z-Forcing, alpha = beta = 0.0005" "${short[@]}" "${latent[@]}" --model zforcing --alpha 0.0005 --beta 0.0005
+  run "$zforcing" "${short[@]}" "${with_costs[@]}"
   run "Z-Forcing, no costs" "${short[@]}" "${latent[@]}" --model zforcing --alpha 0 --beta 0
   run "Variational Bi-LSTM" "${short[@]}" "${latent[@]}" --model variational-bilstm
   run "SRNN" "${short[@]}" "${latent[@]}" --model srnn
   run "VRNN" "${short[@]}" --mlp-size 128 --model vrnn
   run "RNN (LSTM)" "${short[@]}" --model rnn
-  # The same numbers of updates as with seed 0.
+  section=mnist-seeds  # with the numbers of updates of seed 0
   for seed in 1 2; do
-    section=mnist-seeds
     seeded=("${common[@]}" --seed "$seed")
     run "RNN (LSTM), seed $seed" "${seeded[@]}" --model rnn --max-updates 3537
-    run "Z-Forcing, alpha = beta = 0.0005, seed $seed" "${seeded[@]}" "${latent[@]}" --model zforcing --alpha 0.0005 \
-      --beta 0.0005 --max-updates 2275
+    run "$zforcing, seed $seed" "${seeded[@]}" "${with_costs[@]}" --max-updates 2275
     run "Variational Bi-LSTM, seed $seed" "${seeded[@]}" "${latent[@]}" --model variational-bilstm --max-updates 2303
   done
   section=mnist-short
-  for label in "RNN (LSTM)" "Z-Forcing, alpha = beta = 0.0005" "Variational Bi-LSTM"; do
+  for label in "RNN (LSTM)" "$zforcing" "Variational Bi-LSTM"; do
     python docs/results.py --run mnist-seeds "$label, seed 0" "$(run_of "$label")"
   done
   ;;

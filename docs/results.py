@@ -17,14 +17,13 @@ import argparse
 import json
 import re
 import shutil
-import statistics
 from pathlib import Path
 from typing import Any
 
 from pyro_zf.analysis import bound_in_training
 from pyro_zf.analysis.report import best_evaluations, summary_diagnostics, with_error
 from pyro_zf.reproduce import TABLES
-from pyro_zf.reproduce.results import markdown_table
+from pyro_zf.reproduce.results import markdown_table, with_spread
 from pyro_zf.training import TrainConfig, read_config, read_metrics, resolve
 from pyro_zf.training.config import command_of
 from pyro_zf.training.evaluation import read_evaluations
@@ -112,12 +111,10 @@ def bounds_table(runs: list[dict[str, Any]]) -> str:
     """Bounds of each run on test data, with a column for each kind of bound."""
     columns = sorted({size for run in runs for size in by_size(run["evaluations"])})
     fits = sorted({size for run in runs for size in by_size(run["train"])})
-    sign, minus, better = bound_sign(runs)
+    sign, minus, _ = bound_sign(runs)
     bits = "elbo_bits_per_character" in runs[0]["test"]
     heads = [
-        f"nats per {runs[0]['unit']}, {better} is better",
-        f"{minus}ELBO, k = 1, N = {runs[0]['test']['num_sequences']:,}",
-        *(["the same in bits per character"] if bits else []), "KL",
+        *bound_heads(runs), *(["the same in bits per character"] if bits else []), "KL",
         *(f"{minus}IWAE, k = {k:,}, N = {n:,}" for k, n in columns),
         *(f"{minus}ELBO of training data, k = {k:,}, N = {n:,}" for k, n in fits),
         "active units of z", "parameters", "updates", "minutes", "seed",
@@ -136,6 +133,13 @@ def bounds_table(runs: list[dict[str, Any]]) -> str:
             active, f"{run['parameters']:,}", f"{run['updates']:,}", f"{run['minutes']:g}", str(run["seed"]),
         ])  # fmt: skip
     return "\n".join(markdown_table(heads, lines))
+
+
+def bound_heads(runs: list[dict[str, Any]]) -> list[str]:
+    """Heads of the columns of the labels and of the bounds on test data."""
+    _, minus, better = bound_sign(runs)
+    bound = f"{minus}ELBO, k = 1, N = {runs[0]['test']['num_sequences']:,}"
+    return [f"nats per {runs[0]['unit']}, {better} is better", bound]
 
 
 def bound_sign(runs: list[dict[str, Any]]) -> tuple[int, str, str]:
@@ -176,26 +180,27 @@ def seeds_table(every: list[dict[str, Any]]) -> str:
     systems: dict[str, list[dict[str, Any]]] = {}
     for run in sorted(every, key=lambda run: run["seed"]):
         systems.setdefault(run["label"].rpartition(", seed ")[0], []).append(run)
-    first = every[0]
-    sign, minus, better = bound_sign(every)
+    sign, *_ = bound_sign(every)
+    label_head, bound_head = bound_heads(every)
     heads = [
-        f"nats per {first['unit']}, {better} is better",
-        f"{minus}ELBO by seed, k = 1, N = {first['test']['num_sequences']:,}",
-        "mean ± standard deviation of the seeds", "KL by seed", "active units", "updates", "minutes",
+        label_head, f"{bound_head}, by seed", "mean ± standard deviation of the seeds", "KL by seed", "active units",
+        "updates", "minutes",
     ]  # fmt: skip
     lines = []
     for label, runs in systems.items():
-        bounds = [sign * run["test"]["elbo_nats_per_sequence"] for run in runs]
-        latent = runs[0]["has_latents"]
+        tests, latent = [run["test"] for run in runs], runs[0]["has_latents"]
+        bounds = [sign * test["elbo_nats_per_sequence"] for test in tests]
         lines.append([
-            label, ", ".join(f"{x:,.2f}" for x in bounds) + ("" if latent else " (exact)"),
-            f"{statistics.mean(bounds):,.2f} ± {statistics.stdev(bounds):,.2f}",
-            ", ".join(f"{run['test']['kl_nats_per_sequence']:.2f}" for run in runs) if latent else "",
-            ", ".join(str(run["test"]["active_units"]) for run in runs) if latent else "",
-            ", ".join(f"{run['updates']:,}" for run in runs),
-            ", ".join(f"{run['minutes']:g}" for run in runs),
+            label, listed(bounds, ",.2f") + ("" if latent else " (exact)"), with_spread(bounds, None, 2),
+            listed([test["kl_nats_per_sequence"] for test in tests], ".2f") if latent else "",
+            listed([test["active_units"] for test in tests], "d") if latent else "",
+            listed([run["updates"] for run in runs], ",d"), listed([run["minutes"] for run in runs], "g"),
         ])  # fmt: skip
     return "\n".join(markdown_table(heads, lines))
+
+
+def listed(values: list[Any], style: str) -> str:
+    return ", ".join(f"{value:{style}}" for value in values)
 
 
 def generated_seeds(section: str) -> str:
@@ -214,9 +219,11 @@ def has_curves(runs: list[dict[str, Any]]) -> bool:
     return all(len(run["curve"]) > 3 for run in runs)
 
 
-def generated_table(stem: str) -> str:
-    """A table of ``reproduce.py``, under a heading of level 3."""
+def generated_table(stem: str, picture: str = "with-picture") -> str:
+    """A table of ``reproduce.py``, under a heading of level 3, with or ``without-picture``."""
     text = (STORED / f"{stem}.md").read_text(encoding="utf-8").rstrip()
+    if picture == "without-picture":
+        return text.rpartition("\n\n![")[0]
     return text.replace(f"({stem}.png)", f"(_static/{stem}.png)")
 
 

@@ -98,11 +98,11 @@ def reproduce(
     device = resolve_device(device)
     k = num_samples or (2 if scale == "smoke" else 25)
     where: dict[str, Any] = {"data_dir": data_dir} if data_dir else {}
-    settings = {**where, **({} if max_minutes is None else {"max_minutes": max_minutes})}
+    settings = {**where, "precision": precision}
+    if max_minutes is not None:
+        settings["max_minutes"] = max_minutes
     if max_sequences:
         settings |= {"valid_sequences": max_sequences, "test_sequences": max_sequences}
-    if precision != "fp32":
-        settings["precision"] = precision
     results: Results = {}
     sections = [s for s in table.sections if dataset in (None, s.dataset)]
     every = [t for section in sections for t in section.trainings(seeds or table.seeds)]

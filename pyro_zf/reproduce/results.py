@@ -182,21 +182,21 @@ def _row(
     for split in section.splits:
         for bound in ("elbo", "iwae"):
             pairs = [r.bound(bound, split) for r in found]
-            cells.append(_with_spread([p[0] for p in pairs], pairs[0][1], digits))
+            cells.append(with_spread([p[0] for p in pairs], pairs[0][1], digits))
     if with_latents:
         split = section.splits[-1]
-        cells.append(_with_spread([r.kl(split) for r in found], None, 2))
+        cells.append(with_spread([r.kl(split) for r in found], None, 2))
         known = [r.evaluations[split] for r in found if r.evaluations[split].get("latent_units")]
         active = ", ".join(str(e["active_units"]) for e in known)
         cells.append(f"{active} of {known[0]['latent_units']}" if known else "")
         lost = [e["shuffled_loss_nats_per_sequence"] for e in known]
-        cells.append(_with_spread(lost, None, 2) if lost else "")
+        cells.append(with_spread(lost, None, 2) if lost else "")
     best = ", ".join(f"{r.summary['best_update']:,}" for r in found)
     cells.append(f"{best} of {found[0].summary['updates']:,}")
     return cells
 
 
-def _with_spread(values: list[float], stderr: float | None, digits: int) -> str:
+def with_spread(values: list[float], stderr: float | None, digits: int) -> str:
     """Format a mean with the standard deviation over runs, or the standard error of a single run."""
     mean = statistics.fmean(values)
     # Perplexities of models that have not learnt the text can have thirty digits.

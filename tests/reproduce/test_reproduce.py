@@ -13,7 +13,7 @@ from pyro_zf.cli import main
 from pyro_zf.models.variational_bilstm import PUBLISHED
 from pyro_zf.reproduce import SCALES, SYSTEMS, TABLES, Training
 from pyro_zf.reproduce.jobs import executor
-from pyro_zf.reproduce.results import Result, _with_spread, verdicts
+from pyro_zf.reproduce.results import Result, verdicts, with_spread
 from pyro_zf.training import (
     PRESETS,
     UsageError,
@@ -214,7 +214,7 @@ def test_verdicts_count_the_seeds() -> None:
     ],
 )
 def test_cells_of_a_table(values: list[float], stderr: float | None, text: str) -> None:
-    assert _with_spread(values, stderr, 2) == text
+    assert with_spread(values, stderr, 2) == text
 
 
 @pytest.mark.parametrize(
