@@ -150,8 +150,8 @@ def kl_in_training(panels: Mapping[str, Mapping[str, Sequence[Curve]]], ylabel: 
 def bound_in_training(panels: Mapping[str, Mapping[str, Sequence[Curve]]], ylabel: str) -> Figure:
     """Plot a bound by update, with a line for each system (Shabanian et al. 2017, figure 2).
 
-    The vertical scale ignores the first tenth of the updates. The arguments are those of
-    :func:`kl_in_training`.
+    The vertical scale ignores the first tenth of the updates, and is logarithmic if positive values differ by more
+    than a factor of 20. The arguments are those of :func:`kl_in_training`.
     """
     return _bands(panels, ylabel, settled=True)
 
@@ -194,7 +194,11 @@ def _bands(
             late += lines[:, steps > 0.1 * steps.max(initial=0)].ravel().tolist()
         if settled and late:
             low, high = min(late), max(late)
-            axes.set_ylim(low - 0.05 * (high - low + 1e-3), high + 0.05 * (high - low + 1e-3))
+            if 0 < 20 * low < high:
+                # One failed model would hide the differences between the others.
+                axes.set(yscale="log", ylim=(low / 1.2, high * 1.2))
+            else:
+                axes.set_ylim(low - 0.05 * (high - low + 1e-3), high + 0.05 * (high - low + 1e-3))
         _tidy(axes).set(title=plain(title), xlabel="update", ylabel=ylabel)
         if axes.lines and not below:
             axes.legend(frameon=False, fontsize=7)

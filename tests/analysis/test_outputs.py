@@ -194,6 +194,9 @@ def test_bands() -> None:
         {"a": {"x": [(range(100), [-1e6, *[float(i) for i in range(99)]])]}}, ""
     )
     assert figure.axes[0].get_ylim()[0] > 0, "the scale ignores the first updates"
+    for high, scale in ((15.0, "linear"), (1e27, "log")):
+        curves = {"learns": [([1, 2], [1.0, 1.0])], "fails": [([1, 2], [high, high])]}
+        assert bound_in_training({"a": curves}, "").axes[0].get_yscale() == scale
     many = {f"system {i}": [(range(9), list(range(9)))] for i in range(7)}
     figure = bound_in_training({"a": many, "b": many}, "")
     assert not any(axes.get_legend() for axes in figure.axes)
