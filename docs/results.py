@@ -7,13 +7,15 @@
 
 ``benchmarks/results.sh`` trains the models.
 
-What the pages need is stored in ``docs/results/``: ``runs.json`` has the command, curve, test and evaluations of each
-run, and a run with the section and label of an earlier one replaces it.
+What the pages need is stored in ``docs/results/``: ``runs.json`` has the settings, curve, test and evaluations of each
+run, and a run with the section and label of an earlier one replaces it. The command of a run is derived from its
+settings whenever the page is written, so it names what the presets of today do not say.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import re
 import shutil
@@ -51,7 +53,7 @@ def content_of(run: Path, section: str, label: str) -> dict[str, Any]:
     return {
         "section": section,
         "label": label,
-        "command": command_of(config),
+        "config": settings_of(config),
         "data": summary["data"],
         "has_latents": summary["has_latents"],
         "kind": summary["kind"],
@@ -74,6 +76,18 @@ def content_of(run: Path, section: str, label: str) -> dict[str, Any]:
             if e["event"] == "valid"
         ],
     }
+
+
+def settings_of(config: TrainConfig) -> dict[str, Any]:
+    """The settings of a run as in its ``config.json``, without those of the machine."""
+    here = {"output_dir": None, "resume": None, "data_dir": None, "device": "cpu", "workers": None}
+    settings: dict[str, Any] = json.loads(dataclasses.replace(config, **here).to_json())
+    return settings
+
+
+def command(run: dict[str, Any]) -> str | None:
+    """The command line of a stored run."""
+    return command_of(TrainConfig.from_json(json.dumps(run["config"]), str(RUNS)))
 
 
 def store_run(section: str, label: str, run: Path) -> None:
@@ -210,7 +224,7 @@ def generated_seeds(section: str) -> str:
 
 
 def commands_of(runs: list[dict[str, Any]]) -> str:
-    lines = [f"{run['command']}  # {run['label']}, {run['minutes']:g} minutes" for run in runs]
+    lines = [f"{command(run)}  # {run['label']}, {run['minutes']:g} minutes" for run in runs]
     return "```bash\n" + "\n".join(lines) + "\n```"
 
 

@@ -252,7 +252,13 @@ def test_results_of_a_run_are_stored(tmp_path: Path) -> None:
     )
     script = runpy.run_path(str(ROOT / "docs" / "results.py"))
     content = script["content_of"](run, "digits", "tiny")
-    assert content["command"].startswith("python scripts/svi_train.py --dataset mnist")
+    assert str(tmp_path) not in json.dumps(content)
+    command = script["command"](content)
+    assert command.startswith("python scripts/svi_train.py --dataset mnist")
+    assert "--learning-rate" not in command
+    # A rate that is no longer that of the preset
+    earlier = {**content, "config": {**content["config"], "learning_rate": 0.5}}
+    assert "--learning-rate 0.5" in script["command"](earlier)
     assert content["updates"] == 4
     assert [update for update, *_ in content["curve"]] == [2, 4]
     heads, _, row = script["bounds_table"]([content]).splitlines()

@@ -101,7 +101,7 @@ def reproduce(
     settings = {**where, "precision": precision}
     if max_minutes is not None:
         settings["max_minutes"] = max_minutes
-    if max_sequences:
+    if max_sequences is not None:
         settings |= {"valid_sequences": max_sequences, "test_sequences": max_sequences}
     results: Results = {}
     sections = [s for s in table.sections if dataset in (None, s.dataset)]
@@ -125,18 +125,19 @@ def reproduce(
         raise UsageError(
             f"none of the {len(every)} runs of {name} in {folder / 'runs' / scale} has finished"
         )
-    command = f"python scripts/reproduce.py {name} --scale {scale}"
-    command += f" --dataset {dataset}" if dataset else ""
-    command += f" --seeds {seeds}" if seeds else ""
-    command += f" --num-samples {num_samples}" if num_samples else ""
-    command += f" --max-minutes {max_minutes:g}" if max_minutes else ""
-    command += f" --max-sequences {max_sequences}" if max_sequences else ""
-    command += f" --precision {precision}" if precision != "fp32" else ""
-    stem = f"{name}-{scale}" + (f"-{dataset}" if dataset else "")
-    stem += (f"-seeds{seeds}" if seeds else "") + (f"-k{num_samples}" if num_samples else "")
-    stem += f"-{max_minutes:g}min" if max_minutes else ""
-    stem += f"-n{max_sequences}" if max_sequences else ""
-    stem += f"-{precision}" if precision != "fp32" else ""
+    command, stem = f"python scripts/reproduce.py {name} --scale {scale}", f"{name}-{scale}"
+    minutes = None if max_minutes is None else f"{max_minutes:g}"
+    for flag, value, short in (
+        ("dataset", dataset, "{}"),
+        ("seeds", seeds, "seeds{}"),
+        ("num-samples", num_samples, "k{}"),
+        ("max-minutes", minutes, "{}min"),
+        ("max-sequences", max_sequences, "n{}"),
+        ("precision", None if precision == "fp32" else precision, "{}"),
+    ):
+        if value is not None:
+            command += f" --{flag} {value}"
+            stem += "-" + short.format(value)
     text = markdown(stem, table, results, k, command)
     content: dict[str, Any] = {
         "table": name, "title": table.title, "scale": scale, "command": command,
