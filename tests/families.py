@@ -41,7 +41,7 @@ class Combination(NamedTuple):
         size = (num_sequences, num_steps)
         if self.emission == "categorical":
             targets = torch.randint(DATA, size)
-        elif self.emission in ("bernoulli", "autoregressive-bernoulli", "logistic-mixture"):
+        elif self.emission.endswith("bernoulli") or self.emission == "logistic-mixture":
             targets = (torch.rand(*size, DATA) > 0.5).double()
         elif self.emission in ("poisson", "negative-binomial", "beta-binomial"):
             targets = torch.poisson(torch.full((*size, DATA), 2.0)).clamp(max=MAX_COUNT)

@@ -21,8 +21,14 @@ from pyro_zf.models import derived
 from pyro_zf.models.base import AUX_PREFIX, Layout, SequenceModel
 from pyro_zf.models.options import LatentOptions
 from pyro_zf.nn.auxiliary import AuxiliaryCost, StepStates, build_aux_cost
-from pyro_zf.nn.cells import Cell, LatentChain, LSTMCell, State, make_cell
-from pyro_zf.nn.emissions import emits_counts, emits_symbols, make_emission, named_emission
+from pyro_zf.nn.cells import Cell, InputWindow, LatentChain, LSTMCell, State, make_cell
+from pyro_zf.nn.emissions import (
+    emits_counts,
+    emits_symbols,
+    make_emission,
+    named_emission,
+    reads_input,
+)
 from pyro_zf.nn.gaussian import GaussianForm
 from pyro_zf.nn.mlp import ACTIVATIONS, Log1p
 from pyro_zf.nn.posteriors import ResidualPosterior, build_posterior, named_posterior, reads
@@ -179,9 +185,22 @@ class LatentSequenceModel(SequenceModel, RecurrentSystem):
             o.latent_size, None, o.latent_embedding_size, 0, o.feature_activation
         )
         input_size = embedded_size
+        self.recognition_reads_input = deterministic
+        if deterministic and o.input_window > 1:
+            raise ValueError(
+                f"{type(self).__name__} reads its inputs through a recurrent network, which takes the place of "
+                "input_window"
+            )
         if deterministic:
             self.deterministic = LSTMCell(embedded_size + covariate_size, 0, o.hidden_size, **rnn)
             input_size = o.hidden_size
+        elif o.input_window > 1:
+            self.deterministic = InputWindow(embedded_size, o.input_window)
+            input_size = o.input_window * embedded_size
+        # An emission over rows of values reads the input if it consists of such rows.
+        rows = reads_input(named) and not deterministic and isinstance(self.embedding, nn.Identity)
+        if rows:
+            self.emission_reads = ("input", *self.emission_reads)
         sizes = {"input": input_size, "z": latent_width, **(latent_sizes or {})}
 
         # The forward network
@@ -229,9 +248,10 @@ class LatentSequenceModel(SequenceModel, RecurrentSystem):
             "form": emission_form,
             **o.emission_options,
         }
+        of_input = {"input_size": input_size} if rows else {}
         self.emission_size = sum(sizes[k] for k in self.emission_reads) + self.condition_size
         self.emission = (
-            make_emission(emission, self.emission_size, **self._emission_options)
+            make_emission(emission, self.emission_size, **self._emission_options, **of_input)
             if isinstance(emission, str)
             else emission
         )
@@ -405,8 +425,11 @@ class LatentSequenceModel(SequenceModel, RecurrentSystem):
     @property
     def follows_declaration(self) -> bool:
         """Whether the programs of layout ``"steps"`` are derived from the declaration, not written out."""
-        return tuple(self.latents) != self.written_for or (
-            self.skip_gradient > 0 and not self.writes_gradient_mask
+        return (
+            tuple(self.latents) != self.written_for
+            or (self.skip_gradient > 0 and not self.writes_gradient_mask)
+            or self.options.input_window > 1
+            or self.emission_reads[0] == "input"
         )
 
     @property

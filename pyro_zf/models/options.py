@@ -16,9 +16,11 @@ class ModelOptions:
     """Options of every model."""
 
     emission: str = "bernoulli"
-    """Distribution of the data: bernoulli, autoregressive-bernoulli, categorical, gaussian, gaussian-mixture,
-    autoregressive-gaussian, logistic-mixture, poisson, negative-binomial or beta-binomial. By default the one
-    for the kind of data."""
+    """Distribution of the data: bernoulli, autoregressive-bernoulli, convolutional-bernoulli, categorical,
+    gaussian, gaussian-mixture, autoregressive-gaussian, logistic-mixture, poisson, negative-binomial or
+    beta-binomial. By default the one for the kind of data."""
+    input_window: int = 1
+    """Number of preceding steps whose values are the input of a step. The papers' models read one."""
     max_count: int | None = None
     """Largest possible count, for emission beta-binomial. The default is the largest count in the data."""
     cell: str = "lstm"
@@ -69,6 +71,8 @@ class ModelOptions:
                 raise TypeError(f"{cls.__name__} has no option {name!r}{hint}")
             if "_size" in name and isinstance(values[name], int) and values[name] < 0:
                 raise ValueError(f"{name} must not be negative, it is {values[name]}")
+        if values.get("input_window", 1) < 1:
+            raise ValueError(f"input_window must be at least 1, it is {values['input_window']}")
         return cls(**values)
 
 

@@ -31,8 +31,8 @@ from pyro_zf.batch import SequenceBatch
 from pyro_zf.models.base import SequenceModel
 from pyro_zf.models.latent import embedding_layer, instance
 from pyro_zf.models.options import ModelOptions
-from pyro_zf.nn.cells import Cell, State, make_cell
-from pyro_zf.nn.emissions import make_emission
+from pyro_zf.nn.cells import Cell, InputWindow, State, make_cell
+from pyro_zf.nn.emissions import make_emission, named_emission, reads_input
 from pyro_zf.nn.gaussian import GaussianForm
 from pyro_zf.nn.mlp import join
 from pyro_zf.sequence.system import join_over_time
@@ -82,14 +82,20 @@ class RNN(SequenceModel):
             instance(part, given)
         self.options = o = ModelOptions.of(**names, **options)
         self.data_size = data_size
+        named = emission if isinstance(emission, nn.Module) else named_emission(o.emission)
+        self.embedding, input_size = embedding_layer(
+            data_size, named, o.embedding_size, o.hidden_size
+        )
+        if o.input_window > 1:
+            self.deterministic = InputWindow(input_size, o.input_window)
+            input_size *= o.input_window
+        self.emission_reads_input = reads_input(named) and isinstance(self.embedding, nn.Identity)
+        of_input = {"input_size": input_size} if self.emission_reads_input else {}
         if not isinstance(emission, nn.Module):
             emission = make_emission(
-                o.emission, o.hidden_size + covariate_size, data_size, form=emission_form,
-                **o.emission_options,
+                o.emission, sum(of_input.values()) + o.hidden_size + covariate_size, data_size, form=emission_form,
+                **o.emission_options, **of_input,
             )  # fmt: skip
-        self.embedding, input_size = embedding_layer(
-            data_size, emission, o.embedding_size, o.hidden_size
-        )
         self.cell = cell if isinstance(cell, Cell) else make_cell(
             o.cell, input_size + covariate_size, 0, o.hidden_size, num_layers=o.num_layers,
             orthogonal=o.orthogonal, forget_bias=o.forget_bias,
@@ -98,30 +104,43 @@ class RNN(SequenceModel):
 
     def model_steps(self, batch: SequenceBatch) -> State:
         """The generative program with one site for each step. Without targets, it generates data."""
+        start, window = self.start(batch)
         with self.sequences(batch):
-            state = self.cell.initial((batch.num_sequences,), batch.carried)
+            state = self.cell.initial((batch.num_sequences,), start)
             y_t = None
             for t in pyro.markov(range(batch.num_steps)):
                 c_t = self.covariates_at(batch, t)
-                u_t, _ = self.input_at(batch, t, y_t)
+                u_t, window = self.input_at(batch, t, y_t, window)
                 state = self.cell.after(
                     join(u_t, c_t), None, self.cell.before(join(u_t, c_t), state)
                 )
                 h_t = state[0]  # h_t = LSTM(u_t, h_{t-1})
                 with self.real_steps(batch, t):
-                    p_y = self.emission(join(h_t, c_t))  # p(y_t | h_t)
+                    seen = u_t if self.emission_reads_input else None
+                    p_y = self.emission(join(seen, h_t, c_t))  # p(y_t | h_t)
                     y_t = pyro.sample(f"y_{t + 1}", p_y, obs=self.target_at(batch, t))
-        return tuple(x.detach() for x in state)
+        return tuple(x.detach() for x in (*state, *window))
 
     def model_time(self, batch: SequenceBatch) -> State:
         """The generative program with one site for the whole sequence."""
         c = batch.covariates_over_time
+        start, window = self.start(batch)
         with self.sequences(batch):
-            inputs = join_over_time(self.embedding(batch.inputs.transpose(0, 1)), c)
-            states = self.cell.run(inputs, None, batch.carried)
-            y = self.emitted(join_over_time(states.after, c), batch)
+            u = self.embedding(batch.inputs.transpose(0, 1))
+            if self.deterministic is not None:
+                _, u, window = self.deterministic.run(u, None, window or None)
+            states = self.cell.run(join_over_time(u, c), None, start)
+            seen = u if self.emission_reads_input else None
+            y = self.emitted(join_over_time(seen, states.after, c), batch)
             pyro.sample("y", y, obs=batch.targets)
-        return tuple(x.detach() for x in states.last)
+        return tuple(x.detach() for x in (*states.last, *window))
+
+    def start(self, batch: SequenceBatch) -> tuple[State | None, State]:
+        """The states of the cell and of the input window from which a batch starts."""
+        if batch.carried is None:
+            return None, ()
+        number = len(self.cell.state_sizes)
+        return batch.carried[:number], batch.carried[number:]
 
     def guide_steps(self, batch: SequenceBatch) -> None:
         """An empty program, since there are no latents to infer."""

@@ -22,6 +22,7 @@ __all__ = [
     "CELLS",
     "Cell",
     "GRUCell",
+    "InputWindow",
     "LSTMCell",
     "LatentChain",
     "ReadsPreviousLatent",
@@ -297,6 +298,42 @@ class LatentChain(Cell):
         assert z is not None
         first = self.initial(z.shape[1:-1], carried)[0].unsqueeze(0)
         return Trajectory(torch.cat([first, z[:-1]]), z, (z[-1],))
+
+
+class InputWindow(Cell):
+    r"""The inputs of the last K steps, :math:`[u_t, u_{t-1}, \ldots, u_{t-K+1}]`; zeros before the first step.
+
+    It takes the place of a network over the inputs, so that a model reads several preceding values at a step.
+
+    Args:
+        input_size: size of the input of a step. Values after these, such as covariates, are left out.
+        length: number of steps K.
+
+    Example:
+        >>> inputs = torch.tensor([[[1.0]], [[2.0]], [[3.0]]])
+        >>> InputWindow(1, 2).run(inputs, None).after.squeeze(1)
+        tensor([[1., 0.],
+                [2., 1.],
+                [3., 2.]])
+    """
+
+    def __init__(self, input_size: int, length: int) -> None:
+        super().__init__()
+        self.input_size = input_size
+        self.state_sizes = (length * input_size,)
+        self.register_buffer("start", torch.zeros(length * input_size), persistent=False)
+
+    def initial(
+        self, batch_shape: torch.Size | tuple[int, ...], carried: State | None = None
+    ) -> State:
+        if carried is not None:
+            return super().initial(batch_shape, carried)
+        return (self.get_buffer("start").expand(*batch_shape, -1),)
+
+    def after(
+        self, u: Float[Tensor, "... input"], z: Float[Tensor, "... latent"] | None, state: State
+    ) -> State:
+        return (join(u[..., : self.input_size], state[0][..., : -self.input_size]),)
 
 
 #: Cells by name, as accepted by ``--cell``. Each is a function of the arguments of :class:`LSTMCell`.

@@ -1,7 +1,8 @@
 r"""Emissions: modules whose forward maps :math:`h_t` to a distribution over :math:`y_t`.
 
 A class attribute ``kinds`` lists the kinds of data that an emission supports: ``"binary"``,
-``"categorical"`` (symbols), ``"counts"``, ``"real"``. An emission without it accepts any data.
+``"categorical"`` (symbols), ``"counts"``, ``"real"``. An emission without it accepts any data. An emission whose
+attribute ``reads_input`` is True receives :math:`u_t` in front of the state.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.nn import ConditionalAutoRegressiveNN
 from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
+from torch.nn import functional as F
 
 from pyro_zf.distributions.data import Autoregressive, DiscretizedLogisticMixture
 from pyro_zf.names import there_are
 from pyro_zf.nn.gaussian import GaussianForm, GaussianHead, GaussianMixtureHead
-from pyro_zf.nn.mlp import MLP, Dropout, activation_of, declared
+from pyro_zf.nn.mlp import MLP, Dropout, activation_of, declared, join
 
 __all__ = [
     "EMISSIONS",
@@ -30,6 +32,7 @@ __all__ = [
     "BernoulliEmission",
     "BetaBinomialEmission",
     "CategoricalEmission",
+    "ConvolutionalBernoulliEmission",
     "GaussianEmission",
     "GaussianMixtureEmission",
     "LogisticMixtureEmission",
@@ -39,6 +42,7 @@ __all__ = [
     "emits_symbols",
     "make_emission",
     "named_emission",
+    "reads_input",
 ]
 
 
@@ -317,6 +321,93 @@ class AutoregressiveBernoulliEmission(_AutoregressiveEmission):
         return dist.Bernoulli(logits=parameters)
 
 
+class ConvolutionalBernoulliEmission(nn.Module):
+    r""":math:`p(y_t \mid h_t, u_t) = \prod_d \operatorname{Bernoulli}(y_{t,d}; f^{(o)}(y_{t,<d}, h_t, u_t)_d)`.
+
+    Within a step, each bit is predicted from the preceding bits, as by :class:`AutoregressiveBernoulliEmission`,
+    but by masked convolutions along the step (PixelCNN, van den Oord et al. 2016,
+    https://arxiv.org/abs/1606.05328), so that all bits share their weights. It is meant for values whose order is
+    that of a space, such as the pixels of a row or the keys of a piano. A linear layer on the state gives some
+    channels for each bit. The input of the step is read by convolutions, too: the option ``input_window`` of the
+    models determines how many preceding rows it consists of.
+
+    Args:
+        in_size: size of the input and the state.
+        data_size: number of bits per step.
+        mlp_size: number of channels.
+        depth: number of residual blocks, each of two convolutions with half as many channels between them.
+        activation: a key of :data:`pyro_zf.nn.ACTIVATIONS`.
+        dropout: probability that a value of the state is set to zero in training.
+        input_size: number of leading features that are the input, a multiple of ``data_size``.
+
+    Raises:
+        ValueError: if ``input_size`` is not a multiple of ``data_size``.
+    """
+
+    kinds: ClassVar[tuple[str, ...]] = ("binary",)
+    reads_input: ClassVar[bool] = True
+    #: Number of preceding bits that the first convolution reads, and of bits of each preceding row.
+    reach: ClassVar[int] = 14
+    width: ClassVar[int] = 9
+
+    def __init__(
+        self,
+        in_size: int,
+        data_size: int,
+        mlp_size: int = 1024,
+        depth: int = 1,
+        activation: str = "clipped-leaky-relu",
+        dropout: float = 0.0,
+        input_size: int = 0,
+    ) -> None:
+        super().__init__()
+        if input_size % data_size:
+            raise ValueError(
+                f"a convolutional emission reads rows of {data_size} values, and the input has {input_size}"
+            )
+        self.data_size, self.input_size = data_size, input_size
+        rows, maps = input_size // data_size, max(mlp_size // 4, 1)
+        self.state_maps = nn.Sequential(
+            Dropout(dropout), nn.Linear(in_size - input_size, maps * data_size)
+        )
+        self.context = nn.Conv1d(rows + maps, mlp_size, self.width, padding=self.width // 2)
+        self.earlier_bits = nn.Conv1d(1, mlp_size, self.reach)
+        make_activation, half = activation_of(activation), max(mlp_size // 2, 1)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(
+                make_activation(),
+                nn.ConstantPad1d((2, 0), 0.0),
+                nn.Conv1d(mlp_size, half, 3),
+                make_activation(),
+                nn.Conv1d(half, mlp_size, 1),
+            )
+            for _ in range(depth)
+        )
+        self.head = nn.Sequential(make_activation(), nn.Conv1d(mlp_size, 1, 1))
+
+    def logits(
+        self, context: Float[Tensor, "*batch channels data"], y: Float[Tensor, "*samples data"]
+    ) -> Float[Tensor, "*samples data"]:
+        """The logit of each bit, given the preceding ones. ``y`` may have more leading dimensions."""
+        # The last bit is cut off, so that the convolution ends one bit before the one that it predicts.
+        earlier = F.pad(y.reshape(-1, 1, self.data_size), (self.reach, -1))
+        x = self.earlier_bits(earlier).reshape(*y.shape[:-1], *context.shape[-2:]) + context
+        x = x.reshape(-1, *x.shape[-2:])
+        for block in self.blocks:
+            x = x + block(x)
+        logits: Tensor = self.head(x)
+        return logits.reshape(y.shape)
+
+    def forward(self, features: Float[Tensor, "*batch features"]) -> TorchDistributionMixin:
+        u, h = features[..., : self.input_size], features[..., self.input_size :]
+        rows = join(u, self.state_maps(h)).reshape(-1, self.context.in_channels, self.data_size)
+        context = self.context(rows).reshape(*features.shape[:-1], -1, self.data_size)
+        return Autoregressive(
+            lambda y: dist.Bernoulli(logits=self.logits(context, y).to(features.dtype)),
+            features.shape[:-1], self.data_size, features, constraints.boolean,
+        )  # fmt: skip
+
+
 class AutoregressiveGaussianEmission(_AutoregressiveEmission):
     r""":math:`p(y_t \mid h_t) = \prod_d \mathcal N(y_{t,d}; f^{(o)}(y_{t,<d}, h_t))`.
 
@@ -452,6 +543,7 @@ EMISSIONS: dict[str, Callable[..., nn.Module]] = {
     "gaussian-mixture": GaussianMixtureEmission,
     "logistic-mixture": LogisticMixtureEmission,
     "autoregressive-bernoulli": AutoregressiveBernoulliEmission,
+    "convolutional-bernoulli": ConvolutionalBernoulliEmission,
     "autoregressive-gaussian": AutoregressiveGaussianEmission,
     "poisson": PoissonEmission,
     "negative-binomial": NegativeBinomialEmission,
@@ -471,7 +563,7 @@ def named_emission(name: str) -> Callable[..., nn.Module]:
 
 
 def make_emission(name: str, in_size: int, data_size: int, **options: Any) -> nn.Module:
-    """Build an emission from :data:`EMISSIONS`; ``form`` and ``max_count`` are only passed if accepted.
+    """Build an emission from :data:`EMISSIONS`; ``form``, ``max_count`` and ``input_size`` only if accepted.
 
     Raises:
         ValueError: if the name is unknown, or dropout is requested but the emission does not accept it.
@@ -480,7 +572,7 @@ def make_emission(name: str, in_size: int, data_size: int, **options: Any) -> nn
     taken = inspect.signature(emission).parameters
     if options.get("dropout") and "dropout" not in taken:
         raise ValueError(f"the emission {name!r} has no dropout")
-    for option in ("form", "max_count", "dropout"):
+    for option in ("form", "max_count", "dropout", "input_size"):
         if option not in taken:
             options.pop(option, None)
     return emission(in_size, data_size, **options)
@@ -489,6 +581,11 @@ def make_emission(name: str, in_size: int, data_size: int, **options: Any) -> nn
 def emits_counts(emission: object) -> bool:
     """Whether an emission is over counts, which networks read as log(1 + y)."""
     return declared(emission, "kinds", None) == ("counts",)
+
+
+def reads_input(emission: object) -> bool:
+    """Whether an emission reads the input of the step beside the state."""
+    return bool(declared(emission, "reads_input", False))
 
 
 def emits_symbols(emission: object) -> bool:

@@ -92,6 +92,8 @@ class RecurrentSystem(nn.Module):
     latent_embedding: nn.Module
     #: A network over the inputs alone, whose state replaces :math:`u_t`; or None.
     deterministic: Cell | None
+    #: Whether the networks over the targets also read the state of that network.
+    recognition_reads_input: bool = False
     #: Networks over the targets, backward and forward (recognition); None if nothing reads them.
     backward_network: Any
     recognition_network: Any
@@ -155,7 +157,7 @@ class RecurrentSystem(nn.Module):
         """Inputs of the networks over the targets, batch first. ``u`` are the input features, if known."""
         c = batch.covariates_over_time
         targets = self.embed(batch.targets, None if c is None else c.transpose(0, 1))  # type: ignore[arg-type]
-        if self.deterministic is None:
+        if not self.recognition_reads_input:
             return targets
         if u is None:
             u = self.input_features(batch, self.start(batch)[1])[0]

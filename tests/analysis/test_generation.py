@@ -105,12 +105,10 @@ def test_a_temperature_has_a_range(temperature: float, latent: float) -> None:
 
 
 def values_of(combination: Combination) -> Values:
-    kinds: dict[str, Any] = {
-        "categorical": "categorical",
-        "bernoulli": "binary",
-        "autoregressive-bernoulli": "binary",
-    }
-    return Values(kinds.get(combination.emission, "real"), 3)
+    emission = combination.emission
+    binary = emission.endswith("bernoulli")
+    kind: Any = "categorical" if emission == "categorical" else "binary" if binary else "real"
+    return Values(kind, 3)
 
 
 @pytest.mark.parametrize(

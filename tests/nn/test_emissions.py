@@ -21,6 +21,7 @@ from pyro_zf.nn import (
     MLP,
     AutoregressiveBernoulliEmission,
     AutoregressiveGaussianEmission,
+    ConvolutionalBernoulliEmission,
     Dropout,
     GaussianMixtureEmission,
     LogisticMixtureEmission,
@@ -41,7 +42,14 @@ def all_values(name: str, data_size: int) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    "name", ["bernoulli", "autoregressive-bernoulli", "categorical", "logistic-mixture"]
+    "name",
+    [
+        "bernoulli",
+        "autoregressive-bernoulli",
+        "convolutional-bernoulli",
+        "categorical",
+        "logistic-mixture",
+    ],
 )
 @pytest.mark.parametrize("data_size", [1, 4, 10])
 def test_probabilities_sum_to_one(name: str, data_size: int) -> None:
@@ -218,11 +226,15 @@ def test_autoregressive_bits_one_after_the_other(
     torch.testing.assert_close(emission(h).log_prob(y), total)
 
 
-@pytest.mark.parametrize("name", ["autoregressive-bernoulli", "autoregressive-gaussian"])
+@pytest.mark.parametrize(
+    "name", ["autoregressive-bernoulli", "convolutional-bernoulli", "autoregressive-gaussian"]
+)
 def test_gradients_of_autoregressive_densities(name: str) -> None:
     """They are those of finite differences, for the state and for every weight."""
-    emission = make_emission(name, H, 4, mlp_size=5, depth=2, activation="tanh")
-    h, y = torch.randn(3, H, requires_grad=True), torch.randint(0, 2, (3, 4)).double()
+    rows = {"input_size": 4} if name.startswith("convolutional") else {}
+    size = H + sum(rows.values())
+    emission = make_emission(name, size, 4, mlp_size=5, depth=2, activation="tanh", **rows)
+    h, y = torch.randn(3, size, requires_grad=True), torch.randint(0, 2, (3, 4)).double()
     names, weights = zip(*emission.named_parameters(), strict=True)
 
     class Density(torch.nn.Module):
@@ -240,6 +252,45 @@ def test_gradients_of_autoregressive_densities(name: str) -> None:
         return torch.func.functional_call(density, dict(zip(named, values, strict=True)), (h,))
 
     assert torch.autograd.gradcheck(of, (h, *weights))
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    data_size=st.integers(1, 20), depth=st.integers(0, 3), rows=st.integers(0, 2), seed=st.integers(0, 99)
+)  # fmt: skip
+def test_convolutional_bits_one_after_the_other(
+    data_size: int, depth: int, rows: int, seed: int
+) -> None:
+    """A loop over bits, each from a network that has not seen those after it, gives the same density."""
+    torch.manual_seed(seed)
+    size = rows * data_size
+    emission = ConvolutionalBernoulliEmission(H + size, data_size, 6, depth, input_size=size)
+    x, y = torch.randn(3, H + size), torch.randint(0, 2, (3, data_size)).double()
+    total = torch.zeros(3)
+    for d in range(data_size):
+        seen = torch.cat([y[:, :d], torch.randn(3, data_size - d)], dim=1)
+        p = emission(x).conditionals(seen).probs[:, d]
+        total += torch.where(y[:, d] == 1, p, 1 - p).log()
+    torch.testing.assert_close(emission(x).log_prob(y), total)
+
+
+def test_what_a_convolutional_bit_reads() -> None:
+    """The nearest bits of the same row, the nearest of the rows before it on both sides, and the state."""
+    size, d = 40, 30
+    emission = ConvolutionalBernoulliEmission(H + 2 * size, size, 8, 2, "tanh", input_size=2 * size)
+    x, y = torch.randn(H + 2 * size, requires_grad=True), torch.randn(size, requires_grad=True)
+    logit = emission(x).conditionals(y).logits[d]
+    of_features, of_bits = torch.autograd.grad(logit, (x, y))
+    # Each of the two blocks reaches two bits further back.
+    assert of_bits.nonzero().flatten().tolist() == list(range(d - 14 - 4, d))
+    for row in of_features[: 2 * size].split(size):
+        assert row.nonzero().flatten().tolist() == list(range(d - 4 - 4, d + 5))
+    assert of_features[2 * size :].abs().min() > 0
+
+
+def test_a_convolutional_emission_reads_whole_rows() -> None:
+    with pytest.raises(ValueError, match="reads rows of 4 values, and the input has 6"):
+        ConvolutionalBernoulliEmission(H + 6, 4, 5, input_size=6)
 
 
 def test_an_autoregressive_emission_has_hidden_layers() -> None:
@@ -345,7 +396,7 @@ def test_shapes(name: str) -> None:
     assert emits_symbols(emission) == (name == "categorical")
     assert mode_of(y).shape == (6, 2, *event)
     if name.startswith(
-        "autoregressive"
+        ("autoregressive", "convolutional")
     ):  # only those of each value given those before it are known
         with pytest.raises(ValueError, match="the mean of Autoregressive is not known"):
             mean_of(y)

@@ -1,0 +1,126 @@
+"""Inputs of several preceding steps, and an emission that reads them, for every system."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from pyro_zf import SequenceBatch
+from pyro_zf.infer import Trace_ELBO
+from pyro_zf.models import MODELS, RNN, LatentSequenceModel
+from pyro_zf.models.base import LAYOUTS
+from pyro_zf.nn import InputWindow
+from tests.helpers import (
+    attributes,
+    filter_is_the_iwae,
+    generation_is_ancestral,
+    layouts_agree,
+)
+from tests.models.test_carried import FIRST, T, log_joint, named, parts, real_batch
+from tests.models.test_covariates import COVARIATES, DATA, LENGTHS, build, conditioned
+
+K = 3
+WITH_WINDOW = [name for name in MODELS if name != "srnn"]
+CONVOLUTIONAL: dict[str, Any] = {"emission": "convolutional-bernoulli", "emission_depth": 2}
+
+
+def test_a_window_holds_the_last_inputs() -> None:
+    window, inputs = InputWindow(2, K), torch.randn(T, 4, 2)
+    states = window.run(inputs, None)
+    for t in range(T):
+        for k in range(K):
+            expected = inputs[t - k] if t >= k else torch.zeros(4, 2)
+            assert torch.equal(states.after[t, :, 2 * k : 2 * k + 2], expected)
+    first = window.run(inputs[:FIRST], None)
+    rest = window.run(inputs[FIRST:], None, first.last)
+    assert torch.equal(torch.cat([first.after, rest.after]), states.after)
+
+
+@pytest.mark.parametrize("per_step", [False, True], ids=["sequence", "step"])
+@pytest.mark.parametrize("emission", [{}, CONVOLUTIONAL], ids=["bernoulli", "convolutional"])
+@pytest.mark.parametrize("system", WITH_WINDOW)
+def test_1_layouts_agree(system: str, emission: dict[str, Any], per_step: bool) -> None:
+    layouts_agree(build(system, input_window=K, kl_weight=0.6, **emission), conditioned(per_step))
+
+
+@pytest.mark.parametrize("system", [name for name in WITH_WINDOW if name != "rnn"])
+def test_the_filter_without_resampling_is_the_iwae(system: str) -> None:
+    model = build(system, input_window=K, **CONVOLUTIONAL)
+    skip = {"skip_gradient": 0.0} if system == "variational-bilstm" else {}
+    with attributes(model, **skip):
+        filter_is_the_iwae(model, conditioned(True, LENGTHS))
+
+
+@pytest.mark.parametrize("system", WITH_WINDOW)
+def test_generation_is_ancestral(system: str) -> None:
+    model = build(system, input_window=K, **CONVOLUTIONAL)
+    generation_is_ancestral(model, torch.zeros(4, DATA), torch.randn(4, 5, COVARIATES))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", WITH_WINDOW)
+def test_parts_have_the_joint_density_of_the_whole(name: str, layout: Any) -> None:
+    latents = {} if name == "rnn" else {"latent_size": 2}
+    model: Any = MODELS[name](
+        DATA, hidden_size=5, mlp_size=4, layout=layout, input_window=K, **latents, **CONVOLUTIONAL
+    ).eval()
+    batch, paths = real_batch(), {}
+    if isinstance(model, LatentSequenceModel):
+        paths = {key: torch.randn(4, T, latent.size) for key, latent in model.latents.items()}
+    first, second = parts(batch)
+    whole, _ = log_joint(model, batch, named(paths, layout))
+    one, middle = log_joint(
+        model, first, named({k: v[:, :FIRST] for k, v in paths.items()}, layout)
+    )
+    rest = named({k: v[:, FIRST:] for k, v in paths.items()}, layout)
+    other, _ = log_joint(model, replace(second, carried=middle), rest)
+    torch.testing.assert_close(one + other, whole, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("system", ["zforcing", "variational-bilstm", "storn"])
+def test_the_backward_network_does_not_read_the_window(system: str) -> None:
+    """Its last state depends on the same data as without a window."""
+    batch, patterns = conditioned(per_step=True, lengths=None), []
+    for length in (1, K):
+        model: Any = build(system, input_window=length)
+        inputs, targets = (x.clone().requires_grad_() for x in (batch.inputs, batch.targets))  # type: ignore[union-attr]
+        b = model.backward_states(replace(batch, inputs=inputs, targets=targets))
+        of = torch.autograd.grad(b[-1].sum(), (inputs, targets), allow_unused=True)
+        patterns.append([None if g is None else (g != 0).tolist() for g in of])
+    assert patterns[0] == patterns[1]
+
+
+def test_srnn_has_no_window() -> None:
+    with pytest.raises(ValueError, match="SRNN reads its inputs through a recurrent network"):
+        build("srnn", input_window=2)
+    with pytest.raises(ValueError, match="input_window must be at least 1, it is 0"):
+        build("zforcing", input_window=0)
+
+
+@pytest.mark.parametrize("system", ["srnn", "vrnn"])
+def test_features_that_are_not_rows_of_values_are_read_like_the_state(system: str) -> None:
+    """SRNN has a network over the inputs, and VRNN a layer."""
+    model: Any = build(system, **CONVOLUTIONAL)
+    assert model.emission.input_size == 0
+    layouts_agree(model, conditioned(per_step=True))
+
+
+def test_the_convolutional_emission_sees_the_rows_of_the_window() -> None:
+    """With a state that is always zero, a step depends on the rows of the window and on no other."""
+    model = RNN(DATA, hidden_size=4, mlp_size=4, input_window=2, **CONVOLUTIONAL)
+    with torch.no_grad():
+        for parameter in model.cell.parameters():
+            parameter.zero_()
+    batch = SequenceBatch.from_targets((torch.rand(1, T, DATA) > 0.5).double())
+    batch.inputs.requires_grad_()
+    loss = model.loss_module(Trace_ELBO())
+    for t in range(2, T):
+        cut = replace(batch, inputs=batch.inputs[:, : t + 1], targets=batch.targets[:, : t + 1])
+        before = replace(batch, inputs=batch.inputs[:, :t], targets=batch.targets[:, :t])
+        of_step = loss(cut) - loss(before)
+        (gradient,) = torch.autograd.grad(of_step, batch.inputs)
+        read = gradient[0].abs().amax(-1) > 0
+        assert read.tolist() == [k in (t - 1, t) for k in range(T)]
