@@ -3,7 +3,7 @@
 #
 #     OMP_NUM_THREADS=1 benchmarks/results.sh SECTION FOLDER
 #
-# SECTION is mnist (trainings of 98 and 49 minutes, and twelve of 8), imdb (four of 36 minutes and three of 6), ptb
+# SECTION is mnist (trainings of 98, 49, 90 and 60 minutes, and twelve of 8), imdb (four of 36 minutes and three of 6), ptb
 # (three of 12 minutes), speech (twelve of 45 minutes), defaults (35 of 5 minutes) or small (all tables at scale small).
 # Runs that FOLDER already contains are kept, and interrupted ones are resumed. MINUTES sets the minutes of each run
 # (mnist: of the longest), CORES the number of runs side by side. Section mnist also exports the best model to
@@ -34,7 +34,7 @@ run() {
     fi
   fi
   python scripts/evaluate.py "$run" --num-samples 25 --max-sequences 1000
-  if [ "$section" = mnist ]; then
+  if [ "$section" = mnist ] || [ "$section" = mnist-convolutional ]; then
     python scripts/evaluate.py "$run" --split train --num-samples 1 --max-sequences 10000 --diagnosed-sequences 0
   fi
   python docs/results.py --run "$section" "$label" "$run"
@@ -51,9 +51,9 @@ card() {
 case $section in
 mnist)
   minutes=${MINUTES:-98}
-  common=(--dataset mnist --precision bf16 --hidden-size 512 --emission autoregressive-bernoulli
-    --emission-mlp-size 512 --emission-depth 2 --dropout 0.2 --weight-decay 0.1 --average-decay 0.999
+  recipe=(--dataset mnist --hidden-size 512 --emission-depth 2 --dropout 0.2 --weight-decay 0.1 --average-decay 0.999
     --learning-rate 0.004 --warmup-updates 200 --learning-rate-decay linear --decay-start 0.5)
+  common=("${recipe[@]}" --precision bf16 --emission autoregressive-bernoulli --emission-mlp-size 512)
   regular=("${common[@]}" --recurrent-dropout 0.3 --shift 1 --shift-epochs 20)
   latent=(--mlp-size 128 --backward-size 256)
   zforcing="Z-Forcing, alpha = beta = 0.0005"
@@ -65,6 +65,11 @@ mnist)
     python scripts/evaluate.py "$(run_of "$label")" --num-samples 1000 --max-sequences 100 --diagnosed-sequences 0
     python docs/results.py --run "$section" "$label" "$(run_of "$label")"
   done
+  section=mnist-convolutional
+  convolutional=("${recipe[@]}" --emission convolutional-bernoulli --input-window 3 --emission-mlp-size 64
+    --activation relu --max-updates 4700 --valid-sequences 2000)
+  run "$zforcing" "${convolutional[@]}" "${with_costs[@]}"
+  run "RNN (LSTM)" "${convolutional[@]}" --model rnn
   card mnist-zforcing "$zforcing"
   section=mnist-short
   short=("${common[@]}" --max-minutes 8)

@@ -275,7 +275,7 @@ def default_rate(dataset: str, model: str) -> float | None:
 def generated_summary() -> str:
     """Ours beside the papers' results."""
     lines = []
-    runs = runs_of("mnist")
+    runs = runs_of("mnist") + runs_of("mnist-convolutional")
     printed = printed_by("vbl-table2", "mnist")
     for system, paper in (
         ("Z-Forcing", "Z-Forcing"),
