@@ -220,12 +220,19 @@ class SequenceModel(nn.Module):
             t: the step, counted from 0.
             y_before: the value that was drawn at the previous step; not used at the first step.
             carried: the state of the network over the inputs, if the model has one.
+
+        Raises:
+            ValueError: if the model has such a network, and its state is missing after the first step.
         """
         given = batch.targets is not None or t == 0 or y_before is None
         data = batch.inputs[:, t] if given else y_before
         features = self.embedding(data)
         if self.deterministic is None:
             return features, ()
+        if t > 0 and not carried:
+            raise ValueError(
+                f"{type(self).__name__}.input_at needs the state that it returned at the step before"
+            )
         state = carried or self.deterministic.initial(features.shape[:-1])
         both = join(features, self.covariates_at(batch, t))
         state = self.deterministic.after(both, None, self.deterministic.before(both, state))

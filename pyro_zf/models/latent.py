@@ -73,6 +73,19 @@ def embedding_layer(
     return layers[0] if len(layers) == 1 else nn.Sequential(*layers), size or data_size
 
 
+def check_input_size(emission: object, input_size: int = 0) -> None:
+    """Check that an emission was made for the input that the model passes to it.
+
+    Raises:
+        ValueError: if its attribute ``input_size`` has another value.
+    """
+    own = getattr(emission, "input_size", input_size)
+    if own != input_size:
+        raise ValueError(
+            f"{type(emission).__name__} was made with input_size={own}, but here it needs input_size={input_size}"
+        )
+
+
 def instance(part: str, given: object) -> None:
     """Reject a class where a module is expected.
 
@@ -188,8 +201,7 @@ class LatentSequenceModel(SequenceModel, RecurrentSystem):
         self.recognition_reads_input = deterministic
         if deterministic and o.input_window > 1:
             raise ValueError(
-                f"{type(self).__name__} reads its inputs through a recurrent network, which takes the place of "
-                "input_window"
+                f"{type(self).__name__} has no input_window: a recurrent network already reads its inputs"
             )
         if deterministic:
             self.deterministic = LSTMCell(embedded_size + covariate_size, 0, o.hidden_size, **rnn)
@@ -200,7 +212,7 @@ class LatentSequenceModel(SequenceModel, RecurrentSystem):
         # An emission over rows of values reads the input if it consists of such rows.
         rows = reads_input(named) and not deterministic and isinstance(self.embedding, nn.Identity)
         if rows:
-            self.emission_reads = ("input", *self.emission_reads)
+            self.emission_reads = ("input", *(k for k in self.emission_reads if k != "input"))
         sizes = {"input": input_size, "z": latent_width, **(latent_sizes or {})}
 
         # The forward network
@@ -248,13 +260,14 @@ class LatentSequenceModel(SequenceModel, RecurrentSystem):
             "form": emission_form,
             **o.emission_options,
         }
-        of_input = {"input_size": input_size} if rows else {}
+        of_input = {"input_size": input_size if rows else 0} if reads_input(named) else {}
         self.emission_size = sum(sizes[k] for k in self.emission_reads) + self.condition_size
         self.emission = (
             make_emission(emission, self.emission_size, **self._emission_options, **of_input)
             if isinstance(emission, str)
             else emission
         )
+        check_input_size(self.emission, **of_input)
         if emits_symbols(self.emission) != symbols:
             raise ValueError(
                 f"{type(self.emission).__name__} emits symbols, which the name {emission!r} did not say: "
@@ -365,7 +378,7 @@ class LatentSequenceModel(SequenceModel, RecurrentSystem):
         size += self.condition_size
         if self._emission is not None:
             return make_emission(self._emission, size, **self._emission_options)
-        if size == self.emission_size:
+        if size == self.emission_size and not getattr(self.emission, "input_size", 0):
             return copy.deepcopy(self.emission)
         raise ValueError(
             f"an emission module of your own reads {self.emission_size} values, but the backward "
@@ -429,7 +442,10 @@ class LatentSequenceModel(SequenceModel, RecurrentSystem):
             tuple(self.latents) != self.written_for
             or (self.skip_gradient > 0 and not self.writes_gradient_mask)
             or self.options.input_window > 1
-            or self.emission_reads[0] == "input"
+            or any(
+                "input" in getattr(self, reads) and "input" not in getattr(type(self), reads)
+                for reads in ("prior_reads", "emission_reads")
+            )
         )
 
     @property

@@ -20,7 +20,7 @@ class ModelOptions:
     gaussian, gaussian-mixture, autoregressive-gaussian, logistic-mixture, poisson, negative-binomial or
     beta-binomial. By default the one for the kind of data."""
     input_window: int = 1
-    """Number of preceding steps whose values are the input of a step. The papers' models read one."""
+    """Number of preceding steps whose values are the input of a step. The models of the papers read one."""
     max_count: int | None = None
     """Largest possible count, for emission beta-binomial. The default is the largest count in the data."""
     cell: str = "lstm"
@@ -32,12 +32,13 @@ class ModelOptions:
     mlp_size: int = 1024
     """Number of units in the hidden layers of prior, posterior, emission and auxiliary networks."""
     emission_mlp_size: int | None = None
-    """Number of units in the hidden layers of the emission. The default is ``mlp_size``."""
+    """Number of units in the hidden layers of the emission, or of channels of a convolutional one. The default is
+    ``mlp_size``."""
     emission_depth: int = 1
-    """Number of hidden layers of the emission."""
+    """Number of hidden layers of the emission, or of residual blocks of a convolutional one."""
     dropout: float = 0.0
     """Probability that an input of a layer of the emission, a value of the state or a hidden unit, is set to
-    zero in training."""
+    zero in training. In a convolutional emission, these are the values of the state."""
     activation: str = "clipped-leaky-relu"
     """Activation of the hidden layers: clipped-leaky-relu, leaky-relu, relu, tanh, softplus or gelu."""
     embedding_size: int | None = None
@@ -71,8 +72,9 @@ class ModelOptions:
                 raise TypeError(f"{cls.__name__} has no option {name!r}{hint}")
             if "_size" in name and isinstance(values[name], int) and values[name] < 0:
                 raise ValueError(f"{name} must not be negative, it is {values[name]}")
-        if values.get("input_window", 1) < 1:
-            raise ValueError(f"input_window must be at least 1, it is {values['input_window']}")
+        window = values.get("input_window", 1)
+        if not isinstance(window, int) or window < 1:
+            raise ValueError(f"input_window is a whole number of at least 1, not {window!r}")
         return cls(**values)
 
 

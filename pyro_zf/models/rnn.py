@@ -29,13 +29,19 @@ from torch import Tensor, nn
 
 from pyro_zf.batch import SequenceBatch
 from pyro_zf.models.base import SequenceModel
-from pyro_zf.models.latent import embedding_layer, instance
+from pyro_zf.models.latent import check_input_size, embedding_layer, instance
 from pyro_zf.models.options import ModelOptions
 from pyro_zf.nn.cells import Cell, InputWindow, State, make_cell
-from pyro_zf.nn.emissions import make_emission, named_emission, reads_input
+from pyro_zf.nn.emissions import (
+    emits_counts,
+    emits_symbols,
+    make_emission,
+    named_emission,
+    reads_input,
+)
 from pyro_zf.nn.gaussian import GaussianForm
 from pyro_zf.nn.mlp import join
-from pyro_zf.sequence.system import join_over_time
+from pyro_zf.sequence.system import carried_states, join_over_time
 
 __all__ = ["RNN"]
 
@@ -83,19 +89,23 @@ class RNN(SequenceModel):
         self.options = o = ModelOptions.of(**names, **options)
         self.data_size = data_size
         named = emission if isinstance(emission, nn.Module) else named_emission(o.emission)
+        # An emission over rows of values reads the input if it consists of such rows.
+        embedded = o.embedding_size or emits_symbols(named) or emits_counts(named)
+        self.emission_reads_input = reads_input(named) and not embedded
+        rows = data_size * o.input_window if self.emission_reads_input else 0
+        of_input = {"input_size": rows} if reads_input(named) else {}
+        if not isinstance(emission, nn.Module):
+            emission = make_emission(
+                o.emission, rows + o.hidden_size + covariate_size, data_size, form=emission_form,
+                **o.emission_options, **of_input,
+            )  # fmt: skip
+        check_input_size(emission, **of_input)
         self.embedding, input_size = embedding_layer(
-            data_size, named, o.embedding_size, o.hidden_size
+            data_size, emission, o.embedding_size, o.hidden_size
         )
         if o.input_window > 1:
             self.deterministic = InputWindow(input_size, o.input_window)
             input_size *= o.input_window
-        self.emission_reads_input = reads_input(named) and isinstance(self.embedding, nn.Identity)
-        of_input = {"input_size": input_size} if self.emission_reads_input else {}
-        if not isinstance(emission, nn.Module):
-            emission = make_emission(
-                o.emission, sum(of_input.values()) + o.hidden_size + covariate_size, data_size, form=emission_form,
-                **o.emission_options, **of_input,
-            )  # fmt: skip
         self.cell = cell if isinstance(cell, Cell) else make_cell(
             o.cell, input_size + covariate_size, 0, o.hidden_size, num_layers=o.num_layers,
             orthogonal=o.orthogonal, forget_bias=o.forget_bias,
@@ -137,10 +147,7 @@ class RNN(SequenceModel):
 
     def start(self, batch: SequenceBatch) -> tuple[State | None, State]:
         """The states of the cell and of the input window from which a batch starts."""
-        if batch.carried is None:
-            return None, ()
-        number = len(self.cell.state_sizes)
-        return batch.carried[:number], batch.carried[number:]
+        return carried_states(self, self.cell, self.deterministic, batch)
 
     def guide_steps(self, batch: SequenceBatch) -> None:
         """An empty program, since there are no latents to infer."""

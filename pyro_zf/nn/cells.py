@@ -319,7 +319,9 @@ class InputWindow(Cell):
 
     def __init__(self, input_size: int, length: int) -> None:
         super().__init__()
-        self.input_size = input_size
+        if length < 1:
+            raise ValueError(f"an input window has at least one step, not {length}")
+        self.input_size, self.length = input_size, length
         self.state_sizes = (length * input_size,)
         self.register_buffer("start", torch.zeros(length * input_size), persistent=False)
 
@@ -334,6 +336,24 @@ class InputWindow(Cell):
         self, u: Float[Tensor, "... input"], z: Float[Tensor, "... latent"] | None, state: State
     ) -> State:
         return (join(u[..., : self.input_size], state[0][..., : -self.input_size]),)
+
+    def run(
+        self,
+        inputs: Float[Tensor, "time ... input"],
+        z: Float[Tensor, "time ... latent"] | None,
+        carried: State | None = None,
+    ) -> Trajectory:
+        (start,) = self.initial(inputs.shape[1:-1], carried)
+        earlier = torch.stack(start.unflatten(-1, (self.length, -1)).unbind(-2)[::-1])
+        every = torch.cat([earlier, inputs[..., : self.input_size]])
+        steps = len(inputs)
+        # Shifted by one step more for each entry of the window, the last input first.
+        after = join(*(every[self.length - k :][:steps] for k in range(self.length)))
+        before = torch.cat([start.unsqueeze(0), after[:-1]])
+        return Trajectory(before, after, (after[-1],))
+
+    def extra_repr(self) -> str:
+        return f"input_size={self.input_size}, length={self.length}"
 
 
 #: Cells by name, as accepted by ``--cell``. Each is a function of the arguments of :class:`LSTMCell`.

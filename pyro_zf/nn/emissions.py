@@ -1,8 +1,11 @@
 r"""Emissions: modules whose forward maps :math:`h_t` to a distribution over :math:`y_t`.
 
 A class attribute ``kinds`` lists the kinds of data that an emission supports: ``"binary"``,
-``"categorical"`` (symbols), ``"counts"``, ``"real"``. An emission without it accepts any data. An emission whose
-attribute ``reads_input`` is True receives :math:`u_t` in front of the state.
+``"categorical"`` (symbols), ``"counts"``, ``"real"``. An emission without it accepts any data.
+
+An emission whose attribute ``reads_input`` is True receives :math:`u_t` in front of the state, and its constructor the
+argument ``input_size``. This is 0, and only the state is passed, where :math:`u_t` does not consist of values of the
+data: where a layer or a recurrent network reads the data, and for symbols and counts.
 """
 
 from __future__ import annotations
@@ -325,14 +328,15 @@ class ConvolutionalBernoulliEmission(nn.Module):
     r""":math:`p(y_t \mid h_t, u_t) = \prod_d \operatorname{Bernoulli}(y_{t,d}; f^{(o)}(y_{t,<d}, h_t, u_t)_d)`.
 
     Within a step, each bit is predicted from the preceding bits, as by :class:`AutoregressiveBernoulliEmission`,
-    but by masked convolutions along the step (PixelCNN, van den Oord et al. 2016,
-    https://arxiv.org/abs/1606.05328), so that all bits share their weights. It is meant for values whose order is
-    that of a space, such as the pixels of a row or the keys of a piano. A linear layer on the state gives some
-    channels for each bit. The input of the step is read by convolutions, too: the option ``input_window`` of the
-    models determines how many preceding rows it consists of.
+    but by masked convolutions along the step, as in a PixelCNN (van den Oord et al. 2016,
+    https://arxiv.org/abs/1601.06759 and, with features to condition on, https://arxiv.org/abs/1606.05328). It is
+    meant for values with a spatial order, such as the pixels of a row or the notes of a piano roll. A bit is predicted
+    from the 14 + 2 ``depth`` bits before it; the state can tell it about others. A linear layer on the state gives
+    ``mlp_size`` / 4 channels for each bit. The input of the step is read by convolutions, too: the option
+    ``input_window`` of the models determines how many preceding rows it consists of.
 
     Args:
-        in_size: size of the input and the state.
+        in_size: size of the input and the state together.
         data_size: number of bits per step.
         mlp_size: number of channels.
         depth: number of residual blocks, each of two convolutions with half as many channels between them.
@@ -341,13 +345,15 @@ class ConvolutionalBernoulliEmission(nn.Module):
         input_size: number of leading features that are the input, a multiple of ``data_size``.
 
     Raises:
-        ValueError: if ``input_size`` is not a multiple of ``data_size``.
+        ValueError: if ``input_size`` is not a multiple of ``data_size`` or larger than ``in_size``, or ``depth`` is
+            negative.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("binary",)
     reads_input: ClassVar[bool] = True
-    #: Number of preceding bits that the first convolution reads, and of bits of each preceding row.
+    #: Number of preceding bits that the first convolution reads.
     reach: ClassVar[int] = 14
+    #: Number of bits of each preceding row that it reads, an odd number.
     width: ClassVar[int] = 9
 
     def __init__(
@@ -361,10 +367,13 @@ class ConvolutionalBernoulliEmission(nn.Module):
         input_size: int = 0,
     ) -> None:
         super().__init__()
-        if input_size % data_size:
+        if input_size % data_size or not 0 <= input_size <= in_size:
             raise ValueError(
-                f"a convolutional emission reads rows of {data_size} values, and the input has {input_size}"
+                f"a convolutional emission reads rows of {data_size} values among {in_size} features, and the input "
+                f"has {input_size}"
             )
+        if depth < 0:
+            raise ValueError(f"depth must not be negative, it is {depth}")
         self.data_size, self.input_size = data_size, input_size
         rows, maps = input_size // data_size, max(mlp_size // 4, 1)
         self.state_maps = nn.Sequential(
@@ -563,7 +572,9 @@ def named_emission(name: str) -> Callable[..., nn.Module]:
 
 
 def make_emission(name: str, in_size: int, data_size: int, **options: Any) -> nn.Module:
-    """Build an emission from :data:`EMISSIONS`; ``form``, ``max_count`` and ``input_size`` only if accepted.
+    """Build an emission from :data:`EMISSIONS`.
+
+    ``form``, ``max_count``, ``dropout`` and ``input_size`` are only passed if it accepts them.
 
     Raises:
         ValueError: if the name is unknown, or dropout is requested but the emission does not accept it.

@@ -17,7 +17,15 @@ from pyro_zf.nn.cells import Cell, State
 from pyro_zf.nn.mlp import join
 from pyro_zf.nn.posteriors import reads
 
-__all__ = ["FREE_OF_KL", "Core", "Latent", "RecurrentSystem", "detach_where", "join_over_time"]
+__all__ = [
+    "FREE_OF_KL",
+    "Core",
+    "Latent",
+    "RecurrentSystem",
+    "carried_states",
+    "detach_where",
+    "join_over_time",
+]
 
 #: ``infer`` dictionary of a site that model and guide draw from the same distribution. The two
 #: log-densities cancel, so bounds and KL do not contain them.
@@ -202,15 +210,7 @@ class RecurrentSystem(nn.Module):
         Raises:
             ValueError: if the batch carries the wrong number of states.
         """
-        if batch.carried is None:
-            return None, ()
-        number = len(self.cell.state_sizes)
-        expected = number + len(self.deterministic.state_sizes if self.deterministic else ())
-        if len(batch.carried) != expected:
-            raise ValueError(
-                f"the batch carries {len(batch.carried)} states; {type(self).__name__} leaves {expected}"
-            )
-        return batch.carried[:number], batch.carried[number:]
+        return carried_states(self, self.cell, self.deterministic, batch)
 
     # Auxiliary costs
 
@@ -242,6 +242,25 @@ class RecurrentSystem(nn.Module):
         per_step = self.skip_per == "step"
         mask = BernoulliMask(self.skip_gradient, batch.num_steps, per_step, like)
         return pyro.sample("skip", mask, infer=FREE_OF_KL)
+
+
+def carried_states(
+    model: object, cell: Cell, deterministic: Cell | None, batch: SequenceBatch
+) -> tuple[State | None, State]:
+    """The states of a cell and of a network over the inputs from which a batch starts.
+
+    Raises:
+        ValueError: if the batch carries the wrong number of states.
+    """
+    if batch.carried is None:
+        return None, ()
+    number = len(cell.state_sizes)
+    expected = number + len(deterministic.state_sizes if deterministic else ())
+    if len(batch.carried) != expected:
+        raise ValueError(
+            f"the batch carries {len(batch.carried)} states; {type(model).__name__} leaves {expected}"
+        )
+    return batch.carried[:number], batch.carried[number:]
 
 
 def detach_where(mask: Tensor | None, x: Tensor) -> Tensor:

@@ -86,7 +86,8 @@ class TrainConfig(DataConfig):
     word_dropout: float = 0.0
     """Probability that the input of a step is hidden from the forward network during training."""
     input_dropout: float = 0.0
-    """Probability that a value of a numeric input is set to zero for the forward network during training."""
+    """Probability that a value of a numeric input is set to zero during training, for the forward network and for an
+    emission that reads it."""
 
     batch_size: int | None = None
     """Number of sequences per update."""

@@ -10,9 +10,9 @@ import torch
 
 from pyro_zf import SequenceBatch
 from pyro_zf.infer import Trace_ELBO
-from pyro_zf.models import MODELS, RNN, LatentSequenceModel
+from pyro_zf.models import MODELS, RNN, LatentSequenceModel, ZForcing
 from pyro_zf.models.base import LAYOUTS
-from pyro_zf.nn import InputWindow
+from pyro_zf.nn import EMISSIONS, ConvolutionalBernoulliEmission, InputWindow, make_emission
 from tests.helpers import (
     attributes,
     filter_is_the_iwae,
@@ -94,10 +94,84 @@ def test_the_backward_network_does_not_read_the_window(system: str) -> None:
 
 
 def test_srnn_has_no_window() -> None:
-    with pytest.raises(ValueError, match="SRNN reads its inputs through a recurrent network"):
+    with pytest.raises(ValueError, match="SRNN has no input_window: a recurrent network"):
         build("srnn", input_window=2)
-    with pytest.raises(ValueError, match="input_window must be at least 1, it is 0"):
-        build("zforcing", input_window=0)
+
+
+@pytest.mark.parametrize("length", [0, 2.0])
+@pytest.mark.parametrize("system", ["rnn", "zforcing"])
+def test_the_length_of_a_window(system: str, length: Any) -> None:
+    with pytest.raises(ValueError, match=f"a whole number of at least 1, not {length}"):
+        build(system, input_window=length)
+    if length == 0:
+        with pytest.raises(ValueError, match="at least one step, not 0"):
+            InputWindow(2, length)
+
+
+def convolutional(in_size: int, input_size: int) -> ConvolutionalBernoulliEmission:
+    return ConvolutionalBernoulliEmission(in_size, DATA, 4, input_size=input_size)
+
+
+@pytest.mark.parametrize("system", ["rnn", "storn"])
+def test_an_emission_of_ones_own_reads_the_window(system: str) -> None:
+    sizes: Any = {"hidden_size": 5, "mlp_size": 4, "input_window": 2}
+    model = MODELS[system](DATA, emission=convolutional(2 * DATA + 5, 2 * DATA), **sizes)
+    layouts_agree(model, real_batch())
+    for input_size in (0, DATA):
+        with pytest.raises(ValueError, match=f"input_size={input_size}, but .* input_size=6"):
+            MODELS[system](DATA, emission=convolutional(2 * DATA + 5, input_size), **sizes)
+
+
+def test_an_emission_that_reads_the_window_is_not_copied_for_the_backward_network() -> None:
+    sizes: Any = {"hidden_size": 5, "mlp_size": 4, "latent_size": 2, "backward_size": DATA + 5}
+    emission = convolutional(DATA + 5, DATA)
+    with pytest.raises(ValueError, match="an emission module of your own reads 8 values"):
+        ZForcing(DATA, emission=emission, **sizes)
+    model = ZForcing(
+        DATA, emission=emission, reverse_emission=convolutional(DATA + 5, 0), beta=0.5, **sizes
+    )
+    layouts_agree(model, real_batch())
+
+
+@pytest.mark.parametrize("reads", [("state", "input"), ("input", "state")])
+def test_inputs_that_are_named_are_read_once(reads: tuple[str, ...]) -> None:
+    for emission in ({}, CONVOLUTIONAL):
+        model: Any = build("zforcing", emission_reads=reads, **emission)
+        assert sorted(model.emission_reads) == ["input", "state"]
+        layouts_agree(model, conditioned(per_step=True))
+
+
+@pytest.mark.parametrize("system", ["rnn", "zforcing"])
+def test_states_that_are_missing(system: str) -> None:
+    model = build(system, input_window=K)
+    batch = conditioned(per_step=True)
+    states = tuple(torch.zeros(4, size) for size in model.cell.state_sizes)  # type: ignore[union-attr]
+    with pytest.raises(ValueError, match=r"the batch carries 2 states; \w+ leaves 3"):
+        model.model(replace(batch, carried=states, continues=True))
+    with pytest.raises(ValueError, match="needs the state that it returned at the step before"):
+        model.input_at(batch, 1, None)
+
+
+@pytest.mark.parametrize("name", ["categorical", "poisson"])
+def test_an_emission_that_is_registered_as_a_function(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The embedding of an RNN suits the module that the function returns."""
+    monkeypatch.setitem(EMISSIONS, "mine", lambda *sizes, **options: make_emission(name, *sizes))
+    ours, theirs = (
+        RNN(4, hidden_size=5, mlp_size=4, emission=emission) for emission in ("mine", name)
+    )
+    assert str(ours.embedding) == str(theirs.embedding)
+
+
+def test_seeds_give_the_weights_that_they_gave() -> None:
+    """An RNN draws the weights of the emission before those of the embedding."""
+    torch.manual_seed(0)
+    expected = make_emission("categorical", 5, 4, mlp_size=4)
+    torch.manual_seed(0)
+    model = RNN(4, emission="categorical", hidden_size=5, mlp_size=4)
+    for ours, theirs in zip(model.emission.parameters(), expected.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
 
 
 @pytest.mark.parametrize("system", ["srnn", "vrnn"])

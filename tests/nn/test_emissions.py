@@ -289,8 +289,13 @@ def test_what_a_convolutional_bit_reads() -> None:
 
 
 def test_a_convolutional_emission_reads_whole_rows() -> None:
-    with pytest.raises(ValueError, match="reads rows of 4 values, and the input has 6"):
-        ConvolutionalBernoulliEmission(H + 6, 4, 5, input_size=6)
+    for in_size, input_size in ((H + 6, 6), (H, 4), (H, -4)):
+        with pytest.raises(
+            ValueError, match=f"rows of 4 values among {in_size} features.* {input_size}"
+        ):
+            ConvolutionalBernoulliEmission(in_size, 4, 5, input_size=input_size)
+    with pytest.raises(ValueError, match="depth must not be negative, it is -1"):
+        ConvolutionalBernoulliEmission(H, 4, 5, depth=-1)
 
 
 def test_an_autoregressive_emission_has_hidden_layers() -> None:
