@@ -71,6 +71,9 @@ mnist)
   run "$zforcing" "${convolutional[@]}" "${with_costs[@]}"
   run "RNN (LSTM)" "${convolutional[@]}" --model rnn
   card mnist-zforcing "$zforcing"
+  section=mnist-convolutional-costs
+  run "Z-Forcing, alpha = beta = 0.002" "${convolutional[@]}" "${latent[@]}" --model zforcing \
+    --alpha 0.002 --beta 0.002 --max-updates 1564 --learning-rate-decay none --decay-start 0
   section=mnist-short
   short=("${common[@]}" --max-minutes 8)
   run "$zforcing" "${short[@]}" "${with_costs[@]}"
