@@ -7,6 +7,7 @@ latent is drawn and :meth:`Cell.after` afterwards. Most cells use only the secon
 from __future__ import annotations
 
 import functools
+import itertools
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -79,7 +80,7 @@ class Cell(nn.Module):
         """The state before the first step: ``carried`` from an earlier batch, or zeros."""
         if carried is not None:
             return tuple(x.expand(*batch_shape, -1) for x in carried)
-        like = next(self.parameters())
+        like = next(itertools.chain(self.parameters(), self.buffers()))
         return tuple(like.new_zeros(*batch_shape, size) for size in self.state_sizes)
 
     def before(self, u: Float[Tensor, "... input"], state: State) -> State:
@@ -274,14 +275,8 @@ class LatentChain(Cell):
     def __init__(self, latent_size: int) -> None:
         super().__init__()
         self.state_sizes = (latent_size,)
+        # Without parameters, it is this that gives the initial state its dtype and its device.
         self.register_buffer("start", torch.zeros(latent_size), persistent=False)
-
-    def initial(
-        self, batch_shape: torch.Size | tuple[int, ...], carried: State | None = None
-    ) -> State:
-        if carried is not None:
-            return super().initial(batch_shape, carried)
-        return (self.get_buffer("start").new_zeros(*batch_shape, *self.state_sizes),)
 
     def after(
         self, u: Float[Tensor, "... input"], z: Float[Tensor, "... latent"] | None, state: State
@@ -323,14 +318,8 @@ class InputWindow(Cell):
             raise ValueError(f"an input window has at least one step, not {length}")
         self.input_size, self.length = input_size, length
         self.state_sizes = (length * input_size,)
+        # Without parameters, it is this that gives the initial state its dtype and its device.
         self.register_buffer("start", torch.zeros(length * input_size), persistent=False)
-
-    def initial(
-        self, batch_shape: torch.Size | tuple[int, ...], carried: State | None = None
-    ) -> State:
-        if carried is not None:
-            return super().initial(batch_shape, carried)
-        return (self.get_buffer("start").expand(*batch_shape, -1),)
 
     def after(
         self, u: Float[Tensor, "... input"], z: Float[Tensor, "... latent"] | None, state: State

@@ -84,12 +84,15 @@ def named(latents: dict[str, torch.Tensor], layout: str) -> dict[str, torch.Tens
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", MODELS)
 def test_parts_have_the_joint_density_of_the_whole(name: str, layout: str, ragged: bool) -> None:
-    model, batch = make(name, layout).eval(), real_batch(ragged)
+    parts_add_up(make(name, layout).eval(), ragged)
+
+
+def parts_add_up(model: Any, ragged: bool) -> None:
+    """Check that the joint densities of a first part and of what continues it add up to that of the whole."""
+    batch, layout = real_batch(ragged), model.layout
     paths: dict[str, torch.Tensor] = {}
     if isinstance(model, LatentSequenceModel):
-        paths["z"] = torch.randn(4, T, 2)
-    if name == "variational-bilstm":
-        paths["b_tilde"] = torch.randn(4, T, model.latents["b_tilde"].size)
+        paths = {name: torch.randn(4, T, latent.size) for name, latent in model.latents.items()}
     first, second = parts(batch)
     whole, end = log_joint(model, batch, named(paths, layout))
     one, middle = log_joint(

@@ -10,7 +10,7 @@ import torch
 
 from pyro_zf import SequenceBatch
 from pyro_zf.infer import Trace_ELBO
-from pyro_zf.models import MODELS, RNN, LatentSequenceModel, ZForcing
+from pyro_zf.models import MODELS, RNN, ZForcing
 from pyro_zf.models.base import LAYOUTS
 from pyro_zf.nn import EMISSIONS, ConvolutionalBernoulliEmission, InputWindow, make_emission
 from tests.helpers import (
@@ -19,7 +19,7 @@ from tests.helpers import (
     generation_is_ancestral,
     layouts_agree,
 )
-from tests.models.test_carried import FIRST, T, log_joint, named, parts, real_batch
+from tests.models.test_carried import FIRST, T, make, parts_add_up, real_batch
 from tests.models.test_covariates import COVARIATES, DATA, LENGTHS, build, conditioned
 
 K = 3
@@ -63,21 +63,7 @@ def test_generation_is_ancestral(system: str) -> None:
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", WITH_WINDOW)
 def test_parts_have_the_joint_density_of_the_whole(name: str, layout: Any) -> None:
-    latents = {} if name == "rnn" else {"latent_size": 2}
-    model: Any = MODELS[name](
-        DATA, hidden_size=5, mlp_size=4, layout=layout, input_window=K, **latents, **CONVOLUTIONAL
-    ).eval()
-    batch, paths = real_batch(), {}
-    if isinstance(model, LatentSequenceModel):
-        paths = {key: torch.randn(4, T, latent.size) for key, latent in model.latents.items()}
-    first, second = parts(batch)
-    whole, _ = log_joint(model, batch, named(paths, layout))
-    one, middle = log_joint(
-        model, first, named({k: v[:, :FIRST] for k, v in paths.items()}, layout)
-    )
-    rest = named({k: v[:, FIRST:] for k, v in paths.items()}, layout)
-    other, _ = log_joint(model, replace(second, carried=middle), rest)
-    torch.testing.assert_close(one + other, whole, rtol=1e-10, atol=1e-10)
+    parts_add_up(make(name, layout, input_window=K, **CONVOLUTIONAL).eval(), ragged=False)
 
 
 @pytest.mark.parametrize("system", ["zforcing", "variational-bilstm", "storn"])

@@ -207,6 +207,16 @@ def test_autoregressive_parameters(kind: Any, data_size: int, depth: int) -> Non
             assert (of_values[:d] != 0).all()
 
 
+def one_bit_after_the_other(distribution: Any, y: Tensor) -> Tensor:
+    """The log-probability of bits, each given those before it and anything in place of the others."""
+    total = torch.zeros(len(y))
+    for d in range(y.shape[1]):
+        seen = torch.cat([y[:, :d], torch.randn(len(y), y.shape[1] - d)], dim=1)
+        p = distribution.conditionals(seen).probs[:, d]
+        total += torch.where(y[:, d] == 1, p, 1 - p).log()
+    return total
+
+
 @settings(max_examples=20, deadline=None)
 @given(
     data_size=st.integers(1, 7), depth=st.integers(1, 3), batch=st.integers(1, 3), seed=st.integers(0, 99)
@@ -218,12 +228,7 @@ def test_autoregressive_bits_one_after_the_other(
     torch.manual_seed(seed)
     emission = AutoregressiveBernoulliEmission(H, data_size, mlp_size=9, depth=depth)
     h, y = torch.randn(batch, H), torch.randint(0, 2, (batch, data_size)).double()
-    total = torch.zeros(batch)
-    for d in range(data_size):
-        seen = torch.cat([y[:, :d], torch.randn(batch, data_size - d)], dim=1)
-        p = torch.sigmoid(emission.parameters_at(emission.features(h), seen)[:, d])
-        total += torch.where(y[:, d] == 1, p, 1 - p).log()
-    torch.testing.assert_close(emission(h).log_prob(y), total)
+    torch.testing.assert_close(emission(h).log_prob(y), one_bit_after_the_other(emission(h), y))
 
 
 @pytest.mark.parametrize(
@@ -266,12 +271,7 @@ def test_convolutional_bits_one_after_the_other(
     size = rows * data_size
     emission = ConvolutionalBernoulliEmission(H + size, data_size, 6, depth, input_size=size)
     x, y = torch.randn(3, H + size), torch.randint(0, 2, (3, data_size)).double()
-    total = torch.zeros(3)
-    for d in range(data_size):
-        seen = torch.cat([y[:, :d], torch.randn(3, data_size - d)], dim=1)
-        p = emission(x).conditionals(seen).probs[:, d]
-        total += torch.where(y[:, d] == 1, p, 1 - p).log()
-    torch.testing.assert_close(emission(x).log_prob(y), total)
+    torch.testing.assert_close(emission(x).log_prob(y), one_bit_after_the_other(emission(x), y))
 
 
 def test_what_a_convolutional_bit_reads() -> None:
