@@ -30,7 +30,7 @@ from pyro_zf.nn.emissions import (
     reads_input,
 )
 from pyro_zf.nn.gaussian import GaussianForm
-from pyro_zf.nn.mlp import ACTIVATIONS, Log1p
+from pyro_zf.nn.mlp import ACTIVATIONS, Log1p, declared
 from pyro_zf.nn.posteriors import ResidualPosterior, build_posterior, named_posterior, reads
 from pyro_zf.nn.priors import build_prior
 from pyro_zf.nn.recurrent import BackwardLSTM, ForwardLSTM
@@ -369,15 +369,31 @@ class LatentSequenceModel(SequenceModel, RecurrentSystem):
             )
         self.aux_weights[name] = weight
 
-    def reverse_emission(self, size: int) -> nn.Module:
+    def reverse_emission(self, size: int, name: str | None = None) -> nn.Module:
         """Build an emission over the same data for the state, of ``size`` values, of another network.
 
+        Args:
+            size: size of the state.
+            name: an emission by name; by default it is of the same kind as the emission of the model.
+
         Raises:
-            ValueError: if the emission is a custom module for states of another size.
+            ValueError: if the emission is a custom module for states of another size, or ``name`` is for another
+                kind of data.
         """
         size += self.condition_size
-        if self._emission is not None:
-            return make_emission(self._emission, size, **self._emission_options)
+        if name is not None:
+            kinds, own = (
+                declared(emission, "kinds", ())
+                for emission in (named_emission(name), self.emission)
+            )
+            if kinds and own and not set(kinds) & set(own):
+                raise ValueError(
+                    f"reverse_emission {name!r} is for {' and '.join(kinds)} data, and the emission of the model is "
+                    f"for {' and '.join(own)} data"
+                )
+        name = name or self._emission
+        if name is not None:
+            return make_emission(name, size, **self._emission_options)
         if size == self.emission_size and not getattr(self.emission, "input_size", 0):
             return copy.deepcopy(self.emission)
         raise ValueError(

@@ -67,11 +67,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 #: The weight of both costs at the size of the paper, and the number of units of b for which it holds, by data set. Speech
 #: uses the weight of the authors' research code (see docs/training.md). IMDB, other text and arrays use the
-#: weight of table 2 of the paper. The cost with weight alpha is a sum over the units of b, so alpha is scaled
-#: in inverse proportion to their number in a model of another size.
+#: weight of table 2 of the paper. The paper has no run on Penn Treebank; its weight was found in short runs
+#: (docs/collapse.md). The cost with weight alpha is a sum over the units of b, so alpha is scaled in inverse
+#: proportion to their number in a model of another size.
 STRENGTH = {
     "timit": (5e-4, 1024), "blizzard": (5e-4, 2048), "wav": (5e-4, 1024), "imdb": (2.5e-3, 500),
-    "ptb": (2.5e-3, 1024), "text": (2.5e-3, 500), "hdf5": (2.5e-3, 1024),
+    "ptb": (7.5e-4, 1024), "text": (2.5e-3, 500), "hdf5": (2.5e-3, 1024),
 }  # fmt: skip
 #: The weight for MNIST is not published. These were found in short runs on a CPU (docs/small_results.md has those by
 #: pixel) and are alpha and beta times the size of b, over whose values the cost is a sum.
@@ -87,6 +88,9 @@ class ZForcingOptions(LatentOptions):
     paper reports (table 2); its value for MNIST is not published. 0 switches the cost off."""
     beta: float = 0.0025
     """Weight of log p(u_t | b_t), eq. 10. The default is chosen as for alpha."""
+    reverse_emission: str | None = None
+    """Distribution of the data given the backward state, in the cost with weight beta. The default is that of
+    ``emission``."""
     detach: Detach = "target"
     """Where the gradient of the cost with weight alpha stops: target, posterior or backward."""
     aux_condition: Literal["z", "zh"] = "z"
@@ -113,7 +117,10 @@ class ZForcing(LatentSequenceModel):
             :math:`b_t` is also detached before the posterior, so that the backward network learns only from
             :math:`\beta \log p(u_t \mid b_t)`.
         aux_form: parametrisation of the Gaussian of eq. 8.
-        reverse_emission: a module to use instead of a copy of the emission; needed if their inputs differ in size.
+        reverse_emission: the emission of the cost with weight beta, a name or a module. The default is another
+            emission of the same kind. One that predicts each value from others of the same step asks less of
+            :math:`b_t` than one whose values are independent. A module is needed if the emission is a custom
+            module for states of another size.
         **options: options of :class:`~pyro_zf.models.LatentSequenceModel`. ``latent_embedding_size`` may also
             be ``"mlp"``, which stands for ``mlp_size``.
 
@@ -142,7 +149,7 @@ class ZForcing(LatentSequenceModel):
         data_size: int,
         *,
         aux_form: GaussianForm | None = None,
-        reverse_emission: nn.Module | None = None,
+        reverse_emission: str | nn.Module | None = None,
         aux: Mapping[str, Any] | None = None,
         name: str = "zforcing",
         **options: Any,
@@ -151,6 +158,8 @@ class ZForcing(LatentSequenceModel):
         variant = options.get("variant", "paper")
         if variant not in VARIANTS:
             raise ValueError(f"unknown variant {variant!r}; there are {sorted(VARIANTS)}")
+        module = reverse_emission if isinstance(reverse_emission, nn.Module) else None
+        options["reverse_emission"] = None if module else reverse_emission
         given = {k: x for k, x in options.items() if x is not None}
         chosen = {"aux_form": aux_form, **VARIANTS[variant], **given}
         aux_form = aux_form or chosen.pop("aux_form")
@@ -167,7 +176,7 @@ class ZForcing(LatentSequenceModel):
             form=aux_form, covariate_size=self.condition_size, **self._mlp,
         )  # fmt: skip
         self.add_aux("b", reconstruction, o.alpha)  # eq. 8, 9
-        prediction = reverse_emission or self.reverse_emission(self.backward_size)
+        prediction = module or self.reverse_emission(self.backward_size, o.reverse_emission)
         self.add_aux("u", ReversePrediction(prediction), o.beta)  # eq. 10
         self.add_costs(aux)
 

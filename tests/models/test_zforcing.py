@@ -9,6 +9,7 @@ import pyro
 import pytest
 import torch
 from pyro import poutine
+from torch.nn import functional as F
 
 from pyro_zf import SequenceBatch, ZForcing
 from pyro_zf.analysis import reconstruct, sample
@@ -16,7 +17,7 @@ from pyro_zf.data import Values
 from pyro_zf.infer import Trace_ELBO, batch_bounds
 from pyro_zf.models.base import local_parameters
 from pyro_zf.nn import BernoulliEmission, CategoricalEmission, GaussianForm
-from tests.helpers import MODELS, SIZES, random_batch
+from tests.helpers import MODELS, SIZES, layouts_agree, random_batch
 
 
 def test_defaults_are_the_papers() -> None:
@@ -53,6 +54,8 @@ def test_forget_bias() -> None:
         ({"alpha": -1.0}, "weight of an auxiliary cost must not be negative, it is -1"),
         ({"aux_condition": "h"}, "reads 'z' or 'zh', not 'h'"),
         ({"mlp_depth": -1}, "depth must not be negative"),
+        ({"reverse_emission": "bernouli"}, "emission bernouli: must be one of"),
+        ({"reverse_emission": "gaussian"}, "is for real data, .* of the model is for binary data"),
     ],
 )
 @pytest.mark.usefixtures("unchecked")
@@ -185,6 +188,25 @@ def test_the_start_symbol_is_not_predicted_in_reverse(layout: str) -> None:
         torch.testing.assert_close(
             batch_bounds(zf.model, zf.guide, data).aux, 0.7 * expected.detach()
         )
+
+
+def test_the_backward_state_predicts_independent_values() -> None:
+    emission = {"emission": "convolutional-bernoulli", "emission_mlp_size": 8, "input_window": 2}
+    options = {**SIZES, "alpha": 0.0, **emission}
+    zf, batch = ZForcing(4, **options, reverse_emission="bernoulli").double(), random_batch()
+    layouts_agree(zf, batch)
+    assert batch.targets is not None
+    logits = zf.aux["u"].emission.network(zf.backward_network(batch.targets, batch))
+    u = batch.inputs.transpose(0, 1)
+    log_prob = -F.binary_cross_entropy_with_logits(logits, u, reduction="none").sum(-1)
+    torch.testing.assert_close(
+        batch_bounds(zf.model, zf.guide, batch).aux, 0.7 * log_prob[1:].sum(0).detach()
+    )
+    default, named = (
+        ZForcing(4, **options, reverse_emission=name).state_dict()
+        for name in (None, options["emission"])
+    )
+    assert {k: x.shape for k, x in default.items()} == {k: x.shape for k, x in named.items()}
 
 
 def test_an_emission_of_ones_own() -> None:

@@ -445,7 +445,7 @@ def test_costs_that_are_sums_over_units_keep_their_strength(dataset: Any) -> Non
 
     paper, beta = weights_of("zforcing", preset="paper")
     strength = paper * PRESETS[dataset]["paper"]["hidden_size"]
-    assert paper in (5e-4, 2.5e-3)
+    assert paper in (5e-4, 7.5e-4, 2.5e-3)
     assert weights_of("zforcing", preset="small") == pytest.approx((strength / 256, beta))
     assert weights_of("zforcing", hidden_size=30) == pytest.approx((strength / 30, beta))
     assert weights_of("zforcing", backward_size=7) == pytest.approx((strength / 7, beta))
@@ -481,7 +481,7 @@ def test_every_architecture_option_reaches_the_model() -> None:
         {"hidden_size": 9}, {"latent_size": 3}, {"mlp_size": 9}, {"mlp_depth": 2},
         {"activation": "tanh"}, {"embedding_size": 5}, {"forget_bias": 1.0}, {"orthogonal": False},
         {"dropout": 0.1}, {"emission_mlp_size": 9}, {"alpha": 0.1}, {"beta": 0.1},
-        {"detach": "backward"}, {"variant": "released-code"},
+        {"detach": "backward"}, {"variant": "released-code"}, {"reverse_emission": "logistic-mixture"},
     ):  # fmt: skip
         torch.manual_seed(0)
         other = build_model(resolve(TrainConfig.of(**{**TINY, **option})), splits)
