@@ -74,6 +74,8 @@ mnist)
   section=mnist-convolutional-costs
   run "Z-Forcing, alpha = beta = 0.002" "${convolutional[@]}" "${latent[@]}" --model zforcing \
     --alpha 0.002 --beta 0.002 --max-updates 1564 --learning-rate-decay none --decay-start 0
+  run "Z-Forcing, alpha = beta = 0.002, --reverse-emission bernoulli" "${convolutional[@]}" "${latent[@]}" --model zforcing \
+    --alpha 0.002 --beta 0.002 --max-updates 1564 --learning-rate-decay none --decay-start 0 --reverse-emission bernoulli
   section=mnist-short
   short=("${common[@]}" --max-minutes 8)
   run "$zforcing" "${short[@]}" "${with_costs[@]}"
@@ -108,9 +110,10 @@ ptb)
   minutes=${MINUTES:-12}
   common=(--dataset ptb --precision bf16 --hidden-size 512 --mlp-size 512 --max-minutes "$minutes" --weight-decay 0.01
     --learning-rate 0.004 --warmup-updates 200 --learning-rate-decay linear --decay-start 0.5)
-  for model in rnn zforcing variational-bilstm; do
+  for model in rnn variational-bilstm; do
     run "$model" "${common[@]}" --model $model
   done
+  run zforcing "${common[@]}" --model zforcing --alpha 0.005 --beta 0.0025
   ;;
 speech)
   minutes=${MINUTES:-45}

@@ -1,6 +1,6 @@
-"""Binarised MNIST as sequences of pixels or rows.
+"""Binarized MNIST as sequences of pixels or rows.
 
-The papers use the fixed binarisation by Larochelle (Larochelle and Murray 2011): 50,000 training, 10,000
+The papers use the fixed binarization by Larochelle (Larochelle and Murray 2011): 50,000 training, 10,000
 validation and 10,000 test images of 784 bits. Likelihoods by pixel and by row are comparable, since both
 describe the same 784 bits.
 """
@@ -56,9 +56,9 @@ def load_mnist(
     shift: int = 0,
     shift_epochs: int | None = None,
 ) -> Splits:
-    """Load binarised MNIST digits as sequences of 784 pixels or of 28 rows of 28 pixels.
+    """Load binarized MNIST digits as sequences of 784 pixels or of 28 rows of 28 pixels.
 
-    ``"fixed"`` uses Larochelle's binarisation. ``binarized_mnist.h5`` or the three files
+    ``"fixed"`` uses Larochelle's binarization. ``binarized_mnist.h5`` or the three files
     ``binarized_mnist_*.amat`` are searched in ``data_dir``, ``$PYRO_ZF_DATA`` and the user cache; if they
     are not found, they are downloaded and verified. ``"stochastic"`` resamples the training bits each epoch
     from grey levels, which requires ``mnist.npz`` (keys ``x_train`` and ``x_test``) in one of these

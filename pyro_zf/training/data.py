@@ -57,7 +57,7 @@ class DataConfig:
     frame: Frame | None = None
     """Unit that one step of an image consists of (mnist)."""
     binarization: Binarization = "fixed"
-    """fixed uses Larochelle's binarisation; stochastic resamples the bits from grey levels each epoch
+    """fixed uses Larochelle's binarization; stochastic resamples the bits from grey levels each epoch
     (mnist)."""
     shift: int = 0
     """Largest number of pixels by which training images are shifted in each direction, at random in each epoch
