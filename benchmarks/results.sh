@@ -72,10 +72,10 @@ mnist)
   run "RNN (LSTM)" "${convolutional[@]}" --model rnn
   card mnist-zforcing "$zforcing"
   section=mnist-convolutional-costs
-  run "Z-Forcing, alpha = beta = 0.002" "${convolutional[@]}" "${latent[@]}" --model zforcing \
-    --alpha 0.002 --beta 0.002 --max-updates 1564 --learning-rate-decay none --decay-start 0
-  run "Z-Forcing, alpha = beta = 0.002, --reverse-emission bernoulli" "${convolutional[@]}" "${latent[@]}" --model zforcing \
-    --alpha 0.002 --beta 0.002 --max-updates 1564 --learning-rate-decay none --decay-start 0 --reverse-emission bernoulli
+  larger=("${convolutional[@]}" "${latent[@]}" --model zforcing --alpha 0.002 --beta 0.002 --max-updates 1564
+    --learning-rate-decay none --decay-start 0)
+  run "Z-Forcing, alpha = beta = 0.002" "${larger[@]}"
+  run "Z-Forcing, alpha = beta = 0.002, --reverse-emission bernoulli" "${larger[@]}" --reverse-emission bernoulli
   section=mnist-short
   short=("${common[@]}" --max-minutes 8)
   run "$zforcing" "${short[@]}" "${with_costs[@]}"

@@ -248,7 +248,7 @@ def generated_defaults() -> str:
     }
     datasets = list(dict.fromkeys(key.split()[0] for key in kept))
     models = list(dict.fromkeys(key.split()[1] for key in kept))
-    lines, note = [], ""
+    lines = []
     for model in models:
         cells = [model]
         for dataset in datasets:
@@ -257,16 +257,15 @@ def generated_defaults() -> str:
                 cells.append("")
                 continue
             gain = of["bound"] - of["baseline"]
-            mark = ""
-            if of["learning_rate"] != default_rate(dataset, model):
-                mark, note = "*", "\n\n\\* with a learning rate that is no longer the default"
-            cells.append(f"{gain:+,.1f}{mark} (KL {of['KL']:,.1f}; {of['updates']:,})")
+            earlier = of["learning_rate"] != default_rate(dataset, model)
+            cells.append(f"{gain:+,.1f}{'*' * earlier} (KL {of['KL']:,.1f}; {of['updates']:,})")
         lines.append(cells)
     heads = [
         f"{d}, per {kept[f'{d} {models[0]}']['unit']}, baseline {kept[f'{d} {models[0]}']['baseline']:,.1f}"
         for d in datasets
     ]
-    return "\n".join(markdown_table(["system", *heads], lines)) + note
+    text = "\n".join(markdown_table(["system", *heads], lines))
+    return text + "\n\n\\* with a learning rate that is no longer the default" * ("*" in text)
 
 
 def default_rate(dataset: str, model: str) -> float | None:

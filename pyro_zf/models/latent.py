@@ -381,6 +381,7 @@ class LatentSequenceModel(SequenceModel, RecurrentSystem):
                 kind of data.
         """
         size += self.condition_size
+        name = name or self._emission
         if name is not None:
             kinds, own = (
                 declared(emission, "kinds", ())
@@ -391,8 +392,6 @@ class LatentSequenceModel(SequenceModel, RecurrentSystem):
                     f"reverse_emission {name!r} is for {' and '.join(kinds)} data, and the emission of the model is "
                     f"for {' and '.join(own)} data"
                 )
-        name = name or self._emission
-        if name is not None:
             return make_emission(name, size, **self._emission_options)
         if size == self.emission_size and not getattr(self.emission, "input_size", 0):
             return copy.deepcopy(self.emission)

@@ -93,7 +93,7 @@ def test_resumed_with_other_numbers_of_processes(alone: Path, tmp_path: Path) ->
     started(2, tmp_path, 4, *names)
     for name in names:  # one process: this one, which has imported PyTorch already
         train_here(name, tmp_path, 7)
-    started(2, tmp_path, UPDATES, *names)
+    started(3, tmp_path, UPDATES, *names)
     for name in names:
         ours, theirs = state(tmp_path / name), state(alone / name)
         for key, x in theirs.items():
